@@ -1,0 +1,91 @@
+"""Checkpoints: out_dir/step_NNNNNN/, each a Hugging Face folder that also continues its run.
+
+config.json, model.safetensors   the model, under its family's Hugging Face names
+meta.json, tokenizer.model       its tokenizer
+trainer.pt                       step, seconds, knobs, optimisers; loads with weights_only=True
+
+A folder is written aside, flushed to the disk and renamed, so a `step_` folder is a complete one. No
+random state is kept: batches and dropout are pure functions of (seed, step).
+"""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+
+from common.data import TOKENIZER_KEYS, read_meta
+from common.pretrained import save_pretrained
+from common.tokenizer import copy_tokenizer
+
+
+def checkpoints(out_dir: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(p for p in Path(out_dir).glob("step_*") if (p / "trainer.pt").is_file())
+
+
+def starting_point(out_dir: str, init_from: str) -> Path | None:
+    """The folder that a run starts from: None for "scratch", the newest checkpoint for "resume", else init_from.
+
+    Raises ValueError when out_dir already holds a run that is not to be resumed, or none that can be.
+    """
+    found = checkpoints(out_dir)
+    if init_from == "resume":
+        if not found:
+            raise ValueError(f"{out_dir} has no checkpoint to resume; start with --init_from=scratch")
+        return found[-1]
+    if found:
+        raise ValueError(
+            f"{out_dir} already holds a run, up to {found[-1].name}; continue it with --init_from=resume, "
+            "or choose another --out_dir"
+        )
+    return None if init_from == "scratch" else Path(init_from)
+
+
+def load_trainer_state(folder: Path) -> dict:
+    """What trainer.pt holds: step, seconds, config, optimizers (and projections), tensors on the CPU."""
+    try:
+        return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{folder}/trainer.pt is damaged or was cut ({reason}); delete {folder} to continue from the one before"
+        ) from None
+
+
+def save_checkpoint(out_dir, model, dataset, state: dict, keep=0):
+    """Write out_dir/step_NNNNNN for the finished steps state["step"]; then keep only the newest `keep` (0: all).
+
+    state: what trainer.pt is to hold, tensors and plain values; dataset: whose tokenizer goes along.
+    """
+    final = Path(out_dir) / f"step_{state['step']:06d}"
+    aside = final.with_name(f".{final.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
+    try:
+        save_pretrained(model, aside)
+        copy_tokenizer(dataset, aside)
+        meta = {k: v for k, v in read_meta(dataset).items() if k in TOKENIZER_KEYS}
+        (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        torch.save(state, aside / "trainer.pt")
+        for path in [*aside.iterdir(), aside]:
+            flush(path)
+        if final.exists():  # a checkpoint that could not be resumed, say
+            shutil.rmtree(final)
+        aside.rename(final)
+        flush(final.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    for old in checkpoints(out_dir)[:-keep] if keep else []:
+        shutil.rmtree(old)
+
+
+def flush(path: Path):
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

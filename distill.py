@@ -1,0 +1,290 @@
+"""Distil one or several teachers into a student.
+
+    python distill.py config/rkld_olmo.py --batch_size=8
+    torchrun --standalone --nproc_per_node=2 distill.py config/rkld_olmo.py
+
+The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos,  each term the mean over the
+tokens of the whole step. With weight_kl = weight_cos = 0 and weight_ce = 1 this is its twin train.py, bit for bit.
+"""
+
+import math
+import time
+
+import torch
+from torch import nn
+
+import hellaswag
+from common.checkpoint import load_trainer_state, save_checkpoint, starting_point
+from common.data import TokenData
+from common.pretrained import check_fits, find_model, load_pretrained
+from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
+from common.tokenizer import check_same_tokenizer, load_tokenizer
+from configurator import at_least, configure
+from losses import KL, cosine_distance, cross_entropy, reduce
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+
+# Run
+out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
+init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model folder to start from
+seed = 1337  # of the weights, the order of the rows and dropout
+# Data
+dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
+block_size = 128  # tokens in a row
+# Teacher
+teacher = ""  # model folder or run's out_dir; several with commas between: the mean of their logits teaches
+teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+# Loss
+kl = "forward"  # "forward": KL(teacher || student), covers; "reverse": KL(student || teacher), seeks modes
+weight_ce = 1.0  # of the cross-entropy with the data
+weight_kl = 1.0  # of T**2 * KL; T**2 keeps the size of its gradient as T changes
+weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; other widths get a learned projection
+temperature = 2.0  # T: the KL compares softmax(logits / T) of both
+# Student (comes from the folder when init_from is one)
+arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
+n_layer = 4  # blocks
+n_head = 6  # query heads
+n_kv_head = 0  # llama: key/value heads, fewer than n_head for grouped-query attention; 0: n_head
+n_embd = 192  # width of the residual stream
+n_inner = 0  # width of the MLP; 0: 4 * n_embd (gpt), 8/3 * n_embd up to a multiple of 64 (llama)
+dropout = 0.0  # after embedding, attention and MLP; 0 for pretraining, 0.1 for many epochs
+tie_word_embeddings = True  # the head is the embedding
+vocab_multiple = 64  # rows of the embedding are rounded up to this for tensor cores; the rest is never scored or drawn
+# Batch
+batch_size = 16  # rows per micro-step and rank
+grad_accum_steps = 1  # micro-steps per step; tokens a step: batch_size * block_size * this * ranks
+max_steps = 1000  # optimiser steps
+epochs = 0.0  # if over 0: max_steps is this many passes over train.bin
+# Optimiser
+optimizer = "adamw"  # "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest)
+learning_rate = 1e-3  # the peak; 6e-4 for 124M parameters
+min_lr = 1e-4  # where the schedule ends; a tenth of the peak is customary
+warmup_steps = 50  # of linear warm-up
+schedule = "cosine"  # "cosine", "linear", "constant" or "wsd" (constant, the last fifth linear)
+weight_decay = 0.1  # of matrices and embeddings, not of biases and norms
+beta1 = 0.9  # AdamW
+beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
+eps = 1e-8  # AdamW
+grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
+# Reports (0: never)
+eval_interval = 250  # steps between evaluations; there is always one at the end
+eval_rows = 256  # rows of val.bin in each, always the same; 0: all
+save_interval = 500  # steps between checkpoints; there is always one at the end
+keep_checkpoints = 2  # the newest that stay; 0: all
+hellaswag_interval = 0  # steps between HellaSwag scores; also one at the end
+hellaswag_data = ""  # .jsonl file of examples; "" downloads the official validation set
+hellaswag_limit = 1000  # the first examples only; 0: all
+log_interval = 10  # steps between log lines
+# Machine
+device = "auto"  # "auto", "cpu" or "cuda"
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
+compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
+config = configure(globals())
+
+# ---------------------------------------------------------------------------------------------
+# set-up
+at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
+at_least(config, 0, "n_kv_head n_inner max_steps warmup_steps eval_rows keep_checkpoints grad_clip weight_decay")
+folder = starting_point(out_dir, init_from)  # None: from scratch
+stop = StopSignal()
+run = Runtime(device, dtype)
+
+# ---------------------------------------------------------------------------------------------
+# data
+train_data = TokenData(dataset, "train", block_size, seed, batch_size, grad_accum_steps, run.rank, run.world)
+val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, run.rank, run.world)
+vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
+tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
+max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
+if hellaswag_interval:
+    tokenizer, examples = load_tokenizer(dataset), hellaswag.load_examples(hellaswag_data, hellaswag_limit)
+
+# ---------------------------------------------------------------------------------------------
+# teacher
+if kl not in KL:
+    raise ValueError(f"kl={kl!r} is not one of {', '.join(KL)}")
+names = [name.strip() for name in teacher.split(",") if name.strip()] if weight_kl or weight_cos else []
+if (weight_kl or weight_cos) and not names:
+    raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
+teachers = []
+for name in names:
+    check_same_tokenizer(dataset, find_model(name))
+    teachers.append(load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False))
+    check_fits(teachers[-1], name, block_size, vocab_size)
+    run.say(f"teacher {name}: {teachers[-1].n_params():,} parameters")
+
+# ---------------------------------------------------------------------------------------------
+# student
+torch.manual_seed(seed)
+rows = -(-vocab_size // vocab_multiple) * vocab_multiple
+if folder:
+    check_same_tokenizer(dataset, find_model(folder))
+    raw_model = load_pretrained(folder, dtype=torch.float32, dropout=dropout)
+elif arch == "gpt":
+    raw_model = GPT(GPTConfig(rows, block_size, n_layer, n_head, n_embd, n_inner, dropout, tie_word_embeddings))
+elif arch == "llama":
+    raw_model = LLaMA(
+        LLaMAConfig(rows, block_size, n_layer, n_head, n_kv_head, n_embd, n_inner, dropout, tie_word_embeddings)
+    )
+else:
+    raise ValueError(f"arch={arch!r} is not one of gpt, llama")
+check_fits(raw_model, folder, block_size, vocab_size)
+raw_model.to(run.device).train()
+model = run.parallel(run.compile(raw_model, compile))
+width, widths = raw_model.config.n_embd, [t.config.n_embd for t in teachers] if weight_cos else []
+projections = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w, bias=False) for w in widths)
+projections.to(run.device)  # one a teacher, for the cosine; saved in trainer.pt, not with the model
+
+# ---------------------------------------------------------------------------------------------
+# optimiser
+optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, projections)
+params = [*raw_model.parameters(), *projections.parameters()]
+
+# ---------------------------------------------------------------------------------------------
+# resume
+first_step, seconds = 0, 0.0  # optimiser steps done, and the seconds they took
+if init_from == "resume":
+    state = load_trainer_state(folder)
+    first_step, seconds = state["step"], state["seconds"]
+    if max_steps <= first_step:
+        raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
+    for o, o_state in zip(optimizers, state["optimizers"], strict=True):
+        o.load_state_dict(o_state)
+    projections.load_state_dict(state["projections"])
+    was = state["config"]
+    run.say(f"resume {folder}", *(f"| {k} {was.get(k)!r} -> {v!r}" for k, v in config.items() if was.get(k) != v))
+log = Log(out_dir, first_step, run.is_main)
+flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
+flops += sum(t.flops_per_token(block_size) for t in teachers)
+run.say(
+    f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
+    f"{max_steps / train_data.steps(1):.2f} epochs | {run.world} x {run.device} {run.dtype}"
+)
+zero = torch.zeros((), device=run.device)
+
+
+# ---------------------------------------------------------------------------------------------
+# loop
+def mean_logits(hidden):
+    """The teachers' logits averaged (Baby Llama, arXiv:2308.02019, section 3): hidden (B, T, C_t) each -> (N, V)."""
+    logits = [t.lm_head(h).flatten(0, 1)[:, :vocab_size].float() for t, h in zip(teachers, hidden)]
+    return sum(logits) / len(logits)
+
+
+def mean_cosine(hidden, teacher_hidden):
+    """The cosine distance to each teacher, averaged: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
+    pairs = zip(projections, teacher_hidden)
+    distances = [cosine_distance(p(hidden).flatten(0, 1), h.flatten(0, 1)) for p, h in pairs]
+    return sum(distances) / len(distances)
+
+
+@torch.no_grad()
+def evaluate() -> float:
+    """Mean cross-entropy of the validation rows, nats per token; the ranks share them."""
+    raw_model.eval()
+    total, count = 0.0, 0
+    for x, y in val_data.eval_batches(eval_rows):
+        x, y = run.to_device(x, y)
+        with run.autocast():
+            logits = raw_model(x).flatten(0, 1)[:, :vocab_size]  # (N, V)
+        total += cross_entropy(logits, y.flatten()).sum().item()
+        count += (y >= 0).sum().item()
+    raw_model.train()
+    total, count = run.sum(total, count)
+    return total / count
+
+
+peak = run.world * matmul_peak(run.device, run.dtype)
+val, stopping, logged_step, logged_seconds = math.nan, False, first_step, seconds
+for step in range(first_step, max_steps + 1):
+    last = step == max_steps
+
+    # --- evaluate
+    if last or (eval_interval and not stopping and step % eval_interval == 0):
+        val = evaluate()
+        log(step, val=val)
+        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token | {val_data.bits_per_byte(val):.4f} bits/byte")
+    if hellaswag_interval and not stopping and (last or step % hellaswag_interval == 0):
+        raw_model.eval()
+        acc, acc_norm = hellaswag.accuracy(raw_model, tokenizer, examples, run)
+        raw_model.train()
+        log(step, hella=acc_norm, hella_sum=acc)
+        run.say(f"step {step}/{max_steps} | hellaswag n={len(examples)} acc={acc:.4f} acc_norm={acc_norm:.4f}")
+
+    # --- save
+    if step > first_step and (last or stopping or (save_interval and step % save_interval == 0)):
+        state = {"step": step, "seconds": seconds, "config": config, "optimizers": [o.state_dict() for o in optimizers]}
+        state["projections"] = projections.state_dict()
+        if run.is_main:
+            save_checkpoint(out_dir, raw_model, dataset, state, keep_checkpoints)
+    if last or stopping:
+        break
+    started = time.perf_counter()
+
+    # --- accumulate: each micro-step adds its tokens' share of the mean over the whole step
+    run.seed(seed, step)
+    batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
+    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)  # of all ranks
+    sums = torch.zeros(4, device=run.device)  # loss, ce, kl, cos
+    for micro_step, (x, y) in enumerate(batches):
+        x, y = run.to_device(x, y)  # (B, T) each
+        model.require_backward_grad_sync = micro_step == grad_accum_steps - 1  # DDP: exchange once a step
+        with run.autocast(), torch.no_grad():
+            teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
+            teacher_logits = mean_logits(teacher_hidden) if weight_kl else None  # (N, V)
+        with run.autocast():
+            hidden = model(x, hidden=True)  # (B, T, C)
+            logits = raw_model.lm_head(hidden).flatten(0, 1)[:, :vocab_size]  # (N, V)
+        targets = y.flatten()  # (N,)
+        valid = targets >= 0
+
+        ce, kld, cos = reduce(cross_entropy(logits, targets), valid, n_tokens), zero, zero
+        if weight_kl:
+            kld = reduce(KL[kl](logits, teacher_logits, temperature), valid, n_tokens)
+        if weight_cos:
+            cos = reduce(mean_cosine(hidden, teacher_hidden), valid, n_tokens)
+        loss = weight_ce * ce + weight_kl * temperature**2 * kld + weight_cos * cos
+        (loss * run.world).backward()  # DDP will average over the ranks
+        sums += torch.stack((loss, ce, kld, cos)).detach()
+    run.average_gradients(projections)  # DDP has done the student's
+
+    # --- clip
+    norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
+    loss, ce, kld, cos = run.sum(*sums)
+    if not math.isfinite(loss + norm):
+        raise ValueError(
+            f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update. The checkpoints of "
+            f"{out_dir} are good: lower learning_rate, then --init_from=resume"
+        )
+
+    # --- step
+    lr = learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps)
+    for o in optimizers:
+        for group in o.param_groups:
+            group["lr"] = lr
+        o.step()
+        o.zero_grad(set_to_none=True)
+    seconds += time.perf_counter() - started
+
+    # --- log
+    if step % log_interval == 0 or step == max_steps - 1:
+        speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
+        left = eta((max_steps - step - 1) * tokens_per_step / speed)
+        logged_step, logged_seconds = step + 1, seconds
+        log(step, train=loss, ce=ce, kl=kld, cos=cos, lr=lr, norm=norm)
+        terms = f"{weight_ce:g} ce {ce:.4f}"
+        terms += f" + {weight_kl:g}*{temperature:g}^2 kl {kld:.4f}" if weight_kl else ""
+        terms += f" + {weight_cos:g} cos {cos:.4f}" if weight_cos else ""
+        run.say(
+            f"step {step}/{max_steps} | loss {loss:.4f} = {terms} | lr {lr:.2e} | norm {norm:.2f} | "
+            f"{speed:,.0f} tok/s | mfu {speed * flops / peak:.1%} | eta {left}"
+        )
+
+# ---------------------------------------------------------------------------------------------
+# end
+if last:
+    log.summary(
+        parameters=raw_model.n_params(), steps=step, tokens=step * tokens_per_step, seconds=seconds,
+        val=val, bits_per_byte=val_data.bits_per_byte(val), config=config,
+    )  # fmt: skip
+run.close()
+stop.exit_if_asked(stopping)

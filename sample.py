@@ -1,0 +1,37 @@
+"""Write text with a model.
+
+    python sample.py --model=out/quickstart/teacher --prompt="def main():"
+
+The model is any folder with config.json and model.safetensors, or a run's out_dir.
+"""
+
+import torch
+
+from common.pretrained import find_model, load_pretrained
+from common.runtime import Runtime
+from common.tokenizer import load_tokenizer
+from configurator import configure
+
+model = ""  # model folder, or a run's out_dir (its newest checkpoint)
+prompt = ""  # text to continue; "" starts a document
+num_samples = 1  # texts to write
+max_tokens = 200  # tokens of each
+temperature = 0.8  # 0: always the likeliest token
+top_k = 50  # draw from the k likeliest tokens; 0: from all
+seed = 1337  # of the draws
+device = "auto"  # "auto", "cpu" or "cuda"
+dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+config = configure(globals())
+
+run = Runtime(device, dtype)
+tokenizer = load_tokenizer(find_model(model))
+net = load_pretrained(model, run.device, torch.float32)
+torch.manual_seed(seed)
+ids = tokenizer.encode(prompt) or [tokenizer.eot]
+idx = torch.tensor([ids], device=run.device)  # (1, T)
+for i in range(num_samples):
+    with run.autocast():
+        out = net.generate(idx, max_tokens, temperature, top_k, tokenizer.vocab_size, tokenizer.eot)
+    if i:
+        print("-" * 80)
+    print(tokenizer.decode(out[0].tolist()))
