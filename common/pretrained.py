@@ -125,24 +125,27 @@ def read_config(theirs: dict, where: Path):
     if family is None:
         raise ValueError(f"{where}: model_type {theirs.get('model_type')!r} is not one of {', '.join(FAMILIES)}")
     _, kind, _, keys, given, fixed = family
-    theirs = dict(theirs, **(theirs.get("rope_parameters") or {}))  # newer files keep rope_theta in there
-    theirs.setdefault("num_key_value_heads", None)
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # transformers 5, transformers 4
+    theirs = {"rotary_pct": rope.get("partial_rotary_factor", 0.25)} | theirs
+    if "rope_theta" in rope:
+        theirs |= {"rope_theta": rope["rope_theta"], "rotary_emb_base": rope["rope_theta"]}
     for key, value in fixed.items():
         if theirs.get(key, value) != value:
             raise ValueError(f"{where}: {key}={theirs[key]!r} is not implemented, only {value!r}")
     ours = {a: theirs[b] for a, b in keys.items() if theirs.get(b) is not None} | given
     ours.setdefault("tie_word_embeddings", theirs["model_type"] == "gpt2")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in (("default",) if kind is GPT else ("default", "linear", "llama3")):
+        raise ValueError(f"{where}: rope scaling {rope_type!r} is not implemented for {theirs['model_type']}")
+    if theirs.get("head_dim") not in (None, ours["n_embd"] // ours["n_head"]):
+        raise ValueError(f"{where}: head_dim={theirs['head_dim']} is not implemented, only hidden_size / heads")
     if kind is GPT:
         name = theirs.get("activation_function", theirs.get("hidden_act", "gelu_new"))
         if name not in GELU:
             raise ValueError(f"{where}: activation {name!r} is not implemented, only {', '.join(GELU)}")
         return GPTConfig(**ours, exact_gelu=GELU[name]), family
-    scaling = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in ("default", "linear", "llama3"):
-        raise ValueError(f"{where}: rope scaling {rope_type!r} is not implemented, only linear and llama3")
     if rope_type != "default":
-        ours["rope_scaling"] = {a: scaling[b] for a, b in SCALING.items() if b in scaling} | {"rope_type": rope_type}
+        ours["rope_scaling"] = {"rope_type": rope_type} | {a: rope[b] for a, b in SCALING.items() if b in rope}
     return LLaMAConfig(**ours), family
 
 
@@ -164,9 +167,12 @@ def write_config(config) -> tuple[dict, tuple]:
         )
         theirs |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "attention_dropout"), config.dropout)
     elif config.rope_scaling:
-        scaling = {SCALING.get(k, k): v for k, v in config.rope_scaling.items()}
-        theirs["rope_scaling"] = scaling
-        theirs["rope_parameters"] = scaling | {"rope_theta": config.rope_theta}
+        theirs["rope_scaling"] = {SCALING.get(k, k): v for k, v in config.rope_scaling.items()}
+    if model_type != "gpt2":  # the spelling of transformers 5, beside that of 4
+        theirs["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
+        theirs["rope_parameters"] |= theirs.get("rope_scaling") or {}
+    if model_type == "gpt_neox":
+        theirs["rope_parameters"]["partial_rotary_factor"] = config.rotary_pct
     return theirs, family
 
 
