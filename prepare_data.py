@@ -186,7 +186,7 @@ def write_choices(items, path: Path, lines=6, limit=500):
             continue
         parts = [p for p in text.splitlines() if len(p.strip()) >= 20]
         starts = range(0, len(parts) - lines - 4, lines + 20)
-        for start in list(starts)[:8]:
+        for start in list(starts)[:20]:
             right = parts[start + lines].strip()
             others = [p.strip() for p in parts if p.strip() != right]
             if len(set(others)) < 3:

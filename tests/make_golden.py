@@ -1,6 +1,6 @@
 """Writes tests/golden/: tiny random models by Hugging Face transformers, and their logits. Run once, results kept.
 
-    pip install transformers && python tests/make_golden.py
+pip install transformers && python tests/make_golden.py
 """
 
 from pathlib import Path

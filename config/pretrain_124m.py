@@ -1,0 +1,30 @@
+# A modern 124M (LLaMA: rotary, SwiGLU, RMSNorm, no biases) on FineWeb-Edu's 10 B tokens: MicroLM's control run.
+# python train.py config/pretrain_124m.py                  8 GPUs: torchrun --standalone --nproc_per_node=8
+#                                                          train.py config/pretrain_124m.py --grad_accum_steps=4
+# First: text of FineWeb-Edu as .jsonl in a folder, then
+#        python prepare_data.py --source=<folder> --tokenizer=gpt2 --val_fraction=0.001 --out_dir=data/fineweb_edu
+# Hardware: one 80 GB GPU. Result: not run at full length yet; MicroLM's passes HellaSwag 0.2955 (GPT-2 124M).
+
+out_dir = "out/pretrain_124m"
+dataset = "data/fineweb_edu"
+block_size = 1024
+
+arch = "llama"
+n_layer, n_head, n_embd, n_inner = 12, 12, 768, 2048  # 123.6 M parameters with the tied head of 50,304
+
+batch_size = 16
+grad_accum_steps = 32  # 16 * 1024 * 32 = 524,288 tokens a step
+max_steps = 19_073  # 10 B tokens
+
+learning_rate = 6e-4
+min_lr = 6e-5
+warmup_steps = 715  # 375 M tokens, as GPT-3
+weight_decay = 0.1
+beta1, beta2 = 0.9, 0.95
+grad_clip = 1.0
+
+eval_interval = 250
+eval_rows = 20 * 64  # 1.3 M tokens
+save_interval = 1000
+hellaswag_interval = 250
+hellaswag_limit = 0

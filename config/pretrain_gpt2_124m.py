@@ -1,0 +1,29 @@
+# GPT-2 124M from scratch on OpenWebText, as nanoGPT trains it.
+# python train.py config/pretrain_gpt2_124m.py
+# First: OpenWebText as .txt or .jsonl in a folder, then
+#        python prepare_data.py --source=<folder> --tokenizer=gpt2 --val_fraction=0.0005 --out_dir=data/openwebtext
+# Hardware: one 80 GB GPU. Result: not run at full length yet; nanoGPT reports a val loss of 2.85 after 600,000 steps.
+
+out_dir = "out/gpt2_124m"
+dataset = "data/openwebtext"
+block_size = 1024
+
+arch = "gpt"
+n_layer, n_head, n_embd = 12, 12, 768  # 124.4 M parameters, embedding and head tied
+dropout = 0.0
+
+batch_size = 12
+grad_accum_steps = 5 * 8  # 12 * 1024 * 40 = 491,520 tokens a step
+max_steps = 600_000
+
+learning_rate = 6e-4
+min_lr = 6e-5
+warmup_steps = 2000
+weight_decay = 0.1
+beta1, beta2 = 0.9, 0.95
+
+eval_interval = 1000
+eval_rows = 2400
+save_interval = 2000
+hellaswag_interval = 2000
+hellaswag_limit = 0

@@ -1,0 +1,32 @@
+# The quickstart's students: 1 M parameters, from the same weights on the same batches, with and without the teacher.
+# python distill.py config/quickstart_student.py --out_dir=out/quickstart/forward_kl
+# python distill.py config/quickstart_student.py --out_dir=out/quickstart/reverse_kl --kl=reverse
+# python distill.py config/quickstart_student.py --out_dir=out/quickstart/alone --weight_ce=1 --weight_kl=0
+# First: python train.py config/quickstart_teacher.py
+# Hardware: 2 CPU cores, about a minute each. Result: see the README's table; `make quickstart` makes it again.
+
+out_dir = "out/quickstart/student"
+dataset = "data/stdlib"
+block_size = 128
+
+teacher = "out/quickstart/teacher"
+kl = "forward"
+weight_ce, weight_kl = 0.1, 0.9
+temperature = 1.0
+
+arch = "llama"
+n_layer, n_head, n_embd = 2, 4, 128
+
+batch_size = 8
+max_steps = 600
+
+optimizer = "muon"
+learning_rate = 5e-3  # the best of 5e-3, 1e-2 and 2e-2 for the student alone (LOG.md)
+min_lr = 0.0
+warmup_steps = 30
+
+eval_interval = 100
+save_interval = 300
+hellaswag_interval = 200
+hellaswag_data = "data/stdlib/choices.jsonl"
+log_interval = 20

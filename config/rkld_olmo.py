@@ -1,0 +1,32 @@
+# MicroLM's second stage: its 124M student taught by OLMo-1B with the reverse KL, token by token.
+# python distill.py config/rkld_olmo.py
+# First: config/pretrain_124m.py on data made with OLMo's tokenizer, and OLMo-1B's config.json, model.safetensors
+#        and tokenizer in a folder: --teacher=<folder>. Another tokenizer is refused, although GPT-2's padded head
+#        and OLMo's are both 50,304 wide.
+# Hardware: one 80 GB GPU. Result: not run at full length yet; MicroLM reports that it hurt the student.
+
+out_dir = "out/rkld_olmo"
+init_from = "out/pretrain_124m"  # the student starts from the control run
+dataset = "data/fineweb_edu"
+block_size = 1024
+
+teacher = "allenai/OLMo-1B-hf"
+kl = "reverse"
+weight_ce, weight_kl, weight_cos = 0.0, 1.0, 0.0  # nothing but KL(student || teacher)
+temperature = 1.0
+
+batch_size = 8
+grad_accum_steps = 64  # 8 * 1024 * 64 = 524,288 tokens a step
+max_steps = 2000
+
+learning_rate = 6e-4
+min_lr = 6e-5
+warmup_steps = 100
+weight_decay = 0.1
+beta1, beta2 = 0.9, 0.95
+
+eval_interval = 100
+eval_rows = 20 * 64
+save_interval = 500
+hellaswag_interval = 100
+hellaswag_limit = 0

@@ -1,0 +1,106 @@
+"""Token streams: each token once an epoch, any split gives the same rows, and damage is named."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_dataset
+
+from common.data import TokenData
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A data set whose ids are 0 … 199, so that a row's ids tell its place."""
+    write_dataset(tmp_path)
+    np.arange(200, dtype="<u2").tofile(tmp_path / "train.bin")
+    return tmp_path
+
+
+def test_an_epoch_sees_each_token_once(counting):
+    data = TokenData(counting, "train", 16, seed=1, batch_size=1)
+    assert data.n_rows == 11
+    epochs = [data.rows(e * 11, 11) for e in range(3)]
+    for x, y in epochs:
+        assert torch.equal(y[:, :-1], x[:, 1:]) and torch.equal(y[:, -1], x[:, -1] + 1)
+        assert len(x.unique()) == x.numel() == 11 * 16
+    offsets = {int(x.min()) for x, _ in epochs}
+    orders = {tuple(x[:, 0].tolist()) for x, _ in epochs}
+    assert len(offsets) > 1 and len(orders) == 3 and max(offsets) < 16 + 200 % 16
+
+
+def test_rows_are_a_pure_function_of_seed_and_step(counting):
+    steps = [TokenData(counting, "train", 16, 1, batch_size=2, grad_accum_steps=2) for _ in range(2)]
+    forward = [steps[0].batch(step, micro) for step in range(8) for micro in range(2)]
+    backward = [steps[1].batch(step, micro) for step in reversed(range(8)) for micro in reversed(range(2))]
+    for (x, y), (a, b) in zip(forward, reversed(backward)):
+        assert torch.equal(x, a) and torch.equal(y, b)
+    other = TokenData(counting, "train", 16, 2, batch_size=2, grad_accum_steps=2)
+    assert not torch.equal(other.batch(0, 0)[0], forward[0][0])
+
+
+def test_ranks_and_micro_steps_share_the_same_rows(counting):
+    """A step of 4 rows: one batch of 4; two micro-steps of 2; two ranks of 2; two ranks, two micro-steps of 1."""
+
+    def step_rows(step, batch_size, accum, world):
+        parts = [
+            TokenData(counting, "train", 16, 1, batch_size, accum, rank, world).batch(step, micro)[0]
+            for micro in range(accum)
+            for rank in range(world)
+        ]
+        return torch.cat(parts)
+
+    for step in range(6):
+        want = step_rows(step, 4, 1, 1)
+        for split in ((2, 2, 1), (2, 1, 2), (1, 2, 2)):
+            assert torch.equal(step_rows(step, *split), want)
+
+
+def test_eval_batches_cover_the_rows_once_in_one_shape(counting):
+    batches = [b for r in range(2) for b in TokenData(counting, "val", 16, 0, 4, 1, r, 2).eval_batches(0)]
+    assert {tuple(x.shape) for x, _ in batches} == {(4, 16)}
+    data = TokenData(counting, "val", 16, 0, 4)
+    assert sum((y >= 0).sum() for _, y in batches) == data.n_rows * 16
+    first = torch.cat([y for _, y in data.eval_batches(6)])
+    assert (first >= 0).sum() == 6 * 16
+
+
+def test_steps_and_bits_per_byte(counting):
+    data = TokenData(counting, "train", 16, 1, batch_size=2, grad_accum_steps=2)
+    assert data.steps(1) == 3 and data.steps(2) == 6 and data.steps(0.1) == 1
+    (counting / "meta.json").write_text(json.dumps(data.meta | {"val_tokens": 100, "val_bytes": 400}))
+    val = TokenData(counting, "val", 16, 1, batch_size=2)
+    assert val.bits_per_byte(4 * np.log(2)) == pytest.approx(1.0)
+
+
+def test_one_row_is_enough(tmp_path):
+    write_dataset(tmp_path)
+    np.arange(17, dtype="<u2").tofile(tmp_path / "train.bin")
+    x, y = TokenData(tmp_path, "train", 16, 0, 1).batch(5, 0)
+    assert x[0].tolist() == list(range(16)) and y[0, -1] == 16
+
+
+def test_damage_is_named(tmp_path):
+    write_dataset(tmp_path)
+    path = tmp_path / "train.bin"
+
+    def error():
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            TokenData(tmp_path, "train", 16, 0, 1).batch(0, 0)
+        return str(caught.value)
+
+    path.write_bytes(b"\0" * 1001)
+    assert "train.bin: 1001 bytes is odd" in error()
+    path.write_bytes(b"\0" * 32)
+    assert "train.bin: 16 tokens, but one row needs block_size + 1 = 17" in error()
+    np.full(17, 257, dtype="<u2").tofile(path)
+    assert "train.bin: id 257 at token 0, but meta.json says vocab_size=257" in error()
+    path.unlink()
+    assert "train.bin is not there" in error()
+    (tmp_path / "meta.json").write_text("{")
+    assert "meta.json is not JSON" in error()
+    (tmp_path / "meta.json").write_text('{"tokenizer": "bytes"}')
+    assert "meta.json lacks tokenizer_hash, vocab_size, eot" in error()
+    (tmp_path / "meta.json").unlink()
+    assert "has no meta.json; first run: python prepare_data.py" in error()

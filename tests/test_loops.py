@@ -1,0 +1,336 @@
+"""train.py and distill.py as a user runs them: the three locks of the twins, ranks, kills, bad input."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, read_log, run_script, write_dataset
+from safetensors.torch import load_file
+
+LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
+
+
+@pytest.fixture
+def args(dataset, teacher, tmp_path):
+    """args(script, name, *more): the command line of a tiny run into tmp_path/name."""
+
+    def make(script, name, *more):
+        own = [*LOOPS[script], f"--teacher={teacher}"] if script == "distill.py" else []
+        return [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / name}", "--max_steps=10", *own, *more]
+
+    return make
+
+
+def same_checkpoint(a, b):
+    """Whether two checkpoints have the same weights and optimiser state, bit for bit."""
+    left, right = (load_file(p / "model.safetensors") for p in (a, b))
+    weights = left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+    left, right = (torch.load(p / "trainer.pt", weights_only=True) for p in (a, b))
+    for state in (left, right):
+        state.pop("config"), state.pop("seconds")
+    return weights and str(flatten(left)) == str(flatten(right))
+
+
+def flatten(value):
+    if isinstance(value, torch.Tensor):
+        return (value.dtype, value.flatten().view(torch.uint8).tolist())
+    if isinstance(value, dict):
+        return [(k, flatten(v)) for k, v in value.items()]
+    return [flatten(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---------------------------------------------------------------------------------------------
+# the locks
+
+
+def test_distill_without_distillation_is_train_bit_for_bit(args, tmp_path):
+    more = ["--dropout=0.1", "--eval_interval=5", "--grad_accum_steps=2"]
+    run_script("train.py", *args("train.py", "train", *more))
+    run_script("distill.py", *args("distill.py", "distill", *more, "--weight_kl=0", "--weight_cos=0"))
+    for label in ("train", "val", "norm"):
+        a, b = read_log(tmp_path / "train", label), read_log(tmp_path / "distill", label)
+        assert a == b and len(a) == (3 if label == "val" else 10)
+    weights = [load_file(tmp_path / run / "step_000010" / "model.safetensors") for run in ("train", "distill")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("script", LOOPS)
+def test_ten_steps_equal_five_resumed_for_five_more(script, optimizer, args, tmp_path):
+    more = [f"--optimizer={optimizer}", "--schedule=constant", "--dropout=0.1", "--eval_interval=5"]
+    run_script(script, *args(script, "whole", *more))
+    run_script(script, *args(script, "parts", *more, "--max_steps=5"))
+    done = run_script(script, *args(script, "parts", *more, "--init_from=resume"))
+    assert "resume" in done.stdout and "| max_steps 5 -> 10" in done.stdout
+    assert (tmp_path / "whole/log.txt").read_text() == (tmp_path / "parts/log.txt").read_text()
+    assert same_checkpoint(tmp_path / "whole/step_000010", tmp_path / "parts/step_000010")
+    assert not same_checkpoint(tmp_path / "parts/step_000005", tmp_path / "parts/step_000010")
+
+
+def knobs(script):
+    values = {}
+    for node in ast.parse((ROOT / script).read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if node.targets[0].id == "config":
+                return values
+            values[node.targets[0].id] = ast.literal_eval(node.value)
+
+
+def test_knobs_of_both_loops_have_the_same_default_and_type():
+    train, distill = knobs("train.py"), knobs("distill.py")
+    assert set(train) < set(distill)
+    assert {k: (type(v), v) for k, v in train.items()} == {k: (type(v), v) for k, v in distill.items() if k in train}
+
+
+def test_sections_of_both_loops_have_the_same_names_and_order():
+    def sections(script):
+        lines = (ROOT / script).read_text().splitlines()
+        return [line.strip() for before, line in zip(["", *lines], lines)
+                if before.startswith("# -----") or line.startswith("    # ---")]  # fmt: skip
+
+    distill = [s.replace("student", "model") for s in sections("distill.py") if s != "# teacher"]
+    assert len(distill) > 10
+    assert [s.split(":")[0] for s in sections("train.py")] == [s.split(":")[0] for s in distill]
+
+
+# ---------------------------------------------------------------------------------------------
+# ranks
+
+
+@pytest.mark.parametrize("script", LOOPS)
+def test_two_ranks_give_the_losses_of_one(script, args, tmp_path):
+    more = ["--max_steps=20", "--eval_interval=10", "--dropout=0"]  # dropout draws per rank
+    run_script(script, *args(script, "one", *more, "--batch_size=4"))
+    run_script(script, *args(script, "two", *more, "--batch_size=2"), torchrun=2)
+    labels = {"train": 20, "val": 3} | ({"kl": 20, "cos": 20} if script == "distill.py" else {})
+    for label, n in labels.items():
+        one, two = read_log(tmp_path / "one", label), read_log(tmp_path / "two", label)
+        assert len(one) == len(two) == n
+        np.testing.assert_allclose(list(two.values()), list(one.values()), atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# being stopped
+
+
+def start(script, *args):
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, args)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def wait_for(condition, process):
+    deadline = time.time() + 60
+    while not condition():
+        assert process.poll() is None and time.time() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("script", LOOPS)
+def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(script, args, tmp_path):
+    more = ["--max_steps=60", "--save_interval=3", "--keep_checkpoints=2"]
+    run_script(script, *args(script, "whole", *more))
+    process = start(script, *args(script, "killed", *more))
+    wait_for(lambda: (tmp_path / "killed/step_000009").exists(), process)
+    process.kill()
+    process.communicate()
+    (tmp_path / "killed/.step_000099.writing").mkdir()  # as a kill during a save leaves it
+    run_script(script, *args(script, "killed", *more, "--init_from=resume"))
+    assert (tmp_path / "whole/log.txt").read_text() == (tmp_path / "killed/log.txt").read_text()
+    assert same_checkpoint(tmp_path / "whole/step_000060", tmp_path / "killed/step_000060")
+    assert sorted(p.name for p in (tmp_path / "killed").glob("step_*")) == ["step_000057", "step_000060"]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_finish_the_step_save_and_exit_with_their_code(number, code, args, tmp_path):
+    process = start("train.py", *args("train.py", "run", "--max_steps=100000", "--save_interval=0"))
+    wait_for(lambda: (tmp_path / "run/log.txt").exists() and read_log(tmp_path / "run", "train"), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and "finishing the step, then saving" in err and "Traceback" not in err
+    (checkpoint,) = (tmp_path / "run").glob("step_*")
+    steps = torch.load(checkpoint / "trainer.pt", weights_only=True)["step"]
+    assert steps == max(read_log(tmp_path / "run", "train")) + 1 == int(checkpoint.name.removeprefix("step_"))
+
+
+# ---------------------------------------------------------------------------------------------
+# what a run writes
+
+
+def test_the_log_line_adds_up_and_the_checkpoint_is_a_model_folder(args, dataset, tmp_path):
+    loss = ["--weight_ce=0.25", "--weight_kl=0.5", "--weight_cos=0.125", "--temperature=3"]
+    done = run_script("distill.py", *args("distill.py", "run", *loss, "--keep_checkpoints=1", "--save_interval=5"))
+    line = next(line for line in done.stdout.splitlines() if "step 9/10 | loss" in line)
+    assert "= 0.25 ce " in line and " + 0.5*3^2 kl " in line and " + 0.125 cos " in line
+    log = {label: read_log(tmp_path / "run", label)[9] for label in ("train", "ce", "kl", "cos")}
+    total = 0.25 * log["ce"] + 0.5 * 9 * log["kl"] + 0.125 * log["cos"]
+    assert log["train"] == pytest.approx(total, rel=1e-6)
+    folder = tmp_path / "run/step_000010"
+    assert [p.name for p in (tmp_path / "run").glob("step_*")] == ["step_000010"]
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert not any("projection" in name for name in load_file(folder / "model.safetensors"))
+    done = run_script("train.py", *args("train.py", "next", f"--init_from={folder}", "--eval_interval=10"))
+    val = read_log(tmp_path / "next", "val")[0]
+    assert val == pytest.approx(read_log(tmp_path / "run", "val")[10], rel=1e-6)  # it starts where that one ended
+
+
+def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, teacher, tmp_path):
+    """The chain's next id is one of 4: from log 257 = 5.5 nats towards log 4 = 1.4."""
+    more = ["--max_steps=150", "--learning_rate=1e-2", "--warmup_steps=5", "--batch_size=16", "--optimizer=muon"]
+    run_script("train.py", *args("train.py", "big", *more))
+    val = read_log(tmp_path / "big", "val")[150]
+    assert val < 3.0
+    both = f"--teacher={tmp_path / 'big'},{tmp_path / 'big/step_000150'}"
+    student = [*more, both, "--weight_ce=0", "--weight_cos=0", "--kl=reverse", "--seed=2"]
+    run_script("distill.py", *args("distill.py", "student", *student))
+    kl = read_log(tmp_path / "student", "kl")
+    assert kl[149] < 0.2 * kl[0] and read_log(tmp_path / "student", "val")[150] < 3.5
+
+
+def test_hellaswag_runs_inside_the_loops(args, tmp_path):
+    rows = [{"ctx": "abc", "endings": ["d", "ef", "ghi", "jk"], "label": i % 4} for i in range(6)]
+    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = ["--hellaswag_interval=5", f"--hellaswag_data={tmp_path / 'h.jsonl'}", "--hellaswag_limit=5"]
+    done = run_script("distill.py", *args("distill.py", "run", *more), torchrun=2)
+    scores = read_log(tmp_path / "run", "hella")
+    assert list(scores) == [0, 5, 10] and all(round(s * 5, 6) in range(6) for s in scores.values())
+    assert "hellaswag n=5 acc=" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# bad input: one line, exit code 2, nothing lost
+
+
+def fails(script, *args):
+    done = run_script(script, *args, ok=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith(f"{script}: "), done.stderr
+    return lines[0]
+
+
+def broken(dataset, tmp_path, name="broken", **meta):
+    folder = shutil.copytree(dataset, tmp_path / name)
+    old = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(old | meta))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--lerning_rate=1"], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        (["--n_layer=two"], "n_layer must be int"),
+        (["config/nowhere.py"], "no config file 'config/nowhere.py'"),
+        (["--dataset=data/nowhere"], "data set data/nowhere is not there; first run: python prepare_data.py"),
+        (["--n_head=3"], "n_embd=32 is not divisible by n_head=3"),
+        (["--block_size=5000"], "4000 tokens, but one row needs block_size + 1 = 5001"),
+        (["--batch_size=0"], "batch_size=0 is too small; it must be at least 1"),
+        (["--arch=mamba"], "arch='mamba' is not one of gpt, llama"),
+        (["--schedule=step"], "schedule='step' is not one of"),
+        (["--device=tpu"], "device='tpu' is not one of"),
+        (["--init_from=nowhere"], "no model at 'nowhere'"),
+        (["--init_from=resume"], "has no checkpoint to resume"),
+    ],
+)
+def test_bad_keys(more, message, args):
+    assert message in fails("train.py", *args("train.py", "run", *more))
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--kl=backward"], "kl='backward' is not one of forward, reverse"),
+        (["--teacher="], "teacher is empty"),
+        (["--teacher=allenai/OLMo-1B-hf"], "no model at 'allenai/OLMo-1B-hf'"),
+    ],
+)
+def test_bad_teachers(more, message, args):
+    assert message in fails("distill.py", *args("distill.py", "run", *more))
+
+
+def test_configs_name_what_to_run_first(tmp_path):
+    for script, config, need in [
+        ("train.py", "pretrain_124m", "data/fineweb_edu"),
+        ("train.py", "pretrain_gpt2_124m", "data/openwebtext"),
+        ("distill.py", "rkld_olmo", "data/fineweb_edu"),
+    ]:
+        done = run_script(script, ROOT / f"config/{config}.py", ok=False, cwd=tmp_path)
+        assert done.returncode == 2 and f"data set {need} is not there; first run: python prepare" in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_another_tokenizer_is_refused_although_the_shapes_agree(args, dataset, teacher, tmp_path):
+    other = broken(dataset, tmp_path, tokenizer_hash="0123456789abcdef")
+    for script, key in (("distill.py", f"--teacher={teacher}"), ("train.py", f"--init_from={teacher}")):
+        line = fails(script, *args(script, "run", f"--dataset={other}", key))
+        assert "was trained with tokenizer" in line and "was made with 0123456789abcdef" in line
+    stripped = shutil.copytree(next(teacher.glob("step_*")), tmp_path / "stripped")
+    (stripped / "meta.json").unlink()
+    assert "has no meta.json" in fails("distill.py", *args("distill.py", "run", f"--teacher={stripped}"))
+
+
+def test_rows_beyond_a_learned_position_table_are_refused(args, teacher):
+    more = [f"--init_from={teacher}", "--block_size=32"]
+    assert "block_size=32 is beyond the 16 positions" in fails("train.py", *args("train.py", "run", *more))
+    more = ["--block_size=32", "--weight_cos=0"]
+    assert "block_size=32 is beyond the 16 positions" in fails("distill.py", *args("distill.py", "run", *more))
+
+
+def test_damaged_data_is_refused(args, dataset, tmp_path):
+    folder = broken(dataset, tmp_path)
+    with open(folder / "train.bin", "ab") as file:
+        file.write(b"x")
+    assert "8001 bytes is odd" in fails("train.py", *args("train.py", "run", f"--dataset={folder}"))
+    np.full(4000, 9999, dtype="<u2").tofile(folder / "train.bin")
+    line = fails("train.py", *args("train.py", "run", f"--dataset={folder}"))
+    assert "train.bin: id 9999 at token" in line and "vocab_size=257" in line
+
+
+def test_a_run_is_not_overwritten_and_not_resumed_beyond_its_end(args, tmp_path):
+    run_script("train.py", *args("train.py", "run", "--max_steps=4"))
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    assert "already holds a run, up to step_000004" in fails("train.py", *args("train.py", "run"))
+    more = ["--init_from=resume", "--max_steps=4"]
+    assert "max_steps=4, but" in fails("train.py", *args("train.py", "run", *more))
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    trainer = tmp_path / "run/step_000004/trainer.pt"
+    trainer.write_bytes(trainer.read_bytes()[:5000])
+    line = fails("train.py", *args("train.py", "run", "--init_from=resume"))
+    assert "trainer.pt is damaged or was cut" in line and "delete" in line
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(args, tmp_path):
+    more = ["--learning_rate=1e30", "--grad_clip=0", "--warmup_steps=0", "--save_interval=1", "--max_steps=20"]
+    line = fails("train.py", *args("train.py", "run", *more, "--schedule=constant"))
+    assert "loss is" in line and "gradient norm" in line and "--init_from=resume" in line
+    bad = int(line.split("step ")[1].split(":")[0])
+    assert (tmp_path / "run" / f"step_{bad:06d}").is_dir() and not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs a small file system of its own")
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(args, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    try:
+        more = [f"--out_dir={disk / 'run'}", "--save_interval=2", "--keep_checkpoints=0"]
+        line = fails("train.py", *args("train.py", "run", *more))
+        assert "No space left on device" in line
+        assert sorted(p.name for p in (disk / "run").iterdir()) == ["log.txt", "step_000002"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_write_dataset_makes_what_the_loops_read(tmp_path):
+    """The tests' own data set differs by seed, so that a run on another one would show."""
+    a, b = (write_dataset(tmp_path / str(s), seed=s) / "train.bin" for s in (0, 1))
+    assert a.read_bytes() != b.read_bytes() and len(a.read_bytes()) == 8000
