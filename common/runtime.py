@@ -90,7 +90,9 @@ class Runtime:
         torch.manual_seed(hash((seed, step, self.rank)) % 2**63)
 
     def close(self):
+        """Leave the process group, all ranks together: one that leaves while another still writes can abort."""
         if self.world > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
 
