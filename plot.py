@@ -57,7 +57,7 @@ def draw(logs: dict[str, dict], path: str):
     for i, (name, curves) in enumerate(logs.items()):
         look = {"color": f"C{i}", "linestyle": STYLES[i % len(STYLES)]}
         steps, values = curves.get("ce") or curves.get("train") or ([], [])  # ce: distill.py's train has other terms
-        left.plot(steps, smooth(values, max(1, len(values) // 40)), **look, alpha=0.35, linewidth=1)
+        left.plot(steps, smooth(values, max(5, len(values) // 40)), **look, alpha=0.35, linewidth=1)
         if "val" in curves:
             left.plot(*curves["val"], **look, marker=MARKERS[i % len(MARKERS)], markersize=5, label=name)
         if "hella" in curves:

@@ -3,7 +3,7 @@
 # python distill.py config/quickstart_student.py --out_dir=out/quickstart/reverse_kl --kl=reverse
 # python distill.py config/quickstart_student.py --out_dir=out/quickstart/alone --weight_ce=1 --weight_kl=0
 # First: python train.py config/quickstart_teacher.py
-# Hardware: 2 CPU cores, about a minute each. Result: see the README's table; `make quickstart` makes it again.
+# Hardware: 2 CPU cores, under a minute each. Result: see the README's table; `make quickstart` makes it again.
 
 out_dir = "out/quickstart/student"
 dataset = "data/stdlib"
@@ -18,15 +18,15 @@ arch = "llama"
 n_layer, n_head, n_embd = 2, 4, 128
 
 batch_size = 8
-max_steps = 600
+max_steps = 400
 
 optimizer = "muon"
 learning_rate = 5e-3  # the best of 5e-3, 1e-2 and 2e-2 for the student alone (LOG.md)
 min_lr = 0.0
-warmup_steps = 30
+warmup_steps = 20
 
 eval_interval = 100
-save_interval = 300
+save_interval = 200
 hellaswag_interval = 200
 hellaswag_data = "data/stdlib/choices.jsonl"
 log_interval = 20

@@ -10,15 +10,15 @@ arch = "llama"
 n_layer, n_head, n_embd = 4, 6, 192
 
 batch_size = 8  # 8 * 128 = 1,024 tokens a step: many small steps do more here than few large ones
-max_steps = 800
+max_steps = 600
 
 optimizer = "muon"  # 4.13 nats/token where AdamW's best of two rates gives 4.47 (LOG.md)
 learning_rate = 5e-3
 min_lr = 0.0
-warmup_steps = 40
+warmup_steps = 30
 
 eval_interval = 100
-save_interval = 400
+save_interval = 300
 hellaswag_interval = 200
 hellaswag_data = "data/stdlib/choices.jsonl"  # which line comes next? HellaSwag's form, from the held-out files
 log_interval = 20

@@ -1,0 +1,118 @@
+"""prepare_data.py, sample.py and plot.py as a user runs them."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY, run_script
+
+from common.tokenizer import load_tokenizer
+
+
+def prepared(folder):
+    """(tokenizer, meta, the text of the train split's documents, and of the val split's)."""
+    tokenizer, meta = load_tokenizer(folder), json.loads((folder / "meta.json").read_text())
+    splits = []
+    for split in ("train", "val"):
+        ids = np.fromfile(folder / f"{split}.bin", dtype="<u2").tolist()
+        ends = [i for i, token in enumerate(ids) if token == tokenizer.eot]
+        assert ids[-1] == tokenizer.eot and meta[f"{split}_tokens"] == len(ids)
+        starts = [0, *(e + 1 for e in ends)]
+        documents = [tokenizer.decode(ids[a:b]) for a, b in zip(starts, ends)]
+        assert meta[f"{split}_documents"] == len(documents)
+        assert meta[f"{split}_bytes"] == sum(len(d.encode()) for d in documents)
+        splits.append(documents)
+    return tokenizer, meta, *splits
+
+
+def test_folder_of_txt_and_jsonl(tmp_path):
+    source = tmp_path / "texts"
+    (source / "deep").mkdir(parents=True)
+    texts = [f"file {i}\n\n  café {i * i}\n" for i in range(7)]
+    for i, text in enumerate(texts[:4]):
+        (source / f"{i}.txt").write_text(text)
+    (source / "deep/z.jsonl").write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in texts[4:]))
+    (source / "notes.md").write_text("not a source")
+    args = [f"--source={source}", f"--out_dir={tmp_path / 'out'}", "--tokenizer=bytes", "--val_fraction=0.25"]
+    run_script("prepare_data.py", *args)
+    tokenizer, meta, train, val = prepared(tmp_path / "out")
+    assert tokenizer.kind == "bytes" and meta["vocab_size"] == 257 and meta["source"] == str(source)
+    assert train == [*texts[:3], *texts[4:]] and val == [texts[3]]  # every fourth document
+    before = (tmp_path / "out/train.bin").read_bytes()
+    run_script("prepare_data.py", *args)
+    assert (tmp_path / "out/train.bin").read_bytes() == before
+
+
+def test_one_text_is_split_at_its_end_and_read_in_pieces(tmp_path):
+    text = "".join(f"line {i} of a longer text, é\r\n" for i in range(60_000))  # 1.9 M characters: two pieces
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    args = [f"--source={tmp_path / 'a.txt'}", f"--out_dir={tmp_path / 'out'}", "--vocab_size=400"]
+    run_script("prepare_data.py", *args, "--val_fraction=0.1")
+    tokenizer, _, train, val = prepared(tmp_path / "out")
+    assert tokenizer.kind == "bpe" and tokenizer.vocab_size == 400
+    assert len(train) == len(val) == 1 and train[0] + val[0] == text
+    assert len(val[0]) == pytest.approx(0.1 * len(text), rel=1e-4)
+
+
+def test_stdlib_is_the_default_and_deterministic(tmp_path):
+    for name in ("a", "b"):
+        run_script("prepare_data.py", f"--out_dir={tmp_path / name}", "--tokenizer=bytes")
+    for file in ("train.bin", "val.bin", "meta.json", "choices.jsonl"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    _, meta, train, val = prepared(tmp_path / "a")
+    assert meta["train_bytes"] > 2_000_000 and "Python 3" in meta["source"]
+    assert len({*train, *val}) == len(train) + len(val)  # no document twice
+    assert any("class JSONDecoder" in d for d in train + val)
+    rows = [json.loads(line) for line in (tmp_path / "a/choices.jsonl").read_text().splitlines()]
+    held_out = "\n".join(val)
+    assert len(rows) > 50
+    assert all(len(set(r["endings"])) == 4 and r["endings"][r["label"]] in held_out for r in rows)
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--source=nowhere"], "source 'nowhere' is not there; expected stdlib, shakespeare"),
+        (["--source={}"], "holds no .txt or .jsonl"),
+        (["--source={}/a.csv"], "expected .txt or .jsonl, not '.csv'"),
+        (["--source={}/a.jsonl"], 'a.jsonl, line 2: expected JSON with a "text"'),
+        (["--source={}/a.txt", "--vocab_size=70000"], "vocab_size=70000: a bpe needs 300 to 65,535"),
+        (["--source={}/a.txt", "--vocab_size=5000"], "vocab_size=5000 does not suit this text"),
+        (["--tokenizer=words"], "tokenizer='words' is not one of bytes, bpe, gpt2"),
+        (["--val_fraction=0"], "val_fraction=0.0 is not in 0 … 0.5"),
+        (["--source={}/three", "--tokenizer=bytes"], "the val split is empty"),
+    ],
+)
+def test_bad_sources_end_in_one_line(args, message, tmp_path):
+    (tmp_path / "files" / "three").mkdir(parents=True)
+    if args != ["--source={}"]:
+        (tmp_path / "files/a.txt").write_text("some text\n" * 50)
+        (tmp_path / "files/a.csv").write_text("1,2")
+        (tmp_path / "files/a.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+        for name in "abc":
+            (tmp_path / f"files/three/{name}.txt").write_text(name)
+    args = [a.format(tmp_path / "files") for a in args]
+    done = run_script("prepare_data.py", *args, f"--out_dir={tmp_path / 'out'}", ok=False)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "out/meta.json").exists()
+
+
+def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
+    args = [f"--model={teacher}", "--prompt=abc", "--max_tokens=30", "--num_samples=2"]
+    first, again, other = (run_script("sample.py", *args, f"--seed={s}").stdout for s in (1, 1, 2))
+    assert first == again != other and first.startswith("abc") and first.count("-" * 80) == 1
+    done = run_script("sample.py", "--model=nowhere", ok=False)
+    assert done.returncode == 2 and "no model at 'nowhere'" in done.stderr
+
+
+def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):
+    run_script("train.py", *TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'b'}", "--max_steps=5")
+    args = [f"--runs={teacher},{tmp_path / 'b'}", f"--out={tmp_path / 'p.png'}", "--labels=one,two"]
+    lines = run_script("plot.py", *args).stdout.splitlines()
+    assert lines[0].split("|")[1].strip() == "run" and len(lines) == 5
+    val = json.loads((tmp_path / "b/summary.json").read_text())["val"]
+    assert f"{val:.4f}" in lines[3] and "two" in lines[3]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "p.png").stat().st_size > 10_000
+    for bad, message in [(["--runs=nowhere"], "no log.txt at 'nowhere'"), ([args[0], "--labels=a"], "2 runs need")]:
+        done = run_script("plot.py", *bad, f"--out={tmp_path / 'q.png'}", ok=False)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
