@@ -16,7 +16,7 @@ help:
 	touch $@
 
 test: .venv/done
-	$(RUN) -m pytest tests
+	$(RUN) -m pytest -n auto tests
 
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl

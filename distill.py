@@ -136,6 +136,7 @@ projections.to(run.device)  # one a teacher, for the cosine; saved in trainer.pt
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
+learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
 optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, projections)
 params = [*raw_model.parameters(), *projections.parameters()]
 

@@ -108,6 +108,7 @@ model = run.parallel(run.compile(raw_model, compile))
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
+learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
 optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps)
 params = list(raw_model.parameters())
 

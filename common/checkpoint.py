@@ -14,6 +14,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import safetensors
 import torch
 
 from common.data import TOKENIZER_KEYS, read_meta
@@ -48,7 +49,7 @@ def load_trainer_state(folder: Path) -> dict:
     """What trainer.pt holds: step, seconds, config, optimizers (and projections), tensors on the CPU."""
     try:
         return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{folder}/trainer.pt is damaged or was cut ({reason}); delete {folder} to continue from the one before"
@@ -75,9 +76,11 @@ def save_checkpoint(out_dir, model, dataset, state: dict, keep=0):
             shutil.rmtree(final)
         aside.rename(final)
         flush(final.parent)
-    except BaseException:
+    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
+        reason, free = str(error).splitlines()[0], shutil.disk_usage(out_dir).free
+        raise OSError(f"cannot write {final}, with {free:,} bytes free ({reason}); older ones are complete") from None
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
     for old in checkpoints(out_dir)[:-keep] if keep else []:
         shutil.rmtree(old)
 

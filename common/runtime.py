@@ -134,6 +134,8 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
     "cosine", "linear", "constant" (min_lr unused), and "wsd" (constant, then linear over the last
     fifth of max_steps; MiniCPM, arXiv:2404.06395, section 4).
     """
+    if schedule not in ("cosine", "linear", "constant", "wsd"):
+        raise ValueError(f"schedule={schedule!r} is not one of cosine, linear, constant, wsd")
     if step < warmup_steps:
         return learning_rate * (step + 1) / (warmup_steps + 1)
     start = warmup_steps if schedule != "wsd" else max(warmup_steps, max_steps - max_steps // 5)
@@ -142,9 +144,7 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
         return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (learning_rate - min_lr)
     if schedule in ("linear", "wsd"):
         return learning_rate + done * (min_lr - learning_rate)
-    if schedule == "constant":
-        return learning_rate
-    raise ValueError(f"schedule={schedule!r} is not one of cosine, linear, constant, wsd")
+    return learning_rate
 
 
 def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:

@@ -1,6 +1,7 @@
 """Helpers of the tests: the repository on the path, scripts run as a user runs them, tiny data sets."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and pytest runs as many tests at once as there are cores
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4", "--eval_rows=8",
         "--eval_interval=0", "--log_interval=1", "--device=cpu"]  # fmt: skip
 

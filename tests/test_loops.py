@@ -324,7 +324,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(args, tmp_pa
     try:
         more = [f"--out_dir={disk / 'run'}", "--save_interval=2", "--keep_checkpoints=0"]
         line = fails("train.py", *args("train.py", "run", *more))
-        assert "No space left on device" in line
+        assert "No space left" in line or "bytes free" in line
         assert sorted(p.name for p in (disk / "run").iterdir()) == ["log.txt", "step_000002"]
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -46,10 +46,10 @@ def test_folder_of_txt_and_jsonl(tmp_path):
 def test_one_text_is_split_at_its_end_and_read_in_pieces(tmp_path):
     text = "".join(f"line {i} of a longer text, é\r\n" for i in range(60_000))  # 1.9 M characters: two pieces
     (tmp_path / "a.txt").write_bytes(text.encode())
-    args = [f"--source={tmp_path / 'a.txt'}", f"--out_dir={tmp_path / 'out'}", "--vocab_size=400"]
+    args = [f"--source={tmp_path / 'a.txt'}", f"--out_dir={tmp_path / 'out'}", "--vocab_size=310"]
     run_script("prepare_data.py", *args, "--val_fraction=0.1")
     tokenizer, _, train, val = prepared(tmp_path / "out")
-    assert tokenizer.kind == "bpe" and tokenizer.vocab_size == 400
+    assert tokenizer.kind == "bpe" and tokenizer.vocab_size == 310
     assert len(train) == len(val) == 1 and train[0] + val[0] == text
     assert len(val[0]) == pytest.approx(0.1 * len(text), rel=1e-4)
 
