@@ -157,8 +157,8 @@ def batches(items):
         yield now
 
 
-def write_split(items, tokenizer, folder: Path, characters: int) -> dict:
-    """Write folder/train.bin and val.bin from (text, ends, split) items; returns the Writers by split."""
+def write_split(items, tokenizer, folder: Path, characters: int) -> dict[str, Writer]:
+    """Write folder/train.writing and val.writing from (text, ends, split) items; returns the Writers by split."""
     writers = {name: Writer(folder / f"{name}.bin") for name in ("train", "val")}
     bar = tqdm(total=characters, unit="ch", unit_scale=True, desc="tokenize", disable=not sys.stderr.isatty())
     with bar:
@@ -166,12 +166,10 @@ def write_split(items, tokenizer, folder: Path, characters: int) -> dict:
             for (text, ends, name), ids in zip(batch, tokenizer.encode_batch([text for text, *_ in batch])):
                 writers[name].write(ids, len(text.encode("utf-8", errors="replace")), ends, tokenizer.eot)
                 bar.update(len(text))
-    for name, writer in writers.items():
+    for writer in writers.values():
         writer.file.flush()
         os.fsync(writer.file.fileno())
         writer.file.close()
-        if not writer.tokens:
-            raise ValueError(f"the {name} split is empty: too few documents for val_fraction={val_fraction}; change it")
     return writers
 
 
@@ -216,6 +214,8 @@ if __name__ == "__main__":
     tok = make_tokenizer(tokenizer, vocab_size, training, characters)
     folder.mkdir(parents=True, exist_ok=True)
     writers = write_split(split(read, files, val_fraction), tok, folder, characters)
+    if empty := [name for name, writer in writers.items() if not writer.tokens]:
+        raise ValueError(f"the {empty[0]} split is empty: too few documents for val_fraction={val_fraction}; change it")
     (folder / "meta.json").unlink(missing_ok=True)  # from here to its return the folder is no data set
     for writer in writers.values():
         writer.path.with_suffix(".writing").replace(writer.path)
