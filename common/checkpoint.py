@@ -10,7 +10,7 @@ random state is kept: batches and dropout are pure functions of (seed, step).
 
 import json
 import os
-import pickle
+import pickle  # for the name of its error only: nothing is unpickled but through weights_only
 import shutil
 from pathlib import Path
 

@@ -55,7 +55,9 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def teacher(dataset, tmp_path_factory):
-    """The out_dir of a tiny trained GPT."""
+    """The out_dir of a tiny trained GPT, wider than the students."""
     out = tmp_path_factory.mktemp("runs") / "teacher"
-    run_script("train.py", *TINY, "--arch=gpt", f"--dataset={dataset}", f"--out_dir={out}", "--max_steps=12")
+    run_script(
+        "train.py", *TINY, "--arch=gpt", "--n_embd=48", f"--dataset={dataset}", f"--out_dir={out}", "--max_steps=12"
+    )
     return out
