@@ -287,5 +287,6 @@ if last:
         parameters=raw_model.n_params(), steps=step, tokens=step * tokens_per_step, seconds=seconds,
         val=val, bits_per_byte=val_data.bits_per_byte(val), config=config,
     )  # fmt: skip
+del model  # DDP must go before its process group
 run.close()
 stop.exit_if_asked(stopping)
