@@ -157,7 +157,9 @@ def sample(logits, temperature, top_k):
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
 
 
-def check_heads(config, n_kv_head):
+def check_config(config, n_kv_head):
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout={config.dropout} must be at least 0 and under 1")
     for name, value, of, by in (("n_embd", config.n_embd, "n_head", config.n_head),
                                 ("n_head", config.n_head, "n_kv_head", n_kv_head)):  # fmt: skip
         if by < 1 or value % by:
@@ -186,7 +188,7 @@ class GPTConfig:
 
     def __post_init__(self):
         self.n_inner = self.n_inner or 4 * self.n_embd
-        check_heads(self, n_kv_head=1)
+        check_config(self, n_kv_head=1)
 
 
 class GPTAttention(nn.Module):
@@ -295,7 +297,7 @@ class LLaMAConfig:
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         self.n_inner = self.n_inner or 64 * math.ceil(8 * self.n_embd / 3 / 64)
-        check_heads(self, self.n_kv_head)
+        check_config(self, self.n_kv_head)
 
     def norm(self):
         if self.parametric_norm:

@@ -72,7 +72,8 @@ config = configure(globals())
 # ---------------------------------------------------------------------------------------------
 # set-up
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
-at_least(config, 0, "n_kv_head n_inner max_steps warmup_steps eval_rows keep_checkpoints grad_clip weight_decay")
+at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
+at_least(config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval")
 folder = starting_point(out_dir, init_from)  # None: from scratch
 stop = StopSignal()
 run = Runtime(device, dtype)

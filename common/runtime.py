@@ -159,6 +159,8 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     muon = [p for p in model.h.parameters() if p.dim() == 2] if optimizer == "muon" else []
     if optimizer not in ("adamw", "muon"):
         raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
     for p in muon:
         del params[id(p)]
     groups = [{"params": [p for p in params.values() if p.dim() >= 2], "weight_decay": weight_decay},

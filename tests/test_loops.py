@@ -233,6 +233,10 @@ def broken(dataset, tmp_path, name="broken", **meta):
         (["--n_head=3"], "n_embd=32 is not divisible by n_head=3"),
         (["--block_size=5000"], "4000 tokens, but one row needs block_size + 1 = 5001"),
         (["--batch_size=0"], "batch_size=0 is too small; it must be at least 1"),
+        (["--learning_rate=-1"], "learning_rate=-1.0 is too small; it must be at least 0"),
+        (["--seed=-1"], "seed=-1 is too small"),
+        (["--dropout=1.5"], "dropout=1.5 must be at least 0 and under 1"),
+        (["--beta2=1"], "beta1=0.9 and beta2=1.0 must be at least 0 and under 1"),
         (["--arch=mamba"], "arch='mamba' is not one of gpt, llama"),
         (["--schedule=step"], "schedule='step' is not one of"),
         (["--device=tpu"], "device='tpu' is not one of"),
@@ -249,6 +253,7 @@ def test_bad_keys(more, message, args):
     [
         (["--kl=backward"], "kl='backward' is not one of forward, reverse"),
         (["--teacher="], "teacher is empty"),
+        (["--temperature=0"], "temperature=0.0 is too small"),
         (["--teacher=allenai/OLMo-1B-hf"], "no model at 'allenai/OLMo-1B-hf'"),
     ],
 )
