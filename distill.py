@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import hellaswag
-from common.checkpoint import load_trainer_state, save_checkpoint, starting_point
+from common.checkpoint import load_trainer_state, restore, save_checkpoint, starting_point
 from common.data import TokenData
 from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
@@ -84,7 +84,10 @@ config = configure(globals())
 # set-up
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
-at_least(config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval")
+at_least(
+    config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval hellaswag_limit"
+)
+at_least(config, 0, "weight_ce weight_kl weight_cos")
 at_least(config, 1e-3, "temperature")
 folder = starting_point(out_dir, init_from)  # None: from scratch
 stop = StopSignal()
@@ -107,6 +110,8 @@ if kl not in KL:
 names = [name.strip() for name in teacher.split(",") if name.strip()] if weight_kl or weight_cos else []
 if (weight_kl or weight_cos) and not names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
+if not (weight_ce or weight_kl or weight_cos):
+    raise ValueError("weight_ce, weight_kl and weight_cos are all 0; nothing would be learnt")
 teachers = []
 for name in names:
     check_same_tokenizer(dataset, find_model(name))
@@ -150,9 +155,7 @@ if init_from == "resume":
     first_step, seconds = state["step"], state["seconds"]
     if max_steps <= first_step:
         raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
-    for o, o_state in zip(optimizers, state["optimizers"], strict=True):
-        o.load_state_dict(o_state)
-    projections.load_state_dict(state["projections"])
+    restore(folder, state, config, optimizers, projections)
     was = state["config"]
     run.say(f"resume {folder}", *(f"| {k} {was.get(k)!r} -> {v!r}" for k, v in config.items() if was.get(k) != v))
 log = Log(out_dir, first_step, run.is_main)
@@ -255,8 +258,8 @@ for step in range(first_step, max_steps + 1):
     loss, ce, kld, cos = run.sum(*sums)
     if not math.isfinite(loss + norm):
         raise ValueError(
-            f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update. The checkpoints of "
-            f"{out_dir} are good: lower learning_rate, then --init_from=resume"
+            f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
+            f"{out_dir} as they were. Lower learning_rate, then --init_from=resume where there is one"
         )
 
     # --- step

@@ -27,7 +27,7 @@ from common.download import download
 from common.pretrained import find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
-from configurator import configure
+from configurator import at_least, configure
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 BATCH_TOKENS = 16384  # of rows scored together, padding included
@@ -42,10 +42,15 @@ def load_examples(path: str = "", limit: int = 0) -> list[dict]:
     if not file.is_file():
         raise FileNotFoundError(f"no HellaSwag file {str(file)!r}; leave it empty to download the official one")
     examples = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()[: limit or None], 1):
+    lines = file.read_bytes().decode("utf-8", errors="replace").strip("\n").split("\n")
+    for number, line in enumerate(lines[: limit or None] if any(lines) else [], 1):
         try:
             row = json.loads(line)
             example = {"ctx": row["ctx"], "endings": row["endings"], "label": int(row["label"])}
+            if not (
+                isinstance(row["endings"], list) and all(isinstance(t, str) for t in [row["ctx"], *row["endings"]])
+            ):
+                raise TypeError("ctx must be a text and endings a list of texts")
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}, line {number}: expected JSON with ctx, endings and label ({error!r})") from None
         if not 0 <= example["label"] < len(example["endings"]):
@@ -133,6 +138,7 @@ if __name__ == "__main__":
     device = "auto"  # "auto", "cpu" or "cuda"
     dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
     config = configure(globals())
+    at_least(config, 0, "limit")
 
     run = Runtime(device, dtype)
     tokenizer = load_tokenizer(find_model(model))

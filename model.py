@@ -298,6 +298,8 @@ class LLaMAConfig:
         self.n_kv_head = self.n_kv_head or self.n_head
         self.n_inner = self.n_inner or 64 * math.ceil(8 * self.n_embd / 3 / 64)
         check_config(self, self.n_kv_head)
+        if self.n_embd // self.n_head % 2:
+            raise ValueError(f"n_embd / n_head = {self.n_embd // self.n_head} is odd; rotary positions need pairs")
 
     def norm(self):
         if self.parametric_norm:

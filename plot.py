@@ -100,6 +100,8 @@ if not paths:
 names = [name.strip() for name in labels.split(",")] if labels else [Path(p).name for p in paths]
 if len(names) != len(set(names)) or len(names) != len(paths):
     raise ValueError(f"{len(paths)} runs need as many different labels, not {', '.join(names)}; give --labels=a,b,…")
+if not out.endswith(".png"):
+    raise ValueError(f"out={out!r} must end in .png")
 draw({name: read_log(path) for name, path in zip(names, paths)}, out)
 print(table(dict(zip(names, paths))))
 print(f"curves: {out}")

@@ -45,9 +45,12 @@ def read_jsonl(path: Path):
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                yield json.loads(line)["text"], True
+                text = json.loads(line)["text"]
+                if not isinstance(text, str):
+                    raise TypeError(f"text is {type(text).__name__}")
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f'{path}, line {number}: expected JSON with a "text" ({error!r})') from None
+            yield text.encode("utf-8", errors="replace").decode(), True  # half a surrogate pair becomes "?"
 
 
 def read_stdlib():
@@ -96,9 +99,8 @@ def open_source(source: str):
 def split(read, files, val_fraction: float):
     """(text, whether a document ends here, "train" or "val") of a source.
 
-    Every k-th document is validation, k = 1 / val_fraction; of a single .txt, its last val_fraction.
+    Validation is spread evenly, every 20th document for 0.05; of a single .txt it is the last val_fraction.
     """
-    every = round(1 / val_fraction)
     if files and len(files) == 1 and files[0].suffix == ".txt":
         cut = (1 - val_fraction) * sum(len(text) for text, _ in read())
         done = 0
@@ -112,7 +114,8 @@ def split(read, files, val_fraction: float):
         return
     document = 0
     for text, ends in read():
-        yield text, ends, "val" if document % every == every - 1 else "train"
+        held_out = int((document + 1) * val_fraction + 1e-9) > int(document * val_fraction + 1e-9)
+        yield text, ends, "val" if held_out else "train"
         document += ends
 
 
@@ -202,21 +205,24 @@ if __name__ == "__main__":
     tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here) or "gpt2" (50,257 ids)
     vocab_size = 4096  # of the bpe; at most 65,535
     val_fraction = 0.05  # of the documents, or of a single text, held out in val.bin
-    out_dir = "data/stdlib"  # where train.bin, val.bin, meta.json and tokenizer.model go
+    out_dir = ""  # where train.bin, val.bin, meta.json and tokenizer.model go; "": data/ and the source's name
     config = configure(globals())
 
     if not 0 < val_fraction <= 0.5:
         raise ValueError(f"val_fraction={val_fraction} is not in 0 … 0.5")
     read, files = open_source(source)
-    folder = Path(out_dir)
+    folder = Path(out_dir or f"data/{Path(source).stem}")
     characters = sum(len(text) for text, _ in read())
+    if not characters:
+        raise ValueError(f"source {source!r} has no text")
     training = (text for text, _, name in split(read, files, val_fraction) if name == "train")
     tok = make_tokenizer(tokenizer, vocab_size, training, characters)
     folder.mkdir(parents=True, exist_ok=True)
     writers = write_split(split(read, files, val_fraction), tok, folder, characters)
     if empty := [name for name, writer in writers.items() if not writer.tokens]:
         raise ValueError(f"the {empty[0]} split is empty: too few documents for val_fraction={val_fraction}; change it")
-    (folder / "meta.json").unlink(missing_ok=True)  # from here to its return the folder is no data set
+    for old in ("meta.json", "tokenizer.model", "choices.jsonl"):  # without meta.json the folder is no data set
+        (folder / old).unlink(missing_ok=True)
     for writer in writers.values():
         writer.path.with_suffix(".writing").replace(writer.path)
     tok.save(folder)

@@ -10,7 +10,7 @@ import torch
 from common.pretrained import find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
-from configurator import configure
+from configurator import at_least, configure
 
 model = ""  # model folder, or a run's out_dir (its newest checkpoint)
 prompt = ""  # text to continue; "" starts a document
@@ -22,6 +22,8 @@ seed = 1337  # of the draws
 device = "auto"  # "auto", "cpu" or "cuda"
 dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
 config = configure(globals())
+at_least(config, 0, "max_tokens temperature top_k seed")
+at_least(config, 1, "num_samples")
 
 run = Runtime(device, dtype)
 tokenizer = load_tokenizer(find_model(model))

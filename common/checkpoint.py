@@ -18,13 +18,15 @@ import safetensors
 import torch
 
 from common.data import TOKENIZER_KEYS, read_meta
-from common.pretrained import save_pretrained
+from common.pretrained import by_step, save_pretrained
 from common.tokenizer import copy_tokenizer
+
+MODEL_KEYS = ("arch", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_word_embeddings", "vocab_multiple")
 
 
 def checkpoints(out_dir: str | Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(p for p in Path(out_dir).glob("step_*") if (p / "trainer.pt").is_file())
+    return [p for p in by_step(out_dir) if (p / "trainer.pt").is_file()]
 
 
 def starting_point(out_dir: str, init_from: str) -> Path | None:
@@ -32,6 +34,8 @@ def starting_point(out_dir: str, init_from: str) -> Path | None:
 
     Raises ValueError when out_dir already holds a run that is not to be resumed, or none that can be.
     """
+    if not out_dir:
+        raise ValueError("out_dir is empty; name a folder for the run")
     found = checkpoints(out_dir)
     if init_from == "resume":
         if not found:
@@ -50,9 +54,30 @@ def load_trainer_state(folder: Path) -> dict:
     try:
         return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{folder}/trainer.pt is damaged or was cut ({reason}); delete {folder} to continue from the one before"
+        ) from None
+
+
+def restore(folder: Path, state: dict, config: dict, optimizers, projections=None):
+    """Put a run's state back. ValueError naming the keys that may not change on the way."""
+    was = state["config"]
+    changed = [k for k in MODEL_KEYS if was.get(k) != config[k]]
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{key}={config[key]!r}, but {folder} has {key}={was.get(key)!r}; a resumed model keeps its shape"
+        )
+    try:
+        for o, o_state in zip(optimizers, state["optimizers"], strict=True):
+            o.load_state_dict(o_state)
+        if projections is not None:
+            projections.load_state_dict(state["projections"])
+    except (KeyError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{folder}/trainer.pt is of other optimisers or teachers; resume with the script, optimizer, teacher and "
+            "weight_cos it was trained with, or start anew from it: --init_from=" + str(folder)
         ) from None
 
 

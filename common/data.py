@@ -29,6 +29,8 @@ def read_meta(folder: str | Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); prepare the data again") from None
     missing = [k for k in TOKENIZER_KEYS if k not in meta] if isinstance(meta, dict) else TOKENIZER_KEYS
+    if not missing and not (isinstance(meta["vocab_size"], int) and meta["vocab_size"] > 0):
+        missing = ["a vocab_size over 0"]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; prepare the data again")
     return meta
@@ -48,6 +50,10 @@ class TokenData:
         self.batch_size, self.accum, self.rank, self.world = batch_size, grad_accum_steps, rank, world
         self.meta = read_meta(folder)
         self.vocab_size = self.meta["vocab_size"]
+        if not (self.meta.get(f"{split}_tokens") and self.meta.get(f"{split}_bytes")):
+            raise ValueError(f"{folder}/meta.json lacks {split}_tokens or {split}_bytes; prepare the data again")
+        if self.meta["tokenizer"] == "bpe" and not (Path(folder) / "tokenizer.model").is_file():
+            raise FileNotFoundError(f"{folder}/tokenizer.model is not there; copy it back or prepare the data again")
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not there; run prepare_data.py with --out_dir={folder} again")
         size = self.path.stat().st_size

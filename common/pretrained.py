@@ -180,10 +180,16 @@ def write_config(config) -> tuple[dict, tuple]:
 # folders
 
 
+def by_step(out_dir: str | Path) -> list[Path]:
+    """The folders out_dir/step_N by N, as a number: step_1000000 comes after step_999999."""
+    folders = (p for p in Path(out_dir).glob("step_*") if p.name.removeprefix("step_").isdecimal())
+    return sorted(folders, key=lambda p: int(p.name.removeprefix("step_")))
+
+
 def find_model(where: str | Path) -> Path:
     """The model folder that `where` names: itself, or the newest checkpoint of a run's out_dir."""
     folder = Path(where)
-    steps = sorted(p for p in folder.glob("step_*") if (p / "config.json").is_file())
+    steps = [p for p in by_step(folder) if (p / "config.json").is_file()]
     if (folder / "config.json").is_file() or not steps:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
@@ -205,7 +211,10 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, **overrides):
         theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder}/config.json is not JSON: {error}") from None
-    config, family = read_config(theirs, folder / "config.json")
+    try:
+        config, family = read_config(theirs, folder / "config.json")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}/config.json is not that of a model we know: {error!r}") from None
     for key, value in overrides.items():
         setattr(config, key, value)
     with torch.device("meta"):  # shapes only: no memory, no random numbers

@@ -6,6 +6,7 @@ import gc
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -23,7 +24,7 @@ class Runtime:
     """
 
     def __init__(self, device="auto", dtype="auto"):
-        if device != "auto" and not device.startswith(("cpu", "cuda")):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError(f"device={device!r} is not one of auto, cpu, cuda, cuda:N")
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"device={device!r}, but torch finds no CUDA device; use --device=cpu")
@@ -192,6 +193,7 @@ class Log:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             path = self.out_dir / "log.txt"
             lines = path.read_text(encoding="utf-8").splitlines() if first_step and path.is_file() else []
+            lines = [line for line in lines if line.split()[:1] and line.split()[0].isdecimal()]  # a kill may cut one
             path.write_text("".join(f"{line}\n" for line in lines if int(line.split()[0]) < first_step))
             self.file = open(path, "a", encoding="utf-8")
 

@@ -101,6 +101,7 @@ def test_command_line(teacher, tmp_path):
     [
         ('{"ctx": "a", "endings": ["b", "c"]}', "line 1: expected JSON with ctx, endings and label"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": 0}\n{', "line 2: expected JSON"),
+        ('{"ctx": "a", "endings": "bcde", "label": 2}', "endings a list of texts"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', "line 1: label 2 of 2 endings"),
         ("", "has no examples"),
     ],

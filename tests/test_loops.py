@@ -15,6 +15,9 @@ import torch
 from conftest import ROOT, TINY, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
+from common.checkpoint import checkpoints
+from common.pretrained import find_model
+
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
 
 
@@ -253,6 +256,7 @@ def test_bad_keys(more, message, args):
     [
         (["--kl=backward"], "kl='backward' is not one of forward, reverse"),
         (["--teacher="], "teacher is empty"),
+        (["--weight_ce=0", "--weight_kl=0", "--weight_cos=0"], "nothing would be learnt"),
         (["--temperature=0"], "temperature=0.0 is too small"),
         (["--teacher=allenai/OLMo-1B-hf"], "no model at 'allenai/OLMo-1B-hf'"),
     ],
@@ -306,10 +310,24 @@ def test_a_run_is_not_overwritten_and_not_resumed_beyond_its_end(args, tmp_path)
     more = ["--init_from=resume", "--max_steps=4"]
     assert "max_steps=4, but" in fails("train.py", *args("train.py", "run", *more))
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
+    for more, message in [
+        (["--optimizer=muon"], "trainer.pt is of other optimisers or teachers"),
+        (["--n_layer=3"], "n_layer=3, but"),
+    ]:
+        assert message in fails("train.py", *args("train.py", "run", "--init_from=resume", *more))
     trainer = tmp_path / "run/step_000004/trainer.pt"
     trainer.write_bytes(trainer.read_bytes()[:5000])
     line = fails("train.py", *args("train.py", "run", "--init_from=resume"))
     assert "trainer.pt is damaged or was cut" in line and "delete" in line
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (999_990, 1_000_020, 5):
+        (tmp_path / f"step_{step:06d}").mkdir()
+        (tmp_path / f"step_{step:06d}" / "trainer.pt").touch()
+        (tmp_path / f"step_{step:06d}" / "config.json").touch()
+    assert [p.name for p in checkpoints(tmp_path)] == ["step_000005", "step_999990", "step_1000020"]
+    assert find_model(tmp_path).name == "step_1000020"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(args, tmp_path):

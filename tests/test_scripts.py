@@ -78,6 +78,8 @@ def test_stdlib_is_the_default_and_deterministic(tmp_path):
         (["--source={}/a.jsonl"], 'a.jsonl, line 2: expected JSON with a "text"'),
         (["--source={}/a.txt", "--vocab_size=70000"], "vocab_size=70000: a bpe needs 300 to 65,535"),
         (["--source={}/a.txt", "--vocab_size=5000"], "vocab_size=5000 does not suit this text"),
+        (["--source={}/b.jsonl"], "b.jsonl, line 1: expected JSON with a"),
+        (["--source={}/empty.txt"], "has no text"),
         (["--tokenizer=words"], "tokenizer='words' is not one of bytes, bpe, gpt2"),
         (["--val_fraction=0"], "val_fraction=0.0 is not in 0 … 0.5"),
         (["--source={}/three", "--tokenizer=bytes"], "the val split is empty"),
@@ -89,6 +91,8 @@ def test_bad_sources_end_in_one_line(args, message, tmp_path):
         (tmp_path / "files/a.txt").write_text("some text\n" * 50)
         (tmp_path / "files/a.csv").write_text("1,2")
         (tmp_path / "files/a.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+        (tmp_path / "files/b.jsonl").write_text('{"text": 5}')
+        (tmp_path / "files/empty.txt").touch()
         for name in "abc":
             (tmp_path / f"files/three/{name}.txt").write_text(name)
     args = [a.format(tmp_path / "files") for a in args]
