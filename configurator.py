@@ -34,9 +34,9 @@ def configure(knobs: dict) -> dict:
             continue
         if arg.startswith("--"):
             key, equals, text = arg[2:].partition("=")
-            if not equals:
+            if not equals and type(defaults.get(key, True)) is not bool:
                 raise ValueError(f"argument {arg!r}: expected --key=value")
-            keys.append((key, text))
+            keys.append((key, text if equals else "true"))
         else:
             for key, value in read_config_file(arg).items():
                 config[key] = check(arg, key, value, defaults)

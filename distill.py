@@ -3,12 +3,13 @@
     python distill.py config/rkld_olmo.py --batch_size=8
     torchrun --standalone --nproc_per_node=2 distill.py config/rkld_olmo.py
 
-The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos,  each term the mean over the
-tokens of the whole step. With weight_kl = weight_cos = 0 and weight_ce = 1 this is its twin train.py, bit for bit.
+The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse,  each term the mean
+over the tokens of the whole step. With weight_ce = 1 and the others 0 this is its twin train.py, bit for bit.
 """
 
 import math
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from configurator import at_least, configure
-from losses import KL, cosine_distance, cross_entropy, reduce
+from losses import chunked_head, compare, cosine_distance, divergence, head_terms, hidden_mse, reduce, teacher_shares
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
@@ -31,14 +32,21 @@ seed = 1337  # of the weights, the order of the rows and dropout
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
 # Teacher
-teacher = ""  # model folder or run's out_dir; several with commas between: the mean of their logits teaches
+teacher = ""  # model folder or run's out_dir; several with commas between
+teacher_weights = ""  # of several teachers in their mean, as in "2,1"; "": equal
+ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
 teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 # Loss
-kl = "forward"  # "forward": KL(teacher || student), covers; "reverse": KL(student || teacher), seeks modes
-weight_ce = 1.0  # of the cross-entropy with the data
-weight_kl = 1.0  # of T**2 * KL; T**2 keeps the size of its gradient as T changes
-weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; other widths get a learned projection
+kl = "forward"  # "forward": KL(teacher || student), "reverse", "js", "skew_forward", "skew_reverse" or "tv"
+kl_beta = 0.5  # js: the teacher's share of the mixture that both are compared with
+kl_lam = 0.1  # skew_*: the share of the first in the mixture that it is compared with
+kl_norm = "token"  # "token": mean over tokens; "sequence": block_size times that (Baby Llama's published scale)
+t2_scale = True  # multiply the KL by T**2, which keeps the size of its gradient as T changes
 temperature = 2.0  # T: the KL compares softmax(logits / T) of both
+weight_ce = 1.0  # of the cross-entropy with the data
+weight_kl = 1.0  # of the KL
+weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; other widths get a learned projection
+weight_mse = 0.0  # of the mean square of their difference, likewise
 # Student (comes from the folder when init_from is one)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
@@ -78,6 +86,7 @@ log_interval = 10  # steps between log lines
 device = "auto"  # "auto", "cpu" or "cuda"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
+chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
 config = configure(globals())
 
 # ---------------------------------------------------------------------------------------------
@@ -87,7 +96,7 @@ at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_ra
 at_least(
     config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval hellaswag_limit"
 )
-at_least(config, 0, "weight_ce weight_kl weight_cos")
+at_least(config, 0, "chunk_tokens weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
 folder = starting_point(out_dir, init_from)  # None: from scratch
 stop = StopSignal()
@@ -105,13 +114,18 @@ if hellaswag_interval:
 
 # ---------------------------------------------------------------------------------------------
 # teacher
-if kl not in KL:
-    raise ValueError(f"kl={kl!r} is not one of {', '.join(KL)}")
-names = [name.strip() for name in teacher.split(",") if name.strip()] if weight_kl or weight_cos else []
-if (weight_kl or weight_cos) and not names:
+terms = divergence(kl, kl_beta, kl_lam)  # an unknown name fails here
+if kl_norm not in ("token", "sequence") or ensemble not in ("logits", "probs"):
+    raise ValueError(f"kl_norm={kl_norm!r} must be token or sequence, ensemble={ensemble!r} logits or probs")
+kl_scale = weight_kl * (temperature**2 if t2_scale else 1) * (block_size if kl_norm == "sequence" else 1)
+kl_factors = f"{weight_kl:g}" + f"*{temperature:g}^2" * t2_scale + f"*{block_size}" * (kl_norm == "sequence")
+taught = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
+names = [name.strip() for name in teacher.split(",") if name.strip()] if taught else []
+if taught and not names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
-if not (weight_ce or weight_kl or weight_cos):
-    raise ValueError("weight_ce, weight_kl and weight_cos are all 0; nothing would be learnt")
+if not (taught or weight_ce):
+    raise ValueError("weight_ce, weight_kl, weight_cos and weight_mse are all 0; nothing would be learnt")
+shares = teacher_shares(teacher_weights, len(names))  # of each in their mean
 teachers = []
 for name in names:
     check_same_tokenizer(dataset, find_model(name))
@@ -137,9 +151,11 @@ else:
 check_fits(raw_model, folder, block_size, vocab_size)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
-width, widths = raw_model.config.n_embd, [t.config.n_embd for t in teachers] if weight_cos else []
+head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
+head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> loss, without all logits at once
+width, widths = raw_model.config.n_embd, [t.config.n_embd for t in teachers] if weight_cos or weight_mse else []
 projections = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w, bias=False) for w in widths)
-projections.to(run.device)  # one a teacher, for the cosine; saved in trainer.pt, not with the model
+projections.to(run.device)  # one a teacher, for cos and mse; saved in trainer.pt, not with the model
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
@@ -170,33 +186,39 @@ zero = torch.zeros((), device=run.device)
 
 # ---------------------------------------------------------------------------------------------
 # loop
-def mean_logits(hidden):
-    """The teachers' logits averaged (Baby Llama, arXiv:2308.02019, section 3): hidden (B, T, C_t) each -> (N, V)."""
-    logits = [t.lm_head(h).flatten(0, 1)[:, :vocab_size].float() for t, h in zip(teachers, hidden)]
-    return sum(logits) / len(logits)
+settings = {"weight_ce": weight_ce, "weight_kl": kl_scale, "terms": terms, "temperature": temperature}
+mixing = {"ensemble": ensemble, "shares": shares}
 
 
-def mean_cosine(hidden, teacher_hidden):
-    """The cosine distance to each teacher, averaged: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
-    pairs = zip(projections, teacher_hidden)
-    distances = [cosine_distance(p(hidden).flatten(0, 1), h.flatten(0, 1)) for p, h in pairs]
-    return sum(distances) / len(distances)
+def mean_distance(distance, hidden, teacher_hidden):
+    """`distance` to each teacher, averaged: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
+    trios = zip(shares, projections, teacher_hidden)
+    return sum(share * distance(p(hidden).flatten(0, 1), h.flatten(0, 1)) for share, p, h in trios)
 
 
 @torch.no_grad()
-def evaluate() -> float:
-    """Mean cross-entropy of the validation rows, nats per token; the ranks share them."""
+def evaluate() -> tuple[float, dict]:
+    """Mean cross-entropy of the validation rows, nats per token, and how the student stands to its teachers there.
+
+    The ranks share the rows.
+    """
     raw_model.eval()
-    total, count = 0.0, 0
+    total, count, standing = 0.0, 0, {}
     for x, y in val_data.eval_batches(eval_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
-            logits = raw_model(x).flatten(0, 1)[:, :vocab_size]  # (N, V)
-        total += cross_entropy(logits, y.flatten()).sum().item()
+            hidden = raw_model(x, hidden=True)  # (B, T, C)
+            teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in teachers]
+        _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
+        total += ce.item()
         count += (y >= 0).sum().item()
+        if teachers:
+            student_head = hidden, raw_model.lm_head.weight
+            sums = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
+            standing = {name: standing.get(name, 0.0) + value.item() for name, value in sums.items()}
     raw_model.train()
-    total, count = run.sum(total, count)
-    return total / count
+    total, count, *sums = run.sum(total, count, *standing.values())
+    return total / count, {name: value / count for name, value in zip(standing, sums)}
 
 
 peak = run.world * matmul_peak(run.device, run.dtype)
@@ -206,9 +228,14 @@ for step in range(first_step, max_steps + 1):
 
     # --- evaluate
     if last or (eval_interval and not stopping and step % eval_interval == 0):
-        val = evaluate()
-        log(step, val=val)
+        val, standing = evaluate()
+        log(step, val=val, **standing)
         run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token | {val_data.bits_per_byte(val):.4f} bits/byte")
+        if standing:
+            run.say(
+                "same top token {agree:.1%} | forward KL {forward_kl:.4f}, reverse KL {reverse_kl:.4f} | "
+                "entropy {entropy:.4f}, of the teacher {teacher_entropy:.4f}".format(**standing)
+            )
     if hellaswag_interval and not stopping and (last or step % hellaswag_interval == 0):
         raw_model.eval()
         acc, acc_norm = hellaswag.accuracy(raw_model, tokenizer, examples, run)
@@ -230,32 +257,31 @@ for step in range(first_step, max_steps + 1):
     run.seed(seed, step)
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)  # of all ranks
-    sums = torch.zeros(4, device=run.device)  # loss, ce, kl, cos
+    sums = torch.zeros(5, device=run.device)  # loss, ce, kl, cos, mse
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1  # DDP: exchange once a step
         with run.autocast(), torch.no_grad():
             teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
-            teacher_logits = mean_logits(teacher_hidden) if weight_kl else None  # (N, V)
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
-            logits = raw_model.lm_head(hidden).flatten(0, 1)[:, :vocab_size]  # (N, V)
-        targets = y.flatten()  # (N,)
-        valid = targets >= 0
-
-        ce, kld, cos = reduce(cross_entropy(logits, targets), valid, n_tokens), zero, zero
-        if weight_kl:
-            kld = reduce(KL[kl](logits, teacher_logits, temperature), valid, n_tokens)
+        teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
+        # weight_ce * ce + kl_scale * kld, and the two for the log
+        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, **settings, **mixing)
+        cos, mse, valid = zero, zero, y.flatten() >= 0
         if weight_cos:
-            cos = reduce(mean_cosine(hidden, teacher_hidden), valid, n_tokens)
-        loss = weight_ce * ce + weight_kl * temperature**2 * kld + weight_cos * cos
+            cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)
+            loss = loss + weight_cos * cos
+        if weight_mse:
+            mse = reduce(mean_distance(hidden_mse, hidden, teacher_hidden), valid, n_tokens)
+            loss = loss + weight_mse * mse
         (loss * run.world).backward()  # DDP will average over the ranks
-        sums += torch.stack((loss, ce, kld, cos)).detach()
+        sums += torch.stack((loss, ce, kld, cos, mse)).detach()
     run.average_gradients(projections)  # DDP has done the student's
 
     # --- clip
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
-    loss, ce, kld, cos = run.sum(*sums)
+    loss, ce, kld, cos, mse = run.sum(*sums)
     if not math.isfinite(loss + norm):
         raise ValueError(
             f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
@@ -276,12 +302,13 @@ for step in range(first_step, max_steps + 1):
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
         logged_step, logged_seconds = step + 1, seconds
-        log(step, train=loss, ce=ce, kl=kld, cos=cos, lr=lr, norm=norm)
-        terms = f"{weight_ce:g} ce {ce:.4f}"
-        terms += f" + {weight_kl:g}*{temperature:g}^2 kl {kld:.4f}" if weight_kl else ""
-        terms += f" + {weight_cos:g} cos {cos:.4f}" if weight_cos else ""
+        log(step, train=loss, ce=ce, kl=kld, cos=cos, mse=mse, lr=lr, norm=norm)
+        shown = f"{weight_ce:g} ce {ce:.4f}"
+        shown += f" + {kl_factors} kl {kld:.4f}" if weight_kl else ""
+        shown += f" + {weight_cos:g} cos {cos:.4f}" if weight_cos else ""
+        shown += f" + {weight_mse:g} mse {mse:.4f}" if weight_mse else ""
         run.say(
-            f"step {step}/{max_steps} | loss {loss:.4f} = {terms} | lr {lr:.2e} | norm {norm:.2f} | "
+            f"step {step}/{max_steps} | loss {loss:.4f} = {shown} | lr {lr:.2e} | norm {norm:.2f} | "
             f"{speed:,.0f} tok/s | mfu {speed * flops / peak:.1%} | eta {left}"
         )
 

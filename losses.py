@@ -1,14 +1,191 @@
-"""Objectives of the two loops: short pure functions that return nats per token, shape (N,), in fp32.
+"""Objectives of the two loops: nats per token, in fp32, and the head that computes them in chunks of tokens.
 
-p is the teacher, q the student, T the temperature; sums run over the vocabulary. The step's loss is
-    weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos
-where each term is `reduce`d: summed over its tokens and divided by the tokens of the *whole step*, all
-micro-steps and ranks, so that the loss does not depend on how the batch was split. Logits come with
-padding columns already cut: a softmax over padding is a different distribution.
+p is the teacher, q the student, both softmax(logits / T); sums run over the vocabulary. The step's loss is
+    weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse
+where each term is summed over its tokens and divided by the tokens of the *whole step*, all micro-steps and ranks,
+so that the loss does not depend on how the batch was split.
+
+Every divergence is one short function of (log p, log q): its value, and its slope q * g, where g = dD/dq up to a
+constant, chosen so that g = 0 where p = q. One chain rule serves all:  dD/dz = (q * g - q * sum(q * g)) / T.
 """
+
+import functools
+import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
+
+FLOOR = -1e9  # stands for log 0, so that 0 * log 0 is 0 and not NaN
+
+
+# ---------------------------------------------------------------------------------------------
+# divergences: log p, log q and p, q, (N, V) each -> value (N,), slope (N, V)
+#
+# Where D is a sum of x log(x / y), y - x is added to each summand: both sum to 1, so that it changes nothing but the
+# rounding of the two normalisers, whose first order it cancels.
+
+
+def forward_terms(log_p, log_q, p, q):
+    """D = sum p log(p / q); g = 1 - p / q."""
+    slope = q - p
+    return (log_p - log_q).mul_(p).add_(slope).sum(-1), slope
+
+
+def reverse_terms(log_p, log_q, p, q):
+    """D = sum q log(q / p); g = log(q / p)."""
+    slope = (log_q - log_p).mul_(q)
+    return (slope + p).sub_(q).sum(-1), slope
+
+
+def js_terms(log_p, log_q, p, q, beta):
+    """D = beta sum p log(p / m) + (1 - beta) sum q log(q / m), m = beta p + (1 - beta) q; g = (1 - beta) log(q / m)."""
+    slope = log_share(log_q, log_p, beta).mul_(q).mul_(1 - beta)
+    of_p = log_share(log_p, log_q, 1 - beta).mul_(p)
+    return of_p.mul_(beta).add_(slope).sum(-1), slope
+
+
+def skew_forward_terms(log_p, log_q, p, q, lam):
+    """D = sum p log(p / m), m = lam p + (1 - lam) q; g = (1 - lam) (1 - p / m)."""
+    if lam == 0:
+        return forward_terms(log_p, log_q, p, q)
+    log_ratio = log_share(log_p, log_q, 1 - lam)
+    value = (log_ratio * p).add_(q - p, alpha=1 - lam).sum(-1)
+    return value, log_ratio.expm1_().mul_(q).mul_(lam - 1)
+
+
+def skew_reverse_terms(log_p, log_q, p, q, lam):
+    """D = sum q log(q / m), m = (1 - lam) p + lam q; g = log(q / m) + lam (1 - q / m)."""
+    if lam == 0:
+        return reverse_terms(log_p, log_q, p, q)
+    log_ratio = log_share(log_q, log_p, 1 - lam)
+    value = (log_ratio * q).add_(p - q, alpha=1 - lam).sum(-1)
+    return value, log_ratio.sub_(log_ratio.expm1(), alpha=lam).mul_(q)
+
+
+def total_variation_terms(log_p, log_q, p, q):
+    """D = 1/2 sum |p - q|; g = 1/2 sign(q - p)."""
+    difference = q - p
+    return 0.5 * difference.abs().sum(-1), difference.sign_().mul_(q).mul_(0.5)
+
+
+def chain_rule(q, slope):
+    """T * dD/dz (N, V) from q and the slope q * g, which it overwrites.
+
+    The sum over the result is 0. Where q is near one-hot the result is small beside g, and what rounding left of the
+    sum is most of its error: taken out a second time, the error shrinks as the result does.
+    """
+    for _ in range(2):
+        slope.addcmul_(q, slope.sum(-1, keepdim=True), value=-1)
+    return slope
+
+
+def log_share(log_x, log_y, share):
+    """log(x / ((1 - share) x + share y)): exactly 0 where x = y, and finite where x and y underflow.
+
+    Where y / x > e**80, x is under 1e-34, so that clamping there changes no product with x.
+    """
+    return (log_y - log_x).clamp_(max=80).expm1_().mul_(share).log1p_().neg_()
+
+
+def divergence(kl: str, beta=0.5, lam=0.1):
+    """The terms function named by the knobs `kl`, `kl_beta` and `kl_lam` of distill.py."""
+    known = {
+        "forward": forward_terms,
+        "reverse": reverse_terms,
+        "js": partial(js_terms, beta=beta),
+        "skew_forward": partial(skew_forward_terms, lam=lam),
+        "skew_reverse": partial(skew_reverse_terms, lam=lam),
+        "tv": total_variation_terms,
+    }
+    if kl not in known:
+        raise ValueError(f"kl={kl!r} is not one of {', '.join(known)}")
+    if not (0 < beta < 1 and 0 <= lam < 1):
+        raise ValueError(f"kl_beta={beta} must be over 0 and under 1, kl_lam={lam} at least 0 and under 1")
+    return known[kl]
+
+
+# ---------------------------------------------------------------------------------------------
+# the same as functions of logits, for use outside of the loops
+
+
+class Divergence(torch.autograd.Function):
+    """terms(log p, log q) of logits (N, V), with its closed-form gradient to the student's; none to the teacher's."""
+
+    @staticmethod
+    def forward(ctx, student_logits, teacher_logits, temperature, terms):
+        log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
+        q = log_q.exp()
+        value, slope = terms(log_p, log_q, log_p.exp(), q)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward((chain_rule(q, slope) / temperature).to(student_logits.dtype))
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return ctx.saved_tensors[0] * grad.unsqueeze(-1), None, None, None
+
+
+def log_softmax(logits, temperature=1.0):
+    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR.
+
+    The maximum goes first: at logits of 300, rounding logits / T alone would cost 1e-5.
+    """
+    logits = logits.float()
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    return F.log_softmax(logits / temperature, dim=-1).clamp_(min=FLOOR)
+
+
+def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
+    """KL(p || q) = sum p (log p - log q) of each position, in nats.
+
+    *_logits: (N, V), any float type; computed in fp32. Returns (N,). No gradient flows to the teacher.
+    Hinton et al. 2015, section 2 (arXiv:1503.02531), without its T**2, which the caller applies, and
+    with the teacher's entropy, which the paper's cross-entropy leaves out: so its floor is 0.
+    Not kl_div("batchmean"): on (B, T, V) that divides by B alone.
+    A token that only the student rules out (-inf) counts as log q = -1e9 here and in all that follow, not as -inf.
+    """
+    return Divergence.apply(student_logits, teacher_logits, temperature, forward_terms)
+
+
+def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
+    """KL(q || p) = sum q (log q - log p) of each position, in nats: mode-seeking, where forward KL covers.
+
+    Shapes as forward_kl. MiniLLM (arXiv:2306.08543), section 2.1, on tokens of the data rather than on the
+    student's own samples.
+    """
+    return Divergence.apply(student_logits, teacher_logits, temperature, reverse_terms)
+
+
+def js_divergence(student_logits, teacher_logits, temperature=1.0, beta=0.5) -> torch.Tensor:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each position, in nats.
+
+    Shapes as forward_kl; 0 < beta < 1; at most log 2 at beta = 1/2, where it is symmetric. The generalised JSD of GKD
+    (arXiv:2306.13649), section 2. Divided by beta it tends to forward KL as beta -> 0.
+    """
+    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("js", beta=beta))
+
+
+def skew_forward_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
+    """KL(p || lam p + (1 - lam) q) of each position, in nats; at most -log lam; forward KL at lam = 0.
+
+    Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
+    """
+    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("skew_forward", lam=lam))
+
+
+def skew_reverse_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
+    """KL(q || (1 - lam) p + lam q) of each position, in nats; at most -log lam; reverse KL at lam = 0.
+
+    Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
+    """
+    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("skew_reverse", lam=lam))
+
+
+def total_variation(student_logits, teacher_logits, temperature=1.0) -> torch.Tensor:
+    """1/2 sum |p - q| of each position, in 0 … 1. Shapes as forward_kl. f-DISTILL (arXiv:2307.15190), section 2."""
+    return Divergence.apply(student_logits, teacher_logits, temperature, total_variation_terms)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -20,30 +197,6 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
 
 
-def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
-    """KL(p || q) = sum p (log p - log q) of each position, in nats.
-
-    *_logits: (N, V), any float type; computed in fp32. Returns (N,).
-    Hinton et al. 2015, section 2 (arXiv:1503.02531), without its T**2, which the caller applies, and
-    with the teacher's entropy, which the paper's cross-entropy leaves out: so its floor is 0.
-    Not kl_div("batchmean"): on (B, T, V) that divides by B alone.
-    """
-    log_p = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    log_q = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
-    """KL(q || p) = sum q (log q - log p) of each position, in nats: mode-seeking, where forward KL covers.
-
-    *_logits: (N, V), any float type; computed in fp32. Returns (N,). Without T**2, which the caller applies.
-    MiniLLM (arXiv:2306.08543), section 2.1, on tokens of the data rather than on the student's own samples.
-    """
-    log_p = F.log_softmax(teacher_logits.float() / temperature, dim=-1)
-    log_q = F.log_softmax(student_logits.float() / temperature, dim=-1)
-    return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
-
-
 def cosine_distance(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
     """1 - cos(h_s, h_t) of each position, in 0 … 2.
 
@@ -53,13 +206,179 @@ def cosine_distance(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) 
     return 1.0 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)
 
 
-KL = {"forward": forward_kl, "reverse": reverse_kl}
+def hidden_mse(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
+    """mean over C of (h_s - h_t)**2 of each position.
+
+    *_hidden: (N, C), any float type; computed in fp32. Returns (N,). TinyBERT (arXiv:1909.10351), hidden states.
+    """
+    return (student_hidden.float() - teacher_hidden.float()).square().mean(dim=-1)
 
 
 def reduce(per_token: torch.Tensor, valid: torch.Tensor, tokens_in_step: torch.Tensor | int) -> torch.Tensor:
-    """The one place where losses are reduced: the sum over valid tokens / the valid tokens of the whole step.
+    """The sum over valid tokens / the valid tokens of the whole step.
 
     per_token: (N,) of one micro-step; valid: (N,) bool; tokens_in_step counts all micro-steps and ranks.
     Returns a scalar; those of all micro-steps and ranks add up to the step's mean.
     """
     return (per_token * valid).sum() / tokens_in_step
+
+
+# ---------------------------------------------------------------------------------------------
+# the chunked head: from hidden states to losses, with the logits of one chunk of tokens alive at a time
+
+
+def chunked_head(
+    hidden, weight, targets, n_tokens, teachers=(), *, vocab_size, chunk=0, dtype=None, body=None, **settings
+):  # fmt: skip
+    """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl), three scalars.
+
+    hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding. targets: (...) ids, -1: masked.
+    n_tokens: the valid tokens of the whole step, what sums are divided by. teachers: hidden states and head of each.
+    chunk: tokens at a time, the result is the same with any; 0: what was fastest. dtype: of the matmuls (None: as
+    hidden); logits, losses and the sum of the head's gradient are fp32. body: `head_terms`, perhaps compiled;
+    settings: what else it takes. Gradients are made beside the losses, in closed form, chunk by chunk, so that
+    N x V numbers are never alive; only the first result has a gradient, to hidden and weight, for one backward.
+    """
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    body, dtype = body or head_terms, dtype or hidden.dtype
+    with torch.no_grad():
+        h, w, y = hidden.flatten(0, -2).to(dtype), weight.to(dtype), targets.flatten()  # (N, C), (rows, C), (N,)
+        valid, per_token = (y >= 0).float(), h.new_zeros(2, len(h), dtype=torch.float32)
+        grad_h, grad_w = (torch.zeros_like(t, dtype=torch.float32) if needs_grad else None for t in (h, w))
+        for now, logits, *taught in logits_in_chunks([(h, w), *teachers], chunk):
+            grad = logits.to(dtype) if needs_grad else None  # the logits' own buffer in fp32
+            for rows in blocks(logits):
+                args = logits[rows, :vocab_size], [t[rows, :vocab_size] for t in taught], y[now][rows].clamp(min=0)
+                per_token[:, now][:, rows] = body(*args, grad[rows, :vocab_size] if needs_grad else None, **settings)
+            if needs_grad:
+                grad[:, vocab_size:] = 0
+                grad_h[now] = matmul(grad, w) * valid[now, None]
+                add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
+        ce, kl = (per_token * valid).sum(-1) / n_tokens
+        loss = settings.get("weight_ce", 1.0) * ce + settings.get("weight_kl", 0.0) * kl
+    if needs_grad:
+        loss = WithGradient.apply(loss, hidden, weight, grad_h, grad_w, n_tokens)
+    return loss, ce, kl
+
+
+def head_terms(
+    logits, taught, targets, grad, weight_ce=1.0, weight_kl=0.0, terms=forward_terms, temperature=1.0,
+    ensemble="logits", shares=(1.0,),
+):  # fmt: skip
+    """ce and kl (2, n) of a few tokens, and into `grad` (n, V), if given, that of weight_ce * ce + weight_kl * kl.
+
+    logits: (n, V) fp32; taught: those of each teacher; targets: (n,) ids. `grad` may be `logits` itself.
+    """
+    z = logits - logits.amax(dim=-1, keepdim=True)
+    log_q = F.log_softmax(z, dim=-1)
+    ce, kl = -log_q.gather(1, targets[:, None]).squeeze(1), torch.zeros_like(log_q[:, 0])
+    if taught:
+        log_p = mixture(taught, temperature, ensemble, shares)
+        log_qT = log_q if temperature == 1 else F.log_softmax(z.div_(temperature), dim=-1)
+        q = log_qT.exp()
+        kl, slope = terms(log_p, log_qT, log_p.exp(), q)
+    if grad is not None:
+        total = log_q.exp_().mul_(weight_ce)  # weight_ce * (q - onehot(target)), at T = 1
+        total.scatter_add_(1, targets[:, None], torch.full_like(total[:, :1], -weight_ce))
+        if taught:
+            total.add_(chain_rule(q, slope), alpha=weight_kl / temperature)
+        grad.copy_(total)
+    return torch.stack((ce, kl))
+
+
+def mixture(logits, temperature=1.0, ensemble="logits", shares=(1.0,)):
+    """log p (n, V) that several teachers' logits, (n, V) each, make together; shares: of each, their sum 1.
+
+    "logits": softmax of the mean of logits / T (Baby Llama, arXiv:2308.02019, section 3).
+    "probs": the mean of softmax(logits / T).
+    """
+    if len(logits) == 1:
+        return log_softmax(logits[0], temperature)
+    if ensemble == "logits":
+        return log_softmax(sum(t * share for t, share in zip(logits, shares)), temperature)
+    parts = [log_softmax(t, temperature) + math.log(share) for t, share in zip(logits, shares)]
+    return functools.reduce(torch.logaddexp, parts)
+
+
+def teacher_shares(weights: str, n: int) -> list[float]:
+    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1."""
+    try:
+        numbers = [float(w) for w in weights.split(",")] if weights.strip() else [1.0] * n
+    except ValueError:
+        numbers = []
+    if len(numbers) != n or not all(0 < w < math.inf for w in numbers):
+        raise ValueError(f"teacher_weights={weights!r} must be {n} numbers over 0 with commas between, one a teacher")
+    return [w / sum(numbers) for w in numbers]
+
+
+@torch.no_grad()
+def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", shares=(1.0,)) -> dict:
+    """How the student stands to its teachers, at T = 1: a dict of sums over the valid tokens.
+
+    agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and reverse_kl in nats.
+    student, teachers: (hidden states, head) of each; the rest as in chunked_head.
+    """
+    sums, y = 0.0, targets.flatten()
+    for now, logits, *taught in logits_in_chunks([student, *teachers], chunk):
+        for rows in blocks(logits):
+            log_q = log_softmax(logits[rows, :vocab_size])
+            log_p = mixture([t[rows, :vocab_size] for t in taught], 1.0, ensemble, shares)
+            p, q, log_ratio = log_p.exp(), log_q.exp(), log_p - log_q
+            values = log_q.argmax(-1) == log_p.argmax(-1), -(q * log_q).sum(-1), -(p * log_p).sum(-1)
+            values = torch.stack((*values, (p * log_ratio).sum(-1), -(q * log_ratio).sum(-1)))  # (5, n)
+            sums = sums + (values * (y[now][rows] >= 0)).sum(-1)
+    return dict(zip(("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl"), sums))
+
+
+class WithGradient(torch.autograd.Function):
+    """`loss` with gradients made before: those to hidden and weight, of sums that the loss divides by n_tokens."""
+
+    @staticmethod
+    def forward(ctx, loss, hidden, weight, grad_h, grad_w, n_tokens):
+        ctx.grads, ctx.n_tokens, ctx.like = (grad_h, grad_w), n_tokens, (hidden.shape, hidden.dtype, weight.dtype)
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        if ctx.grads is None:
+            raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
+        (grad_h, grad_w), (shape, dtype, weight_dtype), ctx.grads = ctx.grads, ctx.like, None
+        scale = upstream / ctx.n_tokens
+        return None, grad_h.mul_(scale).view(shape).to(dtype), grad_w.mul_(scale).to(weight_dtype), None, None, None
+
+
+def logits_in_chunks(heads, chunk=0):
+    """Yield (slice of the tokens, fp32 logits (n, rows) of each head), heads being pairs of (N, C) and (rows, C).
+
+    The logits lie in buffers that the next chunk overwrites: fresh ones would cost the CPU a page fault each 4 kB.
+    """
+    heads = [(hidden.flatten(0, -2).to(weight.dtype), weight) for hidden, weight in heads]
+    N, chunk = len(heads[0][0]), chunk or (4096 if heads[0][0].is_cuda else 1024) // len(heads)
+    # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
+    buffers = [h.new_empty(min(chunk, N), -(-len(w) // 64) * 64, dtype=torch.float32) for h, w in heads]
+    for start in range(0, N, chunk):
+        now = slice(start, min(start + chunk, N))
+        yield now, *(matmul(h[now], w.T, out[: now.stop - start, : len(w)]) for (h, w), out in zip(heads, buffers))
+
+
+def blocks(logits):
+    """Slices of a few rows each, whose temporaries stay in a CPU's cache; on CUDA all rows at once."""
+    n, V = logits.shape
+    step = n if logits.is_cuda else torch.get_num_threads() * max(1, 2**18 // V)
+    return (slice(i, min(i + step, n)) for i in range(0, n, step))
+
+
+def matmul(a, b, out=None):
+    """a @ b in fp32, into `out` where that saves anything."""
+    if a.dtype == torch.float32:
+        return torch.mm(a, b, out=out)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+
+
+def add_matmul(total, a, b):
+    """total += a @ b, total in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total += matmul(a, b)

@@ -8,6 +8,7 @@ Reads top to bottom. Its twin, distill.py, has the same sections in the same ord
 
 import math
 import time
+from functools import partial
 
 import torch
 
@@ -18,7 +19,7 @@ from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from configurator import at_least, configure
-from losses import cross_entropy, reduce
+from losses import chunked_head, head_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
@@ -67,6 +68,7 @@ log_interval = 10  # steps between log lines
 device = "auto"  # "auto", "cpu" or "cuda"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
+chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
 config = configure(globals())
 
 # ---------------------------------------------------------------------------------------------
@@ -76,6 +78,7 @@ at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_ra
 at_least(
     config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval hellaswag_limit"
 )
+at_least(config, 0, "chunk_tokens")
 folder = starting_point(out_dir, init_from)  # None: from scratch
 stop = StopSignal()
 run = Runtime(device, dtype)
@@ -108,6 +111,8 @@ else:
 check_fits(raw_model, folder, block_size, vocab_size)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
+head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
+head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> loss, without all logits at once
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
@@ -144,8 +149,9 @@ def evaluate() -> float:
     for x, y in val_data.eval_batches(eval_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
-            logits = raw_model(x).flatten(0, 1)[:, :vocab_size]  # (N, V)
-        total += cross_entropy(logits, y.flatten()).sum().item()
+            hidden = raw_model(x, hidden=True)  # (B, T, C)
+        _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
+        total += ce.item()
         count += (y >= 0).sum().item()
     raw_model.train()
     total, count = run.sum(total, count)
@@ -188,11 +194,7 @@ for step in range(first_step, max_steps + 1):
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1  # DDP: exchange once a step
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
-            logits = raw_model.lm_head(hidden).flatten(0, 1)[:, :vocab_size]  # (N, V)
-        targets = y.flatten()  # (N,)
-        valid = targets >= 0
-
-        loss = reduce(cross_entropy(logits, targets), valid, n_tokens)
+        loss, _, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens)  # cross-entropy over all tokens of the step
         (loss * run.world).backward()  # DDP will average over the ranks
         loss_sum += loss.detach()
 

@@ -23,7 +23,7 @@ class Runtime:
     float32 on the CPU), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype.
     """
 
-    def __init__(self, device="auto", dtype="auto"):
+    def __init__(self, device="auto", dtype="auto", keep_memory=True):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError(f"device={device!r} is not one of auto, cpu, cuda, cuda:N")
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -37,7 +37,8 @@ class Runtime:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
         self.dtype = self.pick_dtype(dtype)
-        keep_freed_memory()
+        if keep_memory:
+            keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32, on CUDA
         if self.world > 1:
             dist.init_process_group("nccl" if self.cuda else "gloo")
@@ -175,7 +176,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
 def matmul_peak(device, dtype) -> float:
     """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of."""
-    n = 8192 if device.type == "cuda" else 1024
+    n = 8192 if device.type == "cuda" else 2048
     a, b, best = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype), math.inf
     for _ in range(6):
         start = time.perf_counter()

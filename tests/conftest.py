@@ -17,9 +17,13 @@ TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_
 
 
 def run_script(script, *args, ok=True, torchrun=0, cwd=None):
-    """Run a script in a process of its own; returns it finished. ok: fail the test unless it exits 0."""
+    """Run a script of the project in a process of its own; returns it finished. ok: fail the test unless it exits 0."""
+    return run_python(ROOT / script, *args, ok=ok, torchrun=torchrun, cwd=cwd)
+
+
+def run_python(script, *args, ok=True, torchrun=0, cwd=None):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
-    command = [sys.executable, *launcher, str(ROOT / script), *map(str, args)]
+    command = [sys.executable, *launcher, str(script), *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=120)
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done

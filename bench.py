@@ -1,0 +1,195 @@
+"""Time and memory of the chunked head, and of a whole distillation step with it, against a straightforward version.
+
+    python bench.py --part=head
+    python bench.py --part=step --vocab_size=16000
+
+The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
+the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
+
+    straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it
+    chunked           losses.chunked_head, as in the loops
+    kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
+                      in steps on the CPU, where it tells how much of the gain is that
+"""
+
+import json as jsonlib
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common.runtime import Runtime, make_optimizers, matmul_peak
+from configurator import at_least, configure
+from losses import chunked_head, divergence, head_terms
+from model import LLaMA, LLaMAConfig
+
+part = "head"  # "head": hidden states -> losses -> gradients of hidden states and head; "step": all of a step
+vocab_size = 50257  # columns of the logits
+tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
+student_width = 0  # 0: 768 (head) or 256 (step)
+teacher_width = 0  # 0: 1024 (head) or 512 (step)
+student_layers = 8  # step: blocks of the student, a LLaMA with an untied head
+teacher_layers = 12  # step
+block_size = 128  # step: tokens in a row
+kl = "forward"  # any that distill.py knows; versions but "chunked" only have "forward"
+chunk_tokens = 0  # of the chunked head; 0: as many as is fastest
+rounds = 5  # turns of each version
+repeats = 3  # timed runs in each turn
+device = "auto"  # "auto", "cpu" or "cuda"
+dtype = "auto"  # of the matmuls, "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+compile = "off"  # torch.compile: "on", "off"; "auto": on CUDA
+json = False  # print one JSON object instead of a table
+version = ""  # run this one alone in this process, as its turns do
+config = configure(globals())
+
+T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
+
+
+def main():
+    at_least(config, 1, "vocab_size block_size student_layers teacher_layers rounds repeats")
+    at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
+    if part not in ("head", "step"):
+        raise ValueError(f"part={part!r} is not one of head, step")
+    divergence(kl)
+    if version:
+        print(jsonlib.dumps(turn()))
+        return
+    on_cuda = Runtime(device, dtype).cuda
+    names = ["straightforward"] * (kl == "forward") + ["chunked"]
+    names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
+    results = {name: [] for name in names}
+    command = [sys.executable, Path(__file__).resolve(), *sys.argv[1:]]
+    for _ in tqdm(range(rounds), "rounds", disable=not sys.stderr.isatty(), leave=False):
+        for name in names:
+            done = subprocess.run([*command, f"--version={name}"], stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                killed = f"{name} was killed by signal {-done.returncode}; 9 is mostly for want of memory"
+                sys.exit(killed if done.returncode < 0 else done.returncode)  # else it has said why
+            results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
+    medians = {name: {k: statistics.median(r[k] for r in turns) for k in turns[0]} for name, turns in results.items()}
+    if json:
+        print(jsonlib.dumps({"config": config, "medians": medians, "turns": results}))
+    else:
+        table(medians)
+
+
+def table(medians):
+    print(f"matmul peak {statistics.median(m['peak_flops'] for m in medians.values()) / 1e9:,.0f} GFLOP/s")
+    print("version            seconds   tokens/s  of peak    memory  beyond tensors   speed")
+    base = next(iter(medians.values()))["seconds"]
+    for name, m in medians.items():
+        print(
+            f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.0f} {m['share_of_peak']:8.1%} "
+            f"{m['peak_bytes'] / 1e6:6,.0f} MB {m['extra_bytes'] / 1e6:12,.0f} MB {base / m['seconds']:5.2f}x"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+# one turn of one version
+
+
+def turn() -> dict:
+    """Seconds (median), tokens/s, FLOP/s as a share of the matmul peak, peak bytes of this process, all and extra.
+
+    extra: beyond what stood before the first run, and the gradients of that.
+    """
+    torch.manual_seed(0)
+    run = Runtime(device, dtype, keep_memory=part == "step" and version != "straightforward")
+    go, n_tokens, flops, grads = (head_part if part == "head" else step_part)(run)
+    before = memory(run) + sum(g.numel() * g.element_size() for g in grads)
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        go()
+        if run.cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    used, seconds, peak = memory(run, peak=True), statistics.median(times[1:]), matmul_peak(run.device, run.dtype)
+    share = flops / seconds / peak
+    return {"seconds": seconds, "tokens_per_s": n_tokens / seconds, "share_of_peak": share, "peak_flops": peak,
+            "peak_bytes": used, "extra_bytes": used - before}  # fmt: skip
+
+
+def memory(run, peak=False) -> int:
+    """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
+    if run.cuda:
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:" if peak else "VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM; memory is measured on Linux only")
+
+
+def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body):
+    """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test."""
+    if version == "chunked":
+        heads = [(teacher_hidden, teacher_weight)]
+        return chunked_head(
+            hidden, weight, targets, targets.numel(), heads, vocab_size=vocab_size, chunk=chunk_tokens,
+            dtype=run.dtype, body=body, weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=divergence(kl), temperature=T,
+        )[0]  # fmt: skip
+    with run.autocast():
+        with torch.no_grad():
+            teacher_logits = F.linear(teacher_hidden, teacher_weight).flatten(0, -2)
+        return body(F.linear(hidden, weight).flatten(0, -2), teacher_logits, targets.flatten())
+
+
+def straightforward_losses(logits, teacher_logits, targets):
+    log_q, p = F.log_softmax(logits / T, dim=-1), F.softmax(teacher_logits / T, dim=-1)
+    return WEIGHT * F.cross_entropy(logits, targets) + WEIGHT * T**2 * F.kl_div(log_q, p, reduction="batchmean")
+
+
+def head_part(run):
+    """(one run, its tokens, its FLOPs, the tensors whose gradients it makes) of the head alone."""
+    n, width, t_width = tokens or 8192, student_width or 768, teacher_width or 1024
+    hidden = torch.randn(n, width, device=run.device, dtype=run.dtype, requires_grad=True)
+    weight = torch.randn(vocab_size, width, device=run.device).mul_(0.02).requires_grad_()
+    teacher_hidden = torch.randn(n, t_width, device=run.device, dtype=run.dtype)
+    teacher_weight = torch.randn(vocab_size, t_width, device=run.device).mul_(0.02).to(run.dtype)
+    targets = torch.randint(vocab_size, (n,), device=run.device)
+    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+
+    def go():
+        hidden.grad = weight.grad = None
+        losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body).backward()
+
+    return go, n, 2 * n * vocab_size * (3 * width + t_width), (hidden, weight)
+
+
+def step_part(run):
+    """The same of a whole distillation step: teacher, student, backward, clipping, AdamW."""
+    n, width, t_width = tokens or 2048, student_width or 256, teacher_width or 512
+    make = [
+        LLaMA(LLaMAConfig(vocab_size, block_size, layers, w // 64, n_embd=w, tie_word_embeddings=False)).to(run.device)
+        for layers, w in ((student_layers, width), (teacher_layers, t_width))
+    ]
+    student, teacher = make[0], make[1].to(run.dtype).requires_grad_(False)
+    optimizers = make_optimizers(student, "adamw", 1e-3, 0.1, 0.9, 0.95, 1e-8)
+    ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
+    x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+    model = run.compile(student, compile)
+
+    def go():
+        with run.autocast():
+            with torch.no_grad():
+                teacher_hidden = teacher(x, hidden=True)
+            hidden = model(x, hidden=True)
+        loss = losses_of(run, hidden, student.lm_head.weight, y, teacher_hidden, teacher.lm_head.weight, body)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    flops = 3 * student.flops_per_token(block_size) + teacher.flops_per_token(block_size)
+    return go, n, n * flops, tuple(student.parameters())
+
+
+if __name__ == "__main__":
+    main()
