@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.runtime import Runtime, make_optimizers, matmul_peak
-from configurator import at_least, configure
+from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
 from model import LLaMA, LLaMAConfig
 
@@ -53,8 +53,7 @@ T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    if part not in ("head", "step"):
-        raise ValueError(f"part={part!r} is not one of head, step")
+    one_of(config, part=("head", "step"), version=("", "straightforward", "chunked", "kept"))
     divergence(kl)
     if version:
         print(jsonlib.dumps(turn()))

@@ -93,6 +93,14 @@ def at_least(config: dict, low: int, names: str):
             raise ValueError(f"{name}={config[name]} is too small; it must be at least {low}")
 
 
+def one_of(config: dict, **known):
+    """ValueError unless the value of each of the keys is among those given for it."""
+    for name, values in known.items():
+        if config[name] not in values:
+            near = nearest(config[name], values)
+            raise ValueError(f"{name}={config[name]!r} is not one of {', '.join(map(str, values))}{near}")
+
+
 def nearest(name: str, known) -> str:
     match = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""

@@ -20,8 +20,18 @@ from common.data import TokenData
 from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
-from configurator import at_least, configure
-from losses import chunked_head, compare, cosine_distance, divergence, head_terms, hidden_mse, reduce, teacher_shares
+from configurator import at_least, configure, one_of
+from losses import (
+    COMPARED,
+    chunked_head,
+    compare,
+    cosine_distance,
+    divergence,
+    head_terms,
+    hidden_mse,
+    reduce,
+    teacher_shares,
+)
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
@@ -115,8 +125,7 @@ if hellaswag_interval:
 # ---------------------------------------------------------------------------------------------
 # teacher
 terms = divergence(kl, kl_beta, kl_lam)  # an unknown name fails here
-if kl_norm not in ("token", "sequence") or ensemble not in ("logits", "probs"):
-    raise ValueError(f"kl_norm={kl_norm!r} must be token or sequence, ensemble={ensemble!r} logits or probs")
+one_of(config, kl_norm=("token", "sequence"), ensemble=("logits", "probs"))
 kl_scale = weight_kl * (temperature**2 if t2_scale else 1) * (block_size if kl_norm == "sequence" else 1)
 kl_factors = f"{weight_kl:g}" + f"*{temperature:g}^2" * t2_scale + f"*{block_size}" * (kl_norm == "sequence")
 taught = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
@@ -203,7 +212,7 @@ def evaluate() -> tuple[float, dict]:
     The ranks share the rows.
     """
     raw_model.eval()
-    total, count, standing = 0.0, 0, {}
+    total, count, standing = 0.0, 0, dict.fromkeys(COMPARED, 0.0) if teachers else {}
     for x, y in val_data.eval_batches(eval_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
@@ -215,7 +224,7 @@ def evaluate() -> tuple[float, dict]:
         if teachers:
             student_head = hidden, raw_model.lm_head.weight
             sums = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
-            standing = {name: standing.get(name, 0.0) + value.item() for name, value in sums.items()}
+            standing = {name: value + sums[name].item() for name, value in standing.items()}
     raw_model.train()
     total, count, *sums = run.sum(total, count, *standing.values())
     return total / count, {name: value / count for name, value in zip(standing, sums)}

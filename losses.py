@@ -128,13 +128,14 @@ class Divergence(torch.autograd.Function):
 
 
 def log_softmax(logits, temperature=1.0):
-    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR.
+    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR."""
+    return F.log_softmax(shifted(logits).div_(temperature), dim=-1).clamp_(min=FLOOR)
 
-    The maximum goes first: at logits of 300, rounding logits / T alone would cost 1e-5.
-    """
+
+def shifted(logits):
+    """A copy in fp32 whose rows have 0 as their largest: at logits of 300, rounding logits / T alone costs 1e-5."""
     logits = logits.float()
-    logits = logits - logits.amax(dim=-1, keepdim=True)
-    return F.log_softmax(logits / temperature, dim=-1).clamp_(min=FLOOR)
+    return logits - logits.amax(dim=-1, keepdim=True)
 
 
 def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
@@ -241,12 +242,12 @@ def chunked_head(
     """
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     body, dtype = body or head_terms, dtype or hidden.dtype
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         h, w, y = hidden.flatten(0, -2).to(dtype), weight.to(dtype), targets.flatten()  # (N, C), (rows, C), (N,)
         valid, per_token = (y >= 0).float(), h.new_zeros(2, len(h), dtype=torch.float32)
         grad_h, grad_w = (torch.zeros_like(t, dtype=torch.float32) if needs_grad else None for t in (h, w))
         for now, logits, *taught in logits_in_chunks([(h, w), *teachers], chunk):
-            grad = logits.to(dtype) if needs_grad else None  # the logits' own buffer in fp32
+            grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
             for rows in blocks(logits):
                 args = logits[rows, :vocab_size], [t[rows, :vocab_size] for t in taught], y[now][rows].clamp(min=0)
                 per_token[:, now][:, rows] = body(*args, grad[rows, :vocab_size] if needs_grad else None, **settings)
@@ -254,6 +255,7 @@ def chunked_head(
                 grad[:, vocab_size:] = 0
                 grad_h[now] = matmul(grad, w) * valid[now, None]
                 add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
+            del logits, taught, grad  # before the next chunk's are made
         ce, kl = (per_token * valid).sum(-1) / n_tokens
         loss = settings.get("weight_ce", 1.0) * ce + settings.get("weight_kl", 0.0) * kl
     if needs_grad:
@@ -269,35 +271,43 @@ def head_terms(
 
     logits: (n, V) fp32; taught: those of each teacher; targets: (n,) ids. `grad` may be `logits` itself.
     """
-    z = logits - logits.amax(dim=-1, keepdim=True)
-    log_q = F.log_softmax(z, dim=-1)
-    ce, kl = -log_q.gather(1, targets[:, None]).squeeze(1), torch.zeros_like(log_q[:, 0])
+    z = shifted(logits)
+    total = F.softmax(z, dim=-1)
+    ce = -total.amax(dim=-1).log() - z.gather(1, targets[:, None]).squeeze(1)
     if taught:
-        log_p = mixture(taught, temperature, ensemble, shares)
-        log_qT = log_q if temperature == 1 else F.log_softmax(z.div_(temperature), dim=-1)
-        q = log_qT.exp()
-        kl, slope = terms(log_p, log_qT, log_p.exp(), q)
+        (log_p, p), (log_q, q) = mixture(taught, temperature, ensemble, shares), both_softmaxes(z.div_(temperature))
+        kl, slope = terms(log_p, log_q, p, q)
     if grad is not None:
-        total = log_q.exp_().mul_(weight_ce)  # weight_ce * (q - onehot(target)), at T = 1
+        total.mul_(weight_ce)  # weight_ce * (q - onehot(target)), with q at T = 1
         total.scatter_add_(1, targets[:, None], torch.full_like(total[:, :1], -weight_ce))
         if taught:
             total.add_(chain_rule(q, slope), alpha=weight_kl / temperature)
         grad.copy_(total)
-    return torch.stack((ce, kl))
+    return torch.stack((ce, kl if taught else torch.zeros_like(ce)))
 
 
 def mixture(logits, temperature=1.0, ensemble="logits", shares=(1.0,)):
-    """log p (n, V) that several teachers' logits, (n, V) each, make together; shares: of each, their sum 1.
+    """log p and p, (n, V), that several teachers' logits, (n, V) each, make together; shares: of each, their sum 1.
 
     "logits": softmax of the mean of logits / T (Baby Llama, arXiv:2308.02019, section 3).
     "probs": the mean of softmax(logits / T).
     """
-    if len(logits) == 1:
-        return log_softmax(logits[0], temperature)
-    if ensemble == "logits":
-        return log_softmax(sum(t * share for t, share in zip(logits, shares)), temperature)
+    if ensemble == "logits" or len(logits) == 1:
+        mean = logits[0] if len(logits) == 1 else sum(t * share for t, share in zip(logits, shares))
+        return both_softmaxes(shifted(mean).div_(temperature))
     parts = [log_softmax(t, temperature) + math.log(share) for t, share in zip(logits, shares)]
-    return functools.reduce(torch.logaddexp, parts)
+    log_p = functools.reduce(torch.logaddexp, parts)
+    return log_p, log_p.exp()
+
+
+def both_softmaxes(z):
+    """log softmax, in the place of z, and softmax, of rows whose largest is 0.
+
+    With one pass of exp: the largest probability is 1 / sum exp z. Its logarithm is rounded once, by up to 5e-7 at
+    V = 50,000; `log_softmax` and its exp, as in the functions above, agree with each other better and take longer.
+    """
+    p = F.softmax(z, dim=-1)
+    return z.add_(p.amax(dim=-1, keepdim=True).log_()), p
 
 
 def teacher_shares(weights: str, n: int) -> list[float]:
@@ -311,6 +321,9 @@ def teacher_shares(weights: str, n: int) -> list[float]:
     return [w / sum(numbers) for w in numbers]
 
 
+COMPARED = ("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl")
+
+
 @torch.no_grad()
 def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", shares=(1.0,)) -> dict:
     """How the student stands to its teachers, at T = 1: a dict of sums over the valid tokens.
@@ -321,13 +334,14 @@ def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", 
     sums, y = 0.0, targets.flatten()
     for now, logits, *taught in logits_in_chunks([student, *teachers], chunk):
         for rows in blocks(logits):
-            log_q = log_softmax(logits[rows, :vocab_size])
-            log_p = mixture([t[rows, :vocab_size] for t in taught], 1.0, ensemble, shares)
-            p, q, log_ratio = log_p.exp(), log_q.exp(), log_p - log_q
+            log_q, q = both_softmaxes(shifted(logits[rows, :vocab_size]))
+            log_p, p = mixture([t[rows, :vocab_size] for t in taught], 1.0, ensemble, shares)
             values = log_q.argmax(-1) == log_p.argmax(-1), -(q * log_q).sum(-1), -(p * log_p).sum(-1)
-            values = torch.stack((*values, (p * log_ratio).sum(-1), -(q * log_ratio).sum(-1)))  # (5, n)
+            kls = (terms(log_p, log_q, p, q)[0] for terms in (forward_terms, reverse_terms))
+            values = torch.stack((*values, *kls))  # (5, n)
             sums = sums + (values * (y[now][rows] >= 0)).sum(-1)
-    return dict(zip(("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl"), sums))
+        del logits, taught  # before the next chunk's are made
+    return dict(zip(COMPARED, sums))
 
 
 class WithGradient(torch.autograd.Function):
@@ -351,12 +365,15 @@ class WithGradient(torch.autograd.Function):
 def logits_in_chunks(heads, chunk=0):
     """Yield (slice of the tokens, fp32 logits (n, rows) of each head), heads being pairs of (N, C) and (rows, C).
 
-    The logits lie in buffers that the next chunk overwrites: fresh ones would cost the CPU a page fault each 4 kB.
+    Those of fp32 heads lie in buffers that the next chunk overwrites: fresh memory costs a CPU a page fault each 4 kB.
     """
     heads = [(hidden.flatten(0, -2).to(weight.dtype), weight) for hidden, weight in heads]
-    N, chunk = len(heads[0][0]), chunk or (4096 if heads[0][0].is_cuda else 1024) // len(heads)
+    N, rows = len(heads[0][0]), sum(len(weight) for _, weight in heads)
+    budget = 256e6 if heads[0][0].is_cuda else 52e6  # logits: 1 GB and 208 MB, in fp32
+    chunk = chunk or max(128, int(budget / rows) // 128 * 128)
     # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
-    buffers = [h.new_empty(min(chunk, N), -(-len(w) // 64) * 64, dtype=torch.float32) for h, w in heads]
+    fp32 = [min(chunk, N) if w.dtype == torch.float32 else 0 for _, w in heads]
+    buffers = [w.new_empty(n, -(-len(w) // 64) * 64) for n, (_, w) in zip(fp32, heads)]
     for start in range(0, N, chunk):
         now = slice(start, min(start + chunk, N))
         yield now, *(matmul(h[now], w.T, out[: now.stop - start, : len(w)]) for (h, w), out in zip(heads, buffers))
@@ -370,7 +387,7 @@ def blocks(logits):
 
 
 def matmul(a, b, out=None):
-    """a @ b in fp32, into `out` where that saves anything."""
+    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own."""
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()

@@ -176,7 +176,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
 def matmul_peak(device, dtype) -> float:
     """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = 8192 if device.type == "cuda" else 1536
     a, b, best = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype), math.inf
     for _ in range(6):
         start = time.perf_counter()

@@ -54,6 +54,7 @@ def test_values_from_text(script):
     assert code == 0 and got["learning_rate"] == 0.0 and got["flag"] is True
     assert got["batch_size"] == 1000 and got["name"] == "7"
     assert json.loads(script("--flag=False")[1])["flag"] is False
+    assert json.loads(script("--flag")[1])["flag"] is True
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,8 @@ def test_values_from_text(script):
         (["c.py"], {"c": "x = (1"}, "c.py, line 1: SyntaxError"),
         (["c.py"], {"c": "batch_size = 1\nbatch_size = rows"}, "c.py, line 2: NameError: name 'rows'"),
         (["d.py"], {"dd": ""}, "no config file 'd.py'; did you mean 'dd.py'?"),
-        (["--flag"], {}, "argument '--flag': expected --key=value"),
+        (["--name"], {}, "argument '--name': expected --key=value"),
+        (["--flga"], {}, "unknown key 'flga'; did you mean 'flag'?"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(script, args, files, message):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from common.checkpoint import checkpoints
 from common.pretrained import find_model
+from losses import COMPARED
 
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
 
@@ -184,6 +186,43 @@ def test_the_log_line_adds_up_and_the_checkpoint_is_a_model_folder(args, dataset
     assert val == pytest.approx(read_log(tmp_path / "run", "val")[10], rel=1e-6)  # it starts where that one ended
 
 
+def test_scales_of_the_kl_and_terms_of_several_teachers(args, teacher, tmp_path):
+    """The logged kl stays in nats per token; sequence / token is exactly block_size = 16, with T**2 = 9 exactly 9."""
+    more = [f"--teacher={teacher},{teacher / 'step_000012'}", "--max_steps=1", "--temperature=3", "--weight_cos=0"]
+    more += ["--weight_ce=0", "--kl=js", "--ensemble=probs", "--teacher_weights=3,1"]
+    token = read_log_line(args, tmp_path, "token", *more, "--t2_scale=False")
+    sequence = read_log_line(args, tmp_path, "sequence", *more, "--t2_scale=False", "--kl_norm=sequence")
+    scaled = read_log_line(args, tmp_path, "scaled", *more, "--weight_mse=0.5")
+    assert "= 0 ce" in token[0] and "+ 1 kl" in token[0] and "+ 1*16 kl" in sequence[0]
+    assert "+ 1*3^2 kl" in scaled[0] and "+ 0.5 mse" in scaled[0]
+    assert token[1]["kl"] == sequence[1]["kl"] == scaled[1]["kl"] == token[1]["train"] > 0
+    for label in ("train", "norm"):
+        assert sequence[1][label] == pytest.approx(16 * token[1][label], rel=1e-8)  # logged with 9 digits
+    assert scaled[1]["train"] == pytest.approx(9 * token[1]["kl"] + 0.5 * scaled[1]["mse"], rel=1e-6)
+
+
+def read_log_line(args, tmp_path, name, *more):
+    """(the line of step 0, {label: value} of it) of a run of distill.py."""
+    done = run_script("distill.py", *args("distill.py", name, *more))
+    labels = ("train", "ce", "kl", "cos", "mse", "norm")
+    line = next(line for line in done.stdout.splitlines() if "step 0/1 | loss" in line)
+    return line, {label: read_log(tmp_path / name, label)[0] for label in labels}
+
+
+def test_every_evaluation_compares_student_and_teacher(args, teacher, tmp_path):
+    """Of a student that is its teacher; and of one that is not, whose loss at T = 1 is forward_kl, on other rows."""
+    more = [f"--init_from={teacher}", "--learning_rate=0", "--min_lr=0", "--weight_decay=0", "--dropout=0"]
+    done = run_script("distill.py", *args("distill.py", "same", *more, "--eval_interval=5"))
+    assert done.stdout.count("same top token 100.0% | forward KL 0.0000, reverse KL 0.0000") == 3
+    log = {label: read_log(tmp_path / "same", label) for label in COMPARED}
+    assert all(list(values) == [0, 5, 10] for values in log.values())
+    assert log["agree"][10] == 1 and log["forward_kl"][10] == log["reverse_kl"][10] == 0
+    assert log["entropy"] == log["teacher_entropy"] and 1 < log["entropy"][0] < math.log(257)
+    run_script("distill.py", *args("distill.py", "other", "--max_steps=1", "--temperature=1", "--eval_interval=1"))
+    forward, kl = read_log(tmp_path / "other", "forward_kl")[0], read_log(tmp_path / "other", "kl")[0]
+    assert forward == pytest.approx(kl, rel=0.2) and read_log(tmp_path / "other", "agree")[0] < 1
+
+
 def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, teacher, tmp_path):
     """The chain's next id is one of 4: from log 257 = 5.5 nats towards log 4 = 1.4."""
     more = ["--max_steps=150", "--learning_rate=1e-2", "--warmup_steps=5", "--batch_size=16", "--optimizer=muon"]
@@ -254,7 +293,12 @@ def test_bad_keys(more, message, args):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--kl=backward"], "kl='backward' is not one of forward, reverse"),
+        (["--kl=backward"], "kl='backward' is not one of forward, reverse, js, skew_forward, skew_reverse, tv"),
+        (["--kl=js", "--kl_beta=1"], "kl_beta=1.0 must be over 0 and under 1"),
+        (["--kl_norm=batch"], "kl_norm='batch' is not one of token, sequence"),
+        (["--ensemble=votes"], "ensemble='votes' is not one of logits, probs"),
+        (["--teacher_weights=1,2"], "teacher_weights='1,2' must be 1 numbers over 0"),
+        (["--weight_mse=-1"], "weight_mse=-1.0 is too small"),
         (["--teacher="], "teacher is empty"),
         (["--weight_ce=0", "--weight_kl=0", "--weight_cos=0"], "nothing would be learnt"),
         (["--temperature=0"], "temperature=0.0 is too small"),

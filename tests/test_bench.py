@@ -1,0 +1,32 @@
+"""bench.py as a user runs it, at a tiny size: what it prints, not how fast anything is."""
+
+import json
+
+import pytest
+from conftest import run_script
+
+TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_width=64", "--student_layers=1",
+        "--teacher_layers=1", "--block_size=16", "--rounds=1", "--repeats=1", "--device=cpu"]  # fmt: skip
+
+
+def test_head_prints_a_table():
+    table = run_script("bench.py", *TINY).stdout.splitlines()
+    assert table[0].startswith("matmul peak ") and table[2].endswith("1.00x")
+    assert [line.split()[0] for line in table[2:]] == ["straightforward", "chunked"]
+
+
+def test_step_prints_json():
+    got = json.loads(run_script("bench.py", *TINY, "--part=step", "--json").stdout)
+    assert list(got["medians"]) == ["straightforward", "chunked", "kept"] and got["config"]["vocab_size"] == 300
+    for m in got["medians"].values():
+        assert m["seconds"] > 0 and m["peak_bytes"] > 1e8 and m["tokens_per_s"] == pytest.approx(64 / m["seconds"])
+
+
+def test_one_divergence_alone_and_errors():
+    table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
+    assert [line.split()[0] for line in table[2:]] == ["chunked"]
+    for key, message in [("--part=body", "part='body' is not one of head, step"), ("--kl=x", "kl='x' is not one of")]:
+        done = run_script("bench.py", key, ok=False)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    done = run_script("bench.py", *TINY, "--part=step", "--student_width=65", ok=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
