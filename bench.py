@@ -1,7 +1,8 @@
-"""Time and memory of the chunked head, and of a whole distillation step with it, against a straightforward version.
+"""Time and memory of the chunked head, and of a distillation step with it, against a straightforward version; encoding.
 
     python bench.py --part=head
     python bench.py --part=step --vocab_size=16000
+    python bench.py --part=tokenizer --tokenizer=EleutherAI/pythia-160m      # needs pip install tokenizers
 
 The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
 the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
@@ -10,6 +11,8 @@ the best square matmul of the moment, so that each is a share of the peak it had
     chunked           losses.chunked_head, as in the loops
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
+    tokenizers        encode_batch_fast of Hugging Face's library
+    nanodistill       encode_batch of common/bpe.py
 """
 
 import json as jsonlib
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +32,7 @@ from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
 from model import LLaMA, LLaMAConfig
 
-part = "head"  # "head": hidden states -> losses -> gradients of hidden states and head; "step": all of a step
+part = "head"  # "head": hidden states -> losses -> gradients of hidden states and head; "step": all of it; "tokenizer"
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -38,6 +42,8 @@ teacher_layers = 12  # step
 block_size = 128  # step: tokens in a row
 kl = "forward"  # any that distill.py knows; versions but "chunked" only have "forward"
 chunk_tokens = 0  # of the chunked head; 0: as many as is fastest
+tokenizer = "gpt2"  # tokenizer: a byte-level BPE, by folder or name
+text = "stdlib"  # tokenizer: the documents that are encoded, as prepare_data.py's source
 rounds = 5  # turns of each version
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -53,14 +59,16 @@ T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    one_of(config, part=("head", "step"), version=("", "straightforward", "chunked", "kept"))
+    versions = ("", "straightforward", "chunked", "kept", "tokenizers", "nanodistill")
+    one_of(config, part=("head", "step", "tokenizer"), version=versions)
     divergence(kl)
     if version:
-        print(jsonlib.dumps(turn()))
+        print(jsonlib.dumps(encode_turn() if part == "tokenizer" else turn()))
         return
     on_cuda = Runtime(device, dtype).cuda
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
     names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
+    names = ["tokenizers", "nanodistill"] if part == "tokenizer" else names
     results = {name: [] for name in names}
     command = [sys.executable, Path(__file__).resolve(), *sys.argv[1:]]
     for _ in tqdm(range(rounds), "rounds", disable=not sys.stderr.isatty(), leave=False):
@@ -78,9 +86,17 @@ def main():
 
 
 def table(medians):
+    base = next(iter(medians.values()))["seconds"]
+    if part == "tokenizer":
+        print("version            seconds   tokens/s       MB/s    memory   speed")
+        for name, m in medians.items():
+            print(
+                f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.0f} {m['bytes_per_s'] / 1e6:10.2f} "
+                f"{m['peak_bytes'] / 1e6:6,.0f} MB {base / m['seconds']:5.2f}x"
+            )
+        return
     print(f"matmul peak {statistics.median(m['peak_flops'] for m in medians.values()) / 1e9:,.0f} GFLOP/s")
     print("version            seconds   tokens/s  of peak    memory  beyond tensors   speed")
-    base = next(iter(medians.values()))["seconds"]
     for name, m in medians.items():
         print(
             f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.0f} {m['share_of_peak']:8.1%} "
@@ -100,7 +116,7 @@ def turn() -> dict:
     torch.manual_seed(0)
     run = Runtime(device, dtype, keep_memory=part == "step" and version != "straightforward")
     go, n_tokens, flops, grads = (head_part if part == "head" else step_part)(run)
-    before = memory(run) + sum(g.numel() * g.element_size() for g in grads)
+    before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
     times = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
@@ -108,15 +124,38 @@ def turn() -> dict:
         if run.cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    used, seconds, peak = memory(run, peak=True), statistics.median(times[1:]), matmul_peak(run.device, run.dtype)
+    used, seconds, peak = memory(run.cuda, peak=True), statistics.median(times[1:]), matmul_peak(run.device, run.dtype)
     share = flops / seconds / peak
     return {"seconds": seconds, "tokens_per_s": n_tokens / seconds, "share_of_peak": share, "peak_flops": peak,
             "peak_bytes": used, "extra_bytes": used - before}  # fmt: skip
 
 
-def memory(run, peak=False) -> int:
+def encode_turn() -> dict:
+    """Seconds (median) to encode all documents on all cores, and what that is per second."""
+    from common.tokenizer import load_tokenizer  # here, as the other parts' memory is measured without them
+    from prepare_data import open_source
+
+    documents, ours = [document for document, _ in open_source(text)[0]()], load_tokenizer(tokenizer)
+    encode = ours.encode_batch
+    if version == "tokenizers":
+        import tokenizers  # in requirements-dev.txt: the project itself does not need it
+
+        theirs = tokenizers.Tokenizer.from_str(jsonlib.dumps(ours.spec))
+        encode = partial(theirs.encode_batch_fast, add_special_tokens=False)
+    times = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        encoded = encode(documents)
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
+    return {"seconds": seconds, "tokens_per_s": sum(map(len, encoded)) / seconds, "bytes_per_s": n_bytes / seconds,
+            "peak_bytes": memory(cuda=False, peak=True)}  # fmt: skip
+
+
+def memory(cuda: bool, peak=False) -> int:
     """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
-    if run.cuda:
+    if cuda:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:" if peak else "VmRSS:"):

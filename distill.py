@@ -17,7 +17,7 @@ from torch import nn
 import hellaswag
 from common.checkpoint import load_trainer_state, restore, save_checkpoint, starting_point
 from common.data import TokenData
-from common.pretrained import check_fits, find_model, load_pretrained
+from common.pretrained import check_fits, find_model, freeze_parameters, keep_blocks, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from configurator import at_least, configure, one_of
@@ -36,13 +36,15 @@ from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
-init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model folder to start from
+init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model's folder or name
+init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11" (scratch: of the first teacher); "": from all
+freeze = ""  # parameters that stay as they are, by what their names begin with: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
 # Teacher
-teacher = ""  # model folder or run's out_dir; several with commas between
+teacher = ""  # model folder, run's out_dir, or hub repository's name; several with commas between
 teacher_weights = ""  # of several teachers in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
 teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
@@ -57,7 +59,7 @@ weight_ce = 1.0  # of the cross-entropy with the data
 weight_kl = 1.0  # of the KL
 weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; other widths get a learned projection
 weight_mse = 0.0  # of the mean square of their difference, likewise
-# Student (comes from the folder when init_from is one)
+# Student (comes from init_from where that names one, or from the teacher with init_layers)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
 n_head = 6  # query heads
@@ -119,8 +121,8 @@ val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, run.rank, run
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
 max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
-if hellaswag_interval:
-    tokenizer, examples = load_tokenizer(dataset), hellaswag.load_examples(hellaswag_data, hellaswag_limit)
+tokenizer = load_tokenizer(dataset)
+examples = hellaswag.load_examples(hellaswag_data, hellaswag_limit) if hellaswag_interval else []
 
 # ---------------------------------------------------------------------------------------------
 # teacher
@@ -129,7 +131,8 @@ one_of(config, kl_norm=("token", "sequence"), ensemble=("logits", "probs"))
 kl_scale = weight_kl * (temperature**2 if t2_scale else 1) * (block_size if kl_norm == "sequence" else 1)
 kl_factors = f"{weight_kl:g}" + f"*{temperature:g}^2" * t2_scale + f"*{block_size}" * (kl_norm == "sequence")
 taught = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
-names = [name.strip() for name in teacher.split(",") if name.strip()] if taught else []
+named = [name.strip() for name in teacher.split(",") if name.strip()]
+names = named if taught else []
 if taught and not names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
 if not (taught or weight_ce):
@@ -146,9 +149,10 @@ for name in names:
 # student
 torch.manual_seed(seed)
 rows = -(-vocab_size // vocab_multiple) * vocab_multiple
-if folder:
-    check_same_tokenizer(dataset, find_model(folder))
-    raw_model = load_pretrained(folder, dtype=torch.float32, dropout=dropout)
+source = folder or (named[0] if init_layers and named else None)  # a model to start from
+if source:
+    check_same_tokenizer(dataset, find_model(source))
+    raw_model = load_pretrained(source, dtype=torch.float32, dropout=dropout)
 elif arch == "gpt":
     raw_model = GPT(GPTConfig(rows, block_size, n_layer, n_head, n_embd, n_inner, dropout, tie_word_embeddings))
 elif arch == "llama":
@@ -157,7 +161,10 @@ elif arch == "llama":
     )
 else:
     raise ValueError(f"arch={arch!r} is not one of gpt, llama")
-check_fits(raw_model, folder, block_size, vocab_size)
+check_fits(raw_model, source, block_size, vocab_size)
+if init_layers and init_from != "resume":
+    keep_blocks(raw_model, init_layers, source)
+freeze_parameters(raw_model, freeze)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
 head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
@@ -170,7 +177,7 @@ projections.to(run.device)  # one a teacher, for cos and mse; saved in trainer.p
 # optimiser
 learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
 optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, projections)
-params = [*raw_model.parameters(), *projections.parameters()]
+params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------
 # resume
@@ -257,7 +264,7 @@ for step in range(first_step, max_steps + 1):
         state = {"step": step, "seconds": seconds, "config": config, "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         if run.is_main:
-            save_checkpoint(out_dir, raw_model, dataset, state, keep_checkpoints)
+            save_checkpoint(out_dir, raw_model, tokenizer, state, keep_checkpoints)
     if last or stopping:
         break
     started = time.perf_counter()

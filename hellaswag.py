@@ -132,7 +132,7 @@ def accuracy(model, tokenizer, examples: list[dict], run: Runtime, progress=Fals
 
 
 if __name__ == "__main__":
-    model = ""  # model folder, or a run's out_dir (its newest checkpoint)
+    model = ""  # model folder, a run's out_dir (its newest checkpoint), or a hub repository's name
     data = ""  # .jsonl file of examples; "" downloads the official validation set
     limit = 0  # the first examples only; 0: all 10,042
     device = "auto"  # "auto", "cpu" or "cuda"

@@ -245,7 +245,8 @@ def chunked_head(
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         h, w, y = hidden.flatten(0, -2).to(dtype), weight.to(dtype), targets.flatten()  # (N, C), (rows, C), (N,)
         valid, per_token = (y >= 0).float(), h.new_zeros(2, len(h), dtype=torch.float32)
-        grad_h, grad_w = (torch.zeros_like(t, dtype=torch.float32) if needs_grad else None for t in (h, w))
+        grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
+        grad_w = torch.zeros_like(w, dtype=torch.float32) if needs_grad and weight.requires_grad else None
         for now, logits, *taught in logits_in_chunks([(h, w), *teachers], chunk):
             grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
             for rows in blocks(logits):
@@ -254,7 +255,8 @@ def chunked_head(
             if needs_grad:
                 grad[:, vocab_size:] = 0
                 grad_h[now] = matmul(grad, w) * valid[now, None]
-                add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
+                if grad_w is not None:  # the head is not frozen
+                    add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
             del logits, taught, grad  # before the next chunk's are made
         ce, kl = (per_token * valid).sum(-1) / n_tokens
         loss = settings.get("weight_ce", 1.0) * ce + settings.get("weight_kl", 0.0) * kl
@@ -359,7 +361,8 @@ class WithGradient(torch.autograd.Function):
             raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
         (grad_h, grad_w), (shape, dtype, weight_dtype), ctx.grads = ctx.grads, ctx.like, None
         scale = upstream / ctx.n_tokens
-        return None, grad_h.mul_(scale).view(shape).to(dtype), grad_w.mul_(scale).to(weight_dtype), None, None, None
+        grad_w = grad_w if grad_w is None else grad_w.mul_(scale).to(weight_dtype)
+        return None, grad_h.mul_(scale).view(shape).to(dtype), grad_w, None, None, None
 
 
 def logits_in_chunks(heads, chunk=0):

@@ -2,8 +2,8 @@
 
 GPT    GPT-2 (learned positions, tanh GELU, tied head) and, by its flags, GPT-NeoX / Pythia
        (rotary positions on a part of each head, parallel residual, exact GELU, untied head).
-LLaMA  LLaMA 1-3 (RMSNorm, SwiGLU, rotary positions, grouped-query attention, RoPE scaling),
-       Qwen2.5 (bias on query, key and value) and OLMo (LayerNorm without parameters).
+LLaMA  LLaMA 1-3 (RMSNorm, SwiGLU, rotary positions, grouped-query attention, RoPE scaling), Mistral,
+       Qwen2.5 (bias on query, key and value) and OLMo (LayerNorm without parameters, clipped q, k, v).
 
 Shapes: B rows, T positions, C = n_embd, V = vocab_size, nh query heads, nkv key/value heads,
 hs = C / nh. Nothing here knows of files, ranks, losses or foreign names of weights.
@@ -291,6 +291,10 @@ class LLaMAConfig:
     rope_theta: float = 10000.0
     rope_scaling: dict = field(default_factory=dict)  # arguments of scale_rope; empty: none
     qkv_bias: bool = False  # Qwen2.5
+    attn_proj_bias: bool = False  # of attention's output
+    mlp_bias: bool = False
+    clip_qkv: float = 0.0  # OLMo: queries, keys and values are clamped to +- this; 0: not
+    sliding_window: int = 0  # Mistral: positions a query sees; block_size is at most this, where it makes no difference
     parametric_norm: bool = True  # True: RMSNorm; False: OLMo's LayerNorm without weight and bias
     norm_eps: float = 1e-5
 
@@ -298,6 +302,8 @@ class LLaMAConfig:
         self.n_kv_head = self.n_kv_head or self.n_head
         self.n_inner = self.n_inner or 64 * math.ceil(8 * self.n_embd / 3 / 64)
         check_config(self, self.n_kv_head)
+        if 0 < self.sliding_window < self.block_size:
+            raise ValueError(f"block_size={self.block_size} is beyond sliding_window={self.sliding_window}; lower it")
         if self.n_embd // self.n_head % 2:
             raise ValueError(f"n_embd / n_head = {self.n_embd // self.n_head} is odd; rotary positions need pairs")
 
@@ -310,15 +316,17 @@ class LLaMAConfig:
 class LLaMAAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.hs, self.dropout = config.n_embd // config.n_head, config.dropout
+        self.hs, self.dropout, self.clip = config.n_embd // config.n_head, config.dropout, config.clip_qkv
         self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=config.qkv_bias)
         self.c_k = nn.Linear(config.n_embd, config.n_kv_head * self.hs, bias=config.qkv_bias)
         self.c_v = nn.Linear(config.n_embd, config.n_kv_head * self.hs, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_proj_bias)
 
     def forward(self, x, rope, extend):
         B, T, C = x.shape
         q, k, v = (c(x).view(B, T, -1, self.hs).transpose(1, 2) for c in (self.c_q, self.c_k, self.c_v))
+        if self.clip:
+            q, k, v = (p.clamp(-self.clip, self.clip) for p in (q, k, v))
         q, k = apply_rope(q, rope), apply_rope(k, rope)  # (B, nh, T, hs), (B, nkv, T, hs)
         if extend:
             k, v = extend(k, v)
@@ -330,9 +338,9 @@ class LLaMAAttention(nn.Module):
 class LLaMAMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_gate = nn.Linear(config.n_embd, config.n_inner, bias=False)
-        self.c_fc = nn.Linear(config.n_embd, config.n_inner, bias=False)
-        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=False)
+        self.c_gate = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.c_fc = nn.Linear(config.n_embd, config.n_inner, bias=config.mlp_bias)
+        self.c_proj = nn.Linear(config.n_inner, config.n_embd, bias=config.mlp_bias)
         self.dropout = config.dropout
 
     def forward(self, x):

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.data import tokenizer_meta
 from common.download import download
-from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, tokenizer_meta
+from common.tokenizer import FILES, ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from configurator import configure
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -120,13 +121,21 @@ def split(read, files, val_fraction: float):
 
 
 def make_tokenizer(kind: str, vocab_size: int, texts, characters: int):
-    """The tokenizer of that kind; "bpe" is trained on `texts`, of which a spread sample where they are large."""
+    """The tokenizer of that kind, or of the folder or hub repository of that name.
+
+    "bpe" is trained on `texts`, of which a spread sample where they are large.
+    """
     if kind == "bytes":
         return ByteTokenizer()
-    if kind == "gpt2":
-        return GPT2Tokenizer()
     if kind != "bpe":
-        raise ValueError(f"tokenizer={kind!r} is not one of bytes, bpe, gpt2")
+        try:
+            tokenizer = load_tokenizer(kind)
+        except OSError as error:
+            raise type(error)(f"tokenizer={kind!r} is not one of bytes, bpe, gpt2, and {error}") from None
+        if tokenizer.vocab_size > 65536:
+            raise ValueError(f"tokenizer={kind!r} has {tokenizer.vocab_size:,} ids, but train.bin holds uint16: 65,536")
+        tokenizer.bos = tokenizer.eot  # documents are told apart by eot alone; no model sees bos
+        return tokenizer
     if not 300 <= vocab_size <= 65535:
         raise ValueError(f"vocab_size={vocab_size}: a bpe needs 300 to 65,535 (bytes come first, ids are uint16)")
     every = -(-characters // BPE_SAMPLE)
@@ -202,10 +211,10 @@ def write_choices(items, path: Path, lines=6, limit=500):
 
 if __name__ == "__main__":
     source = "stdlib"  # "stdlib", "shakespeare" (downloaded), a .txt or .jsonl file, or a folder of them
-    tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here) or "gpt2" (50,257 ids)
+    tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here), "gpt2", or a model's folder or name
     vocab_size = 4096  # of the bpe; at most 65,535
     val_fraction = 0.05  # of the documents, or of a single text, held out in val.bin
-    out_dir = ""  # where train.bin, val.bin, meta.json and tokenizer.model go; "": data/ and the source's name
+    out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
     config = configure(globals())
 
     if not 0 < val_fraction <= 0.5:
@@ -221,7 +230,7 @@ if __name__ == "__main__":
     writers = write_split(split(read, files, val_fraction), tok, folder, characters)
     if empty := [name for name, writer in writers.items() if not writer.tokens]:
         raise ValueError(f"the {empty[0]} split is empty: too few documents for val_fraction={val_fraction}; change it")
-    for old in ("meta.json", "tokenizer.model", "choices.jsonl"):  # without meta.json the folder is no data set
+    for old in ("meta.json", "choices.jsonl", *FILES):  # without meta.json the folder is no data set
         (folder / old).unlink(missing_ok=True)
     for writer in writers.values():
         writer.path.with_suffix(".writing").replace(writer.path)

@@ -2,7 +2,7 @@
 
     python sample.py --model=out/quickstart/teacher --prompt="def main():"
 
-The model is any folder with config.json and model.safetensors, or a run's out_dir.
+The model is any Hugging Face folder of a family we have, a run's out_dir, or the name of a hub repository.
 """
 
 import torch
@@ -12,8 +12,8 @@ from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from configurator import at_least, configure
 
-model = ""  # model folder, or a run's out_dir (its newest checkpoint)
-prompt = ""  # text to continue; "" starts a document
+model = ""  # model folder, a run's out_dir (its newest checkpoint), or a hub repository's name
+prompt = ""  # text to continue; "" starts with the beginning-of-text id alone
 num_samples = 1  # texts to write
 max_tokens = 200  # tokens of each
 temperature = 0.8  # 0: always the likeliest token
@@ -29,7 +29,9 @@ run = Runtime(device, dtype)
 tokenizer = load_tokenizer(find_model(model))
 net = load_pretrained(model, run.device, torch.float32)
 torch.manual_seed(seed)
-ids = tokenizer.encode(prompt) or [tokenizer.eot]
+ids = tokenizer.encode(prompt)
+if not ids or tokenizer.bos != tokenizer.eot:  # a token of its own for the beginning of a text begins every text
+    ids = [tokenizer.bos, *ids]
 idx = torch.tensor([ids], device=run.device)  # (1, T)
 for i in range(num_samples):
     with run.autocast():

@@ -15,7 +15,7 @@ import torch
 import hellaswag
 from common.checkpoint import load_trainer_state, restore, save_checkpoint, starting_point
 from common.data import TokenData
-from common.pretrained import check_fits, find_model, load_pretrained
+from common.pretrained import check_fits, find_model, freeze_parameters, keep_blocks, load_pretrained
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from configurator import at_least, configure
@@ -24,12 +24,14 @@ from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
-init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model folder to start from
+init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model's folder or name
+init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11"; "": from all
+freeze = ""  # parameters that stay as they are, by what their names begin with: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
-# Model (comes from the folder when init_from is one)
+# Model (comes from init_from where that names one)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
 n_head = 6  # query heads
@@ -90,8 +92,8 @@ val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, run.rank, run
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
 max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
-if hellaswag_interval:
-    tokenizer, examples = load_tokenizer(dataset), hellaswag.load_examples(hellaswag_data, hellaswag_limit)
+tokenizer = load_tokenizer(dataset)
+examples = hellaswag.load_examples(hellaswag_data, hellaswag_limit) if hellaswag_interval else []
 
 # ---------------------------------------------------------------------------------------------
 # model
@@ -109,6 +111,9 @@ elif arch == "llama":
 else:
     raise ValueError(f"arch={arch!r} is not one of gpt, llama")
 check_fits(raw_model, folder, block_size, vocab_size)
+if init_layers and init_from != "resume":
+    keep_blocks(raw_model, init_layers, folder)
+freeze_parameters(raw_model, freeze)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
 head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
@@ -118,7 +123,7 @@ head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> 
 # optimiser
 learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
 optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps)
-params = list(raw_model.parameters())
+params = [p for p in raw_model.parameters() if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------
 # resume
@@ -179,7 +184,7 @@ for step in range(first_step, max_steps + 1):
     if step > first_step and (last or stopping or (save_interval and step % save_interval == 0)):
         state = {"step": step, "seconds": seconds, "config": config, "optimizers": [o.state_dict() for o in optimizers]}
         if run.is_main:
-            save_checkpoint(out_dir, raw_model, dataset, state, keep_checkpoints)
+            save_checkpoint(out_dir, raw_model, tokenizer, state, keep_checkpoints)
     if last or stopping:
         break
     started = time.perf_counter()

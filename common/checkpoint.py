@@ -1,15 +1,13 @@
 """Checkpoints: out_dir/step_NNNNNN/, each a Hugging Face folder that also continues its run.
 
 config.json, model.safetensors   the model, under its family's Hugging Face names
-meta.json, tokenizer.model       its tokenizer
+meta.json, tokenizer.*           its tokenizer
 trainer.pt                       step, seconds, knobs, optimisers; loads with weights_only=True
 
 A folder is written aside, flushed to the disk and renamed, so a `step_` folder is a complete one. No
 random state is kept: batches and dropout are pure functions of (seed, step).
 """
 
-import json
-import os
 import pickle  # for the name of its error only: nothing is unpickled but through weights_only
 import shutil
 from pathlib import Path
@@ -17,9 +15,8 @@ from pathlib import Path
 import safetensors
 import torch
 
-from common.data import TOKENIZER_KEYS, read_meta
-from common.pretrained import by_step, save_pretrained
-from common.tokenizer import copy_tokenizer
+from common.files import by_step, flush
+from common.pretrained import save_pretrained
 
 MODEL_KEYS = ("arch", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_word_embeddings", "vocab_multiple")
 
@@ -76,24 +73,21 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
             projections.load_state_dict(state["projections"])
     except (KeyError, ValueError, RuntimeError):
         raise ValueError(
-            f"{folder}/trainer.pt is of other optimisers or teachers; resume with the script, optimizer, teacher and "
-            "weight_cos it was trained with, or start anew from it: --init_from=" + str(folder)
+            f"{folder}/trainer.pt is of other optimisers or teachers; resume with the script, optimizer, freeze, "
+            "teacher and weight_cos it was trained with, or start anew from it: --init_from=" + str(folder)
         ) from None
 
 
-def save_checkpoint(out_dir, model, dataset, state: dict, keep=0):
+def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0):
     """Write out_dir/step_NNNNNN for the finished steps state["step"]; then keep only the newest `keep` (0: all).
 
-    state: what trainer.pt is to hold, tensors and plain values; dataset: whose tokenizer goes along.
+    state: what trainer.pt is to hold, tensors and plain values; tokenizer: of the data, goes along.
     """
     final = Path(out_dir) / f"step_{state['step']:06d}"
     aside = final.with_name(f".{final.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
     try:
-        save_pretrained(model, aside)
-        copy_tokenizer(dataset, aside)
-        meta = {k: v for k, v in read_meta(dataset).items() if k in TOKENIZER_KEYS}
-        (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        save_pretrained(model, aside, tokenizer)
         torch.save(state, aside / "trainer.pt")
         for path in [*aside.iterdir(), aside]:
             flush(path)
@@ -108,12 +102,3 @@ def save_checkpoint(out_dir, model, dataset, state: dict, keep=0):
         shutil.rmtree(aside, ignore_errors=True)
     for old in checkpoints(out_dir)[:-keep] if keep else []:
         shutil.rmtree(old)
-
-
-def flush(path: Path):
-    """fsync a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

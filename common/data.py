@@ -36,6 +36,13 @@ def read_meta(folder: str | Path) -> dict:
     return meta
 
 
+def tokenizer_meta(tokenizer) -> dict:
+    """What meta.json says of a tokenizer; `bos` only matters where it is not `eot`."""
+    return dict(zip(TOKENIZER_KEYS, (tokenizer.kind, tokenizer.hash, tokenizer.vocab_size, tokenizer.eot))) | {
+        "bos": tokenizer.bos
+    }
+
+
 class TokenData:
     """Rows of T + 1 tokens from one .bin file, in an endless order fixed by the seed.
 
@@ -52,8 +59,6 @@ class TokenData:
         self.vocab_size = self.meta["vocab_size"]
         if not (self.meta.get(f"{split}_tokens") and self.meta.get(f"{split}_bytes")):
             raise ValueError(f"{folder}/meta.json lacks {split}_tokens or {split}_bytes; prepare the data again")
-        if self.meta["tokenizer"] == "bpe" and not (Path(folder) / "tokenizer.model").is_file():
-            raise FileNotFoundError(f"{folder}/tokenizer.model is not there; copy it back or prepare the data again")
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not there; run prepare_data.py with --out_dir={folder} again")
         size = self.path.stat().st_size

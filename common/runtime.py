@@ -154,11 +154,12 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
 def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:
     """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks.
 
-    Weight decay on matrices and embeddings, none on vectors (biases and norms). `extra`: a module trained beside
-    the model. Muon (kellerjordan.github.io/posts/muon) is torch's, its update scaled to AdamW's RMS.
+    Frozen parameters are left out. Weight decay on matrices and embeddings, none on vectors (biases and norms).
+    `extra`: a module trained beside the model. Muon (kellerjordan.github.io/posts/muon) is torch's, its update scaled
+    to AdamW's RMS.
     """
-    params = {id(p): p for module in (model, extra) if module for p in module.parameters()}
-    muon = [p for p in model.h.parameters() if p.dim() == 2] if optimizer == "muon" else []
+    params = {id(p): p for module in (model, extra) if module for p in module.parameters() if p.requires_grad}
+    muon = [p for p in model.h.parameters() if p.dim() == 2 and p.requires_grad] if optimizer == "muon" else []
     if optimizer not in ("adamw", "muon"):
         raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
@@ -168,7 +169,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     groups = [{"params": [p for p in params.values() if p.dim() >= 2], "weight_decay": weight_decay},
               {"params": [p for p in params.values() if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
     groups = [g for g in groups if g["params"]]
-    optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), eps, fused=True)]
+    optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), eps, fused=True)] if groups else []
     if muon:
         optimizers.insert(0, torch.optim.Muon(muon, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers

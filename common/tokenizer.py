@@ -1,75 +1,65 @@
-"""Three tokenizers behind one small interface.
+"""Tokenizers behind one small interface, from whatever files a folder holds.
 
     encode(text) -> list[int]     encode_batch(texts) -> list[list[int]], on all cores
-    decode(ids) -> str            vocab_size, eot, hash;  save(folder)
+    decode(ids) -> str            vocab_size, eot, bos, hash;  save(folder)
 
-`hash` names the mapping from text to ids. It travels in meta.json and in every checkpoint: shapes can
-agree where meanings do not (GPT-2's and OLMo's padded heads are both 50,304 wide). Text that spells a
-special token is encoded as ordinary text; only prepare_data.py and sample.py write `eot`.
+`hash` names the mapping from text to ids: it is over what decides the ids, not over the bytes of a file. It travels in
+meta.json and in every checkpoint, as shapes can agree where meanings do not (GPT-2's and OLMo's padded heads are both
+50,304 wide). Text that spells a special token is encoded as ordinary text; only prepare_data.py and sample.py write
+`eot` and `bos`, which are the same id where a tokenizer has no token of its own for the beginning of a text.
 """
 
 import hashlib
 import io
+import json
 import os
-import shutil
 from pathlib import Path
 
 import sentencepiece
-import tiktoken
+from tiktoken.load import read_file_cached
 
-from common.data import TOKENIZER_KEYS, read_meta
+from common.bpe import BPETokenizer, byte_characters, spec_of_merges
+from common.data import read_meta
+from common.download import download_repo, is_repo
+from common.files import by_step, read_json
 
-
-class ByteTokenizer:
-    """UTF-8 bytes 0 … 255, and 256 for end of text."""
-
-    kind, vocab_size, eot = "bytes", 257, 256
-    hash = hashlib.sha256(b"utf-8 bytes, eot 256").hexdigest()[:16]
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8", errors="replace"))
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: list[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
-
-    def save(self, folder: Path):
-        """Nothing to save: the name says it all."""
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # what `save` of any of them may write
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # end-of-text tokens, for files that name none
+GPT2 = {  # OpenAI's own files, as tiktoken has them: name, SHA-256
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 
 
-class GPT2Tokenizer:
-    """GPT-2's byte-level BPE from tiktoken, which downloads it once into TIKTOKEN_CACHE_DIR (or its default)."""
+class ByteTokenizer(BPETokenizer):
+    """UTF-8 bytes 0 … 255, and 256 for end of text: a byte-level BPE without merges."""
+
+    kind = "bytes"
+
+    def __init__(self):
+        super().__init__(spec_of_merges(byte_characters() | {ENDS[0]: 256}, []), eot=256)
+
+
+class GPT2Tokenizer(BPETokenizer):
+    """GPT-2's byte-level BPE: by tiktoken's download, kept in TIKTOKEN_CACHE_DIR (or its default), else the hub's."""
 
     kind = "gpt2"
 
     def __init__(self):
+        base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
         try:
-            self.encoding = tiktoken.get_encoding("gpt2")
+            encoder, merges = (read_file_cached(base + name, sha).decode() for name, sha in GPT2.items())
+            super().__init__(spec_of_merges(json.loads(encoder), read_merges(merges)), eot=50256)
         except OSError as error:
-            raise OSError(
-                f"tiktoken cannot download GPT-2's vocabulary ({type(error).__name__}); connect once, or copy "
-                "its cache from another machine and set TIKTOKEN_CACHE_DIR"
-            ) from None
-        self.vocab_size, self.eot = self.encoding.n_vocab, self.encoding.eot_token
-        digest = hashlib.sha256()
-        for i in range(self.eot):  # ids in order, each as its length and bytes
-            token = self.encoding.decode_single_token_bytes(i)
-            digest.update(len(token).to_bytes(4, "little") + token)
-        self.hash = digest.hexdigest()[:16]
-
-    def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count())
-
-    def decode(self, ids: list[int]) -> str:
-        return self.encoding.decode([i for i in ids if i < self.eot])
-
-    def save(self, folder: Path):
-        """Nothing to save: the name says it all."""
+            try:
+                other = load_tokenizer(download_repo("gpt2", weights=False))
+            except OSError:
+                raise OSError(
+                    f"cannot download GPT-2's vocabulary, by tiktoken ({type(error).__name__}) or from the hub; name a "
+                    "folder with vocab.json and merges.txt instead of gpt2, or copy tiktoken's cache from another "
+                    "machine and set TIKTOKEN_CACHE_DIR"
+                ) from None
+            super().__init__(other.spec, eot=other.eot)
 
 
 class SentencePieceTokenizer:
@@ -87,8 +77,12 @@ class SentencePieceTokenizer:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise ValueError(f"{where} is not a SentencePiece model, or was cut") from None
-        self.vocab_size, self.eot = self.processor.vocab_size(), self.processor.eos_id()
-        self.hash = hashlib.sha256(model).hexdigest()[:16]
+        self.vocab_size, self.eot, self.bos = (f() for f in (self.processor.vocab_size, self.processor.eos_id,
+                                                             self.processor.bos_id))  # fmt: skip
+        if self.eot < 0:
+            raise ValueError(f"{where} has no end-of-text id; documents could not be told apart")
+        self.bos = self.eot if self.bos < 0 else self.bos
+        self.hash = hashlib.sha256(b"".join(deciding_fields(model))).hexdigest()[:16]
 
     @classmethod
     def train(cls, texts, vocab_size: int):
@@ -108,10 +102,10 @@ class SentencePieceTokenizer:
         return cls(model.getvalue())
 
     def encode(self, text: str) -> list[int]:
-        return self.processor.encode(text)
+        return self.processor.encode(whole_characters(text))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.processor.encode(texts, num_threads=os.cpu_count())
+        return self.processor.encode([whole_characters(text) for text in texts], num_threads=os.cpu_count())
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode([i for i in ids if i != self.eot])
@@ -120,49 +114,144 @@ class SentencePieceTokenizer:
         (Path(folder) / "tokenizer.model").write_bytes(self.model)
 
 
-def load_tokenizer(folder: str | Path):
-    """The tokenizer of a data set, a checkpoint or a Hugging Face folder with a tokenizer.model.
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def deciding_fields(model: bytes):
+    """The top-level fields of a SentencePiece file that decide ids, serialised: all but how it was trained and tested.
+
+    Field 2 is trainer_spec (paths of files, thread counts), 4 self_test_data; of trainer_spec, byte_fallback (35),
+    model_type (3) and treat_whitespace_as_suffix (24) are used for encoding.
+    """
+    for number, _, field in proto_fields(model):
+        if number == 2:
+            yield from (whole for n, whole, _ in proto_fields(field) if n in (3, 24, 35))
+        elif number != 4:
+            yield bytes([number]) + field
+
+
+def proto_fields(message: bytes):
+    """(number, serialised, contents) of each field of a protocol buffer message that a SentencePiece file is."""
+    at = 0
+    while at < len(message):
+        start = at
+        key, at = varint(message, at)
+        size = {1: 8, 5: 4}.get(key & 7, 0)
+        if key & 7 == 2:
+            size, at = varint(message, at)
+        elif key & 7 == 0:
+            _, at = varint(message, at)
+        contents, at = message[at : at + size], at + size
+        yield key >> 3, message[start:at], contents
+
+
+def varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number in base 128, low digits first, of which all but the last have the top bit; and where it ends."""
+    value, shift = 0, 0
+    while True:
+        byte = message[at]
+        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        if byte < 128:
+            return value, at
+
+
+# ---------------------------------------------------------------------------------------------
+# folders
+
+
+def load_tokenizer(where: str | Path):
+    """The tokenizer of a data set, a model folder, a run's out_dir, or a hub repository by name ("gpt2": GPT-2's).
 
     Raises FileNotFoundError or ValueError when there is none, or not the one that meta.json names.
     """
-    folder = Path(folder)
-    if not (folder / "meta.json").is_file() and (folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer((folder / "tokenizer.model").read_bytes(), folder / "tokenizer.model")
-    meta = read_meta(folder)
-    if meta["tokenizer"] == "bpe":
-        if not (folder / "tokenizer.model").is_file():
-            raise FileNotFoundError(f"{folder}/tokenizer.model is not there, but meta.json names a bpe tokenizer")
-        tokenizer = SentencePieceTokenizer((folder / "tokenizer.model").read_bytes(), folder / "tokenizer.model")
-    elif meta["tokenizer"] in ("bytes", "gpt2"):
-        tokenizer = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}[meta["tokenizer"]]()
-    else:
-        raise ValueError(f"{folder}/meta.json: unknown tokenizer {meta['tokenizer']!r}; known: bytes, bpe, gpt2")
+    folder = Path(where)
+    if not folder.exists() and str(where) == "gpt2":
+        return GPT2Tokenizer()
+    if not folder.exists() and is_repo(str(where)):
+        folder = download_repo(str(where), weights=False)
+    if not (folder / "meta.json").is_file() and not (folder / "config.json").is_file():
+        folder = [folder, *by_step(folder)][-1]
+    tokenizer, meta_file = from_files(folder), folder / "meta.json"
+    if not meta_file.is_file():
+        if tokenizer is None:
+            raise FileNotFoundError(
+                f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json with merges.txt; "
+                "put the files of the tokenizer it was trained with there"
+            )
+        return tokenizer
+    meta, named = read_meta(folder), {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
+    if tokenizer is None and meta["tokenizer"] not in named:
+        raise FileNotFoundError(
+            f"{folder} has a meta.json that names tokenizer {meta['tokenizer']!r}, but not its files"
+        )
+    tokenizer = tokenizer or named[meta["tokenizer"]]()
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise ValueError(
             f"{folder}: its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}; "
             "a file was exchanged, prepare the data again"
         )
+    tokenizer.kind, tokenizer.eot, tokenizer.bos = meta["tokenizer"], meta["eot"], meta.get("bos", meta["eot"])
     return tokenizer
 
 
-def check_same_tokenizer(dataset: str | Path, model_folder: str | Path):
-    """ValueError unless the model's tokenizer is that of the data, by hash: equal shapes prove nothing."""
-    has_meta = (Path(model_folder) / "meta.json").is_file()
-    theirs = read_meta(model_folder)["tokenizer_hash"] if has_meta else load_tokenizer(model_folder).hash
+def from_files(folder: Path):
+    """The tokenizer that the files of a folder hold, None without any."""
+    if (path := folder / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(path.read_bytes(), path)
+    if (path := folder / "tokenizer.json").is_file():
+        tokenizer = BPETokenizer(read_json(path), path)
+    else:
+        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+            if (folder / vocab).is_file() and (folder / merges).is_file():
+                path = folder / vocab
+                pairs = read_merges((folder / merges).read_text(encoding="utf-8"))
+                tokenizer = BPETokenizer(spec_of_merges(read_json(path), pairs), path)
+                break
+        else:
+            return None
+    tokenizer.eot = special_id(folder, "eos", tokenizer.ids, ENDS)
+    tokenizer.bos = special_id(folder, "bos", tokenizer.ids, ())
+    if tokenizer.eot is None:
+        raise ValueError(f"{path} has no {', '.join(ENDS)}; name its eos_token in {folder}/tokenizer_config.json")
+    tokenizer.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    return tokenizer
+
+
+def read_merges(text: str) -> list[tuple[str, ...]]:
+    """The pairs of a merges.txt or vocab.bpe: one a line, after a line with the version."""
+    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip() and not line.startswith("#version")]
+    if wrong := [line for line in lines if line.count(" ") != 1]:
+        raise ValueError(f"merges: expected two tokens a line with a blank between, not {wrong[0]!r}")
+    return [tuple(line.split(" ")) for line in lines]
+
+
+def special_id(folder: Path, name: str, ids: dict[str, int], known: tuple) -> int | None:
+    """The id of the folder's "eos" or "bos" token, of `ids`: as its files say, else the first of `known` there."""
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = read_json(folder / file).get(f"{name}_token") if (folder / file).is_file() else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in ids:
+            return ids[token]
+    said = read_json(folder / "config.json").get(f"{name}_token_id") if (folder / "config.json").is_file() else None
+    said = said[0] if isinstance(said, list) and said else said  # instruction-tuned models end a turn in several ways
+    if isinstance(said, int) and said in ids.values():
+        return said
+    return next((ids[token] for token in known if token in ids), None)
+
+
+def check_same_tokenizer(dataset: str | Path, where: str | Path):
+    """ValueError unless the model at `where` has the tokenizer of the data, by hash: equal shapes prove nothing."""
+    has_meta = (Path(where) / "meta.json").is_file()
+    theirs = read_meta(where)["tokenizer_hash"] if has_meta else load_tokenizer(where).hash
     ours = read_meta(dataset)["tokenizer_hash"]
     if theirs != ours:
         raise ValueError(
-            f"{model_folder} was trained with tokenizer {theirs}, but {dataset} was made with {ours}; "
-            "prepare the data with the model's own tokenizer"
+            f"{where} was trained with tokenizer {theirs}, but {dataset} was made with {ours}; prepare the data with "
+            f"the model's own tokenizer: python prepare_data.py --tokenizer={where}"
         )
-
-
-def tokenizer_meta(tokenizer) -> dict:
-    """What meta.json says of a tokenizer."""
-    return dict(zip(TOKENIZER_KEYS, (tokenizer.kind, tokenizer.hash, tokenizer.vocab_size, tokenizer.eot)))
-
-
-def copy_tokenizer(dataset: str | Path, folder: Path):
-    """Put the tokenizer of a data set beside a model: its file, if it has one (meta.json is the caller's)."""
-    if (Path(dataset) / "tokenizer.model").is_file():
-        shutil.copyfile(Path(dataset) / "tokenizer.model", folder / "tokenizer.model")

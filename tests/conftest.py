@@ -1,9 +1,14 @@
 """Helpers of the tests: the repository on the path, scripts run as a user runs them, tiny data sets."""
 
+import http.server
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and pytest runs as many tests at once as there are cores
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there: no test reaches the network
+os.environ["HF_HOME"] = f"{tempfile.gettempdir()}/nanodistill_tests"
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4", "--eval_rows=8",
         "--eval_interval=0", "--log_interval=1", "--device=cpu"]  # fmt: skip
 
@@ -37,7 +44,8 @@ def read_log(out_dir, label):
 
 def write_dataset(folder, tokens=4000, seed=0, **meta):
     """A data set of bytes with some structure: a Markov chain over 64 ids, so that a model can learn."""
-    from common.tokenizer import ByteTokenizer, tokenizer_meta
+    from common.data import tokenizer_meta
+    from common.tokenizer import ByteTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -65,3 +73,66 @@ def teacher(dataset, tmp_path_factory):
         "train.py", *TINY, "--arch=gpt", "--n_embd=48", f"--dataset={dataset}", f"--out_dir={out}", "--max_steps=12"
     )
     return out
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """A server of `files` {path: bytes}, with ranges. `trouble` {path: [behaviours]} is used up request by request:
+    a status, "cut" (the connection drops at 40 %), "slow", or "no ranges"; `headers` {path: {…}} are added.
+    """
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.files, self.trouble, self.headers, self.requests = files, {}, {}, []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        hub, path = self.server, self.path
+        hub.requests.append((path, self.headers.get("Range"), self.headers.get("Authorization")))
+        trouble = hub.trouble.get(path)
+        trouble = trouble.pop(0) if trouble else None
+        if isinstance(trouble, int):
+            return self.send_error(trouble)
+        if path.startswith("/moved"):
+            self.send_response(302)
+            for name, value in {"Location": path.removeprefix("/moved"), **hub.headers.get(path, {})}.items():
+                self.send_header(name, value)
+            return self.end_headers()
+        if path not in hub.files:
+            return self.send_error(404)
+        body, start = hub.files[path], 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if asked and trouble != "no ranges":
+            start = int(asked[1])
+            if start >= len(body):
+                return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        for name, value in hub.headers.get(path, {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if trouble == "slow":
+            time.sleep(1)
+        self.wfile.write(body[start:][: len(body) * 2 // 5] if trouble == "cut" else body[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub without files, which HF_ENDPOINT and HF_HOME are set to use; retries do not wait."""
+    import common.download
+
+    monkeypatch.setattr(common.download, "WAIT", 0)
+    server = Hub({})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()

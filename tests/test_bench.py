@@ -5,6 +5,8 @@ import json
 import pytest
 from conftest import run_script
 
+from common.tokenizer import ByteTokenizer
+
 TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_width=64", "--student_layers=1",
         "--teacher_layers=1", "--block_size=16", "--rounds=1", "--repeats=1", "--device=cpu"]  # fmt: skip
 
@@ -22,10 +24,25 @@ def test_step_prints_json():
         assert m["seconds"] > 0 and m["peak_bytes"] > 1e8 and m["tokens_per_s"] == pytest.approx(64 / m["seconds"])
 
 
+def test_tokenizer_compares_with_the_reference(tmp_path):
+    pytest.importorskip("tokenizers")
+    ByteTokenizer().save(tmp_path)
+    (tmp_path / "text.txt").write_text("some text, é\n" * 100)
+    keys = [f"--tokenizer={tmp_path}", f"--text={tmp_path / 'text.txt'}", "--rounds=1", "--repeats=1"]
+    table = run_script("bench.py", "--part=tokenizer", *keys).stdout.splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["tokenizers", "nanodistill"] and table[1].endswith("1.00x")
+    medians = json.loads(run_script("bench.py", "--part=tokenizer", *keys, "--json").stdout)["medians"]
+    for m in medians.values():
+        assert m["tokens_per_s"] == pytest.approx(m["bytes_per_s"]) and m["peak_bytes"] > 1e7
+
+
 def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]
-    for key, message in [("--part=body", "part='body' is not one of head, step"), ("--kl=x", "kl='x' is not one of")]:
+    for key, message in [
+        ("--part=body", "part='body' is not one of head, step, tokenizer"),
+        ("--kl=x", "kl='x' is not one of"),
+    ]:
         done = run_script("bench.py", key, ok=False)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     done = run_script("bench.py", *TINY, "--part=step", "--student_width=65", ok=False)

@@ -1,6 +1,7 @@
 """train.py and distill.py as a user runs them: the three locks of the twins, ranks, kills, bad input."""
 
 import ast
+import dataclasses
 import json
 import math
 import os
@@ -16,8 +17,11 @@ import torch
 from conftest import ROOT, TINY, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
+from common.bpe import BPETokenizer, byte_characters, spec_of_merges
 from common.checkpoint import checkpoints
-from common.pretrained import find_model
+from common.data import tokenizer_meta
+from common.pretrained import find_model, load_pretrained, save_pretrained
+from common.tokenizer import load_tokenizer
 from losses import COMPARED
 
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
@@ -282,7 +286,10 @@ def broken(dataset, tmp_path, name="broken", **meta):
         (["--arch=mamba"], "arch='mamba' is not one of gpt, llama"),
         (["--schedule=step"], "schedule='step' is not one of"),
         (["--device=tpu"], "device='tpu' is not one of"),
-        (["--init_from=nowhere"], "no model at 'nowhere'"),
+        (["--init_from=nowhere"], "no folder 'nowhere' here, and from the hub: cannot reach http://127.0.0.1:9"),
+        (["--init_from=../nowhere"], "no model at '../nowhere'"),
+        (["--init_layers=0"], "no model to take them from is named in init_from"),
+        (["--freeze=wpe"], "no parameter begins with 'wpe'; expected some of wte, h, ln_f, lm_head"),
         (["--init_from=resume"], "has no checkpoint to resume"),
     ],
 )
@@ -302,7 +309,8 @@ def test_bad_keys(more, message, args):
         (["--teacher="], "teacher is empty"),
         (["--weight_ce=0", "--weight_kl=0", "--weight_cos=0"], "nothing would be learnt"),
         (["--temperature=0"], "temperature=0.0 is too small"),
-        (["--teacher=allenai/OLMo-1B-hf"], "no model at 'allenai/OLMo-1B-hf'"),
+        (["--teacher=allenai/OLMo-1B-hf"], "no folder 'allenai/OLMo-1B-hf' here, and from the hub"),
+        (["--init_layers=0,7"], "has blocks 0 to 1; expected numbers with commas between"),
     ],
 )
 def test_bad_teachers(more, message, args):
@@ -321,13 +329,77 @@ def test_configs_name_what_to_run_first(tmp_path):
 
 
 def test_another_tokenizer_is_refused_although_the_shapes_agree(args, dataset, teacher, tmp_path):
-    other = broken(dataset, tmp_path, tokenizer_hash="0123456789abcdef")
+    vocab = {character: 255 - byte for character, byte in byte_characters().items()}  # as many ids, other meanings
+    reversed_bytes = BPETokenizer(spec_of_merges(vocab | {"<|endoftext|>": 256}, []), eot=256)
+    other = broken(dataset, tmp_path, **tokenizer_meta(reversed_bytes))
+    reversed_bytes.save(other)
     for script, key in (("distill.py", f"--teacher={teacher}"), ("train.py", f"--init_from={teacher}")):
         line = fails(script, *args(script, "run", f"--dataset={other}", key))
-        assert "was trained with tokenizer" in line and "was made with 0123456789abcdef" in line
+        assert "was trained with tokenizer" in line and f"was made with {reversed_bytes.hash}" in line
+    run_script("train.py", *args("train.py", "run", "--max_steps=2"))
+    line = fails("train.py", *args("train.py", "run", f"--dataset={other}", "--init_from=resume"))
+    assert "was trained with tokenizer" in line
+    exchanged = broken(dataset, tmp_path, "exchanged", tokenizer_hash="0123456789abcdef")
+    assert "a file was exchanged" in fails("train.py", *args("train.py", "exchanged", f"--dataset={exchanged}"))
     stripped = shutil.copytree(next(teacher.glob("step_*")), tmp_path / "stripped")
-    (stripped / "meta.json").unlink()
-    assert "has no meta.json" in fails("distill.py", *args("distill.py", "run", f"--teacher={stripped}"))
+    shutil.copyfile(other / "tokenizer.json", stripped / "tokenizer.json")
+    for script in ("sample.py", "hellaswag.py"):
+        assert "a file was exchanged" in fails(script, f"--model={stripped}", "--device=cpu")
+    for name in ("meta.json", "tokenizer.json"):
+        (stripped / name).unlink()
+    assert "has no tokenizer" in fails("distill.py", *args("distill.py", "run2", f"--teacher={stripped}"))
+
+
+def test_a_padded_and_an_unpadded_copy_of_a_model_are_the_same_teacher_and_student(args, teacher, tmp_path):
+    """The padding is filled with what would win every softmax."""
+    model, tokenizer = load_pretrained(teacher), load_tokenizer(teacher)
+    for name, rows in (("unpadded", 257), ("padded", 384)):
+        config = dataclasses.replace(model.config, vocab_size=rows)
+        copy = type(model)(config)
+        state = model.state_dict()
+        for key in ("wte.weight", "lm_head.weight"):
+            state[key] = torch.cat((state[key][:257], torch.full((rows - 257, config.n_embd), 3.0)))
+        copy.load_state_dict(state)
+        save_pretrained(copy, tmp_path / name, tokenizer)
+    for role in ("--teacher", "--init_from"):
+        losses = []
+        for name in ("unpadded", "padded"):
+            out = f"{role[2:]}_{name}"
+            more = [f"{role}={tmp_path / name}", "--eval_interval=5", "--learning_rate=1e-4"]
+            run_script("distill.py", *args("distill.py", out, *more))
+            losses.append([read_log(tmp_path / out, label) for label in ("train", "val", "ce", "kl", "entropy")])
+        for unpadded, padded in zip(*losses):
+            assert len(unpadded) >= 3 and unpadded == pytest.approx(padded, rel=1e-5, abs=1e-6)
+
+
+def test_a_student_starts_from_blocks_of_its_teacher_with_some_of_it_frozen(args, teacher, tmp_path):
+    """DistilGPT2's way: blocks, embeddings, final norm and head of the teacher, its positions never trained."""
+    more = ["--init_layers=1", "--freeze=wpe,ln_f.bias", "--optimizer=muon", "--weight_decay=0.1"]
+    run_script("distill.py", *args("distill.py", "still", *more, "--learning_rate=0", "--min_lr=0", "--max_steps=1"))
+    whole, part = (load_file(find_model(run) / "model.safetensors") for run in (teacher, tmp_path / "still"))
+    assert len(part) == len(whole) - 12  # a block's tensors
+    for name, weight in part.items():
+        assert torch.equal(weight, whole[name.replace(".h.0.", ".h.1.")]), name
+    assert json.loads((find_model(tmp_path / "still") / "config.json").read_text())["n_layer"] == 1
+    run_script("distill.py", *args("distill.py", "run", *more, "--max_steps=5"))
+    run_script("distill.py", *args("distill.py", "run", *more, "--max_steps=10", "--init_from=resume"))
+    trained = load_file(tmp_path / "run/step_000010/model.safetensors")
+    same = {name for name in trained if torch.equal(trained[name], part[name])}
+    assert same == {"transformer.wpe.weight", "transformer.ln_f.bias"}
+    more = [f"--init_from={teacher}", "--init_layers=1,0", "--max_steps=1", "--learning_rate=0", "--min_lr=0"]
+    run_script("train.py", *args("train.py", "swapped", *more))
+    swapped = load_file(tmp_path / "swapped/step_000001/model.safetensors")
+    assert torch.equal(swapped["transformer.h.0.ln_1.weight"], whole["transformer.h.1.ln_1.weight"])
+    line = fails("distill.py", *args("distill.py", "run", "--init_from=resume", "--init_layers=1", "--max_steps=20"))
+    assert "is of other optimisers or teachers; resume with the script, optimizer, freeze" in line
+
+
+def test_a_teacher_by_its_name_on_the_hub(args, teacher, hub, tmp_path):
+    for path in find_model(teacher).iterdir():
+        hub.files[f"/org/teacher/resolve/main/{path.name}"] = path.read_bytes()
+    for name, key in (("local", str(teacher)), ("hub", "org/teacher")):
+        run_script("distill.py", *args("distill.py", name, f"--teacher={key}", "--max_steps=3"))
+    assert (tmp_path / "hub/log.txt").read_text() == (tmp_path / "local/log.txt").read_text()
 
 
 def test_rows_beyond_a_learned_position_table_are_refused(args, teacher):

@@ -1,13 +1,8 @@
-"""Schedules, optimisers, downloads against a real local server."""
-
-import http.server
-import threading
+"""Schedules and optimisers."""
 
 import pytest
 import torch
 
-import common.download
-from common.download import download
 from common.runtime import learning_rate_at, make_optimizers
 from model import GPT, GPTConfig
 
@@ -37,54 +32,3 @@ def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(name, matric
     assert by[id(model.wte.weight)] is by[id(extra.weight)] is torch.optim.AdamW
     with pytest.raises(ValueError, match="optimizer='sgd' is not one of adamw, muon"):
         make_optimizers(model, "sgd", 1e-3, 0.1, 0.9, 0.95, 1e-8)
-
-
-BODY = bytes(range(256)) * 5000
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    requests = 0
-
-    def do_GET(self):
-        type(self).requests += 1
-        if self.path == "/missing":
-            return self.send_error(404)
-        if self.path == "/busy" and self.requests < 3:
-            return self.send_error(503)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(BODY)))
-        self.end_headers()
-        self.wfile.write(BODY[: len(BODY) // 2] if self.path == "/cut" or self.requests < 2 else BODY)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(common.download.time, "sleep", lambda seconds: None)
-    Handler.requests = 0
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_download_survives_a_dropped_connection_and_a_busy_server(server, tmp_path):
-    path = download(f"{server}/dropped_once", tmp_path / "new" / "file")
-    assert path.read_bytes() == BODY and Handler.requests == 2
-    assert download(f"{server}/dropped_once", path) == path and Handler.requests == 2  # it is there
-    Handler.requests = 0
-    assert download(f"{server}/busy", tmp_path / "busy").read_bytes() == BODY and Handler.requests == 3
-
-
-def test_download_fails_in_one_line_and_leaves_no_file(server, tmp_path):
-    with pytest.raises(OSError, match=r"cannot download .*/missing \(HTTP 404\); fetch it by hand to"):
-        download(f"{server}/missing", tmp_path / "missing")
-    assert Handler.requests == 1  # asking again would not help
-    with pytest.raises(OSError, match=r"cannot download .*/cut"):
-        download(f"{server}/cut", tmp_path / "cut")
-    with pytest.raises(OSError, match=r"cannot download .* \(ConnectionError\)"):
-        download("http://127.0.0.1:9/closed", tmp_path / "closed")
-    assert not list(tmp_path.glob("[!.]*[!t]"))

@@ -106,7 +106,7 @@ def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
     first, again, other = (run_script("sample.py", *args, f"--seed={s}").stdout for s in (1, 1, 2))
     assert first == again != other and first.startswith("abc") and first.count("-" * 80) == 1
     done = run_script("sample.py", "--model=nowhere", ok=False)
-    assert done.returncode == 2 and "no model at 'nowhere'" in done.stderr
+    assert done.returncode == 2 and "no folder 'nowhere' here, and from the hub" in done.stderr
 
 
 def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):

@@ -1,15 +1,20 @@
-"""The three tokenizers keep every character, and are told apart by their hash."""
+"""Tokenizers keep every character, give the reference's ids, and are told apart by their hash."""
 
 import hashlib
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 
-from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, load_tokenizer, tokenizer_meta
+import common.download
+from common.bpe import BPETokenizer
+from common.data import tokenizer_meta
+from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, load_tokenizer, proto_fields
 
-GPT2 = Path(__file__).resolve().parents[2] / "shared/data/tokenizers/gpt2"
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+GPT2 = DATA / "tokenizers/gpt2"
 TEXTS = ["def f(x):\n\treturn  x + 1\n\n\n", "", " ", "\n", "naïve café — 北京 🙂", "a\r\nb\0c", "</s><|endoftext|><s>",
          "0123456789 " * 5, "  leading and trailing  "]  # fmt: skip
 
@@ -54,18 +59,32 @@ def test_bpe(bpe):
 def test_gpt2(gpt2):
     check(gpt2)
     assert gpt2.encode("Hello world") == [15496, 995] and (gpt2.vocab_size, gpt2.eot) == (50257, 50256)
-    assert len({gpt2.hash, ByteTokenizer.hash}) == 2
+    assert gpt2.hash != ByteTokenizer().hash
 
 
-def test_gpt2_without_network_is_one_line(tmp_path, monkeypatch):
-    import tiktoken.load
-    import tiktoken.registry
-
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    """tiktoken with an empty cache, a hub that nobody serves."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match=r"tiktoken cannot download GPT-2's vocabulary \(ProxyError\); connect once"):
-        GPT2Tokenizer()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setattr(common.download, "WAIT", 0)
+
+
+def test_gpt2_without_network_is_one_line_or_a_folder(no_network, tmp_path):
+    with pytest.raises(
+        OSError, match=r"cannot download GPT-2's vocabulary, by tiktoken \(ProxyError\) or from the hub"
+    ):
+        load_tokenizer("gpt2")
+    if GPT2.is_dir():
+        folder = tmp_path / "hf_home/nanodistill/gpt2/main"  # as an earlier download left it
+        shutil.copyfile(GPT2 / "encoder.json", folder / "vocab.json")
+        shutil.copyfile(GPT2 / "vocab.bpe", folder / "merges.txt")
+        (folder / ".complete-tokenizer").touch()
+        tokenizer = load_tokenizer("gpt2")
+        assert tokenizer.kind == "gpt2" and tokenizer.hash == load_tokenizer(GPT2).hash
+        assert tokenizer.encode("Hello world") == [15496, 995]
 
 
 def test_a_folder_gives_its_tokenizer_back_and_an_exchanged_file_is_refused(bpe, tmp_path):
@@ -80,8 +99,193 @@ def test_a_folder_gives_its_tokenizer_back_and_an_exchanged_file_is_refused(bpe,
     with pytest.raises(ValueError, match=r"tokenizer.model is not a SentencePiece model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tokenizer.model is not there"):
+    with pytest.raises(FileNotFoundError, match=r"meta.json that names tokenizer 'bpe', but not its files"):
         load_tokenizer(tmp_path)
-    (tmp_path / "meta.json").write_text(json.dumps(tokenizer_meta(bpe) | {"tokenizer": "wordpiece"}))
-    with pytest.raises(ValueError, match="unknown tokenizer 'wordpiece'; known: bytes, bpe, gpt2"):
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab"
+    ):
         load_tokenizer(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------
+# byte-level BPE against Hugging Face's tokenizers
+
+NASTY = [
+    *TEXTS,
+    "\t\t \t",
+    "\n\n\n  x",
+    "a  b   c" + " " * 40 + "d",
+    "e\u0301 n\u0303 \u212b \ufb01",
+    "👩\u200d👩\u200d👧 🇩🇪",
+    "日本語 한국어 ไทย",
+    "\0\0",
+    "I'll we'VE can't 3.14159 1234567",
+    "\u00a0\u2003 x\u0085y",
+    "<keep> <keep>x<|endoftext|>  <keep>",
+    "x" * 9_999,
+    " " * 9_999 + "x",
+]
+LONG = ["x" * 1_000_000, " " * 100_000 + "x"]
+
+
+def nfc(text):
+    return unicodedata.normalize("NFC", text)
+
+
+def reference(spec):
+    """tokenizers' own tokenizer of a tokenizer.json; special tokens left out, so that their text is text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    plain = [t for t in spec["added_tokens"] if not t["special"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(spec | {"added_tokens": plain}))
+
+
+def added(i, content, special=False, normalized=False):
+    return {"id": i, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": normalized, "special": special}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec():
+    """A tokenizer.json of 600 ids trained by tokenizers, with an end-of-text token and three added ones."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=596, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator([Path(__file__).read_text(), *TEXTS] * 3, trainer)
+    spec = json.loads(tokenizer.to_str())
+    spec["added_tokens"] += [added(596, "  ", normalized=True), added(597, "    ", normalized=True),
+                             added(598, "<keep>"), added(599, "n\u0303", normalized=True)]  # fmt: skip
+    return spec
+
+
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+SPLIT += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split(pattern, behavior, invert):
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    first = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+    return {"type": "Sequence", "pretokenizers": [first, byte_level]}
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "NFC"}, {"type": "Sequence", "normalizers": [{"type": "NFC"}]}])
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        None,
+        split(SPLIT, "Isolated", False),
+        split(SPLIT, "Removed", True),
+        split(r"\p{L}+|\p{N}{1,3}", "Isolated", False),
+    ],
+)
+def test_ids_equal_those_of_tokenizers(spec, normalizer, pre_tokenizer, tmp_path):
+    changed = spec | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer or spec["pre_tokenizer"]}
+    theirs, ours = reference(changed), BPETokenizer(changed, eot=0)
+    for text, ids in zip(NASTY, ours.encode_batch(NASTY)):
+        assert ids == ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text[:50]
+        decoded = ours.decode(ids)  # an added token is written as the file spells it, not as NFC does
+        assert decoded == text or (normalizer and nfc(decoded) == nfc(text))
+    ours.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.hash, again.eot, again.bos, again.vocab_size) == (ours.hash, 0, 0, 600)
+
+
+def test_lone_surrogates_become_the_replacement_character(bpe, spec):
+    for tokenizer in (
+        bpe,
+        ByteTokenizer(),
+        BPETokenizer(spec, eot=0),
+        BPETokenizer(spec | {"normalizer": {"type": "NFC"}}),
+    ):
+        assert tokenizer.decode(tokenizer.encode("a\ud800b\udc00\ud83d\ude42")) == "a\ufffdb\ufffd🙂"
+        assert tokenizer.encode_batch(["a\ud800b", "c"]) == [tokenizer.encode("a\ufffdb"), tokenizer.encode("c")]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox_20b", "dolma2"])
+def test_ids_of_real_tokenizers_on_real_text(name):
+    if not (DATA / "tokenizers" / name).is_dir():
+        pytest.skip("the tokenizers and the corpus are not beside the project")
+    ours = load_tokenizer(DATA / "tokenizers" / name)
+    theirs = reference(ours.spec)
+    for path in sorted((DATA / "babylm_like").glob("*.train")):
+        text = path.read_bytes()[:2_000_000].decode("utf-8", errors="ignore")
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text, add_special_tokens=False).ids, path.name
+        assert ours.decode(ids) == (nfc(text) if ours.nfc else text)
+    for text in [*NASTY, *LONG]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text[:50]
+
+
+def test_the_hash_is_of_what_decides_the_ids(spec, bpe, tmp_path):
+    """Not of the bytes of a file: another order, another format, special tokens and training notes do not count."""
+    base = BPETokenizer(spec, eot=0).hash
+    vocab = dict(reversed(spec["model"]["vocab"].items()))
+    merges = [" ".join(pair) for pair in spec["model"]["merges"]]  # as older files have them
+    same = spec | {"model": spec["model"] | {"vocab": vocab, "merges": merges}, "post_processor": None}
+    assert (
+        BPETokenizer(same | {"added_tokens": spec["added_tokens"] + [added(600, "<pad>", special=True)]}).hash == base
+    )
+    for other in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": split(SPLIT, "Isolated", False)},
+                  {"added_tokens": spec["added_tokens"][:-1]},
+                  {"model": spec["model"] | {"merges": spec["model"]["merges"][:-1]}}):  # fmt: skip
+        assert BPETokenizer(spec | other).hash != base, list(other)
+    (tmp_path / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    plain = BPETokenizer(spec | {"added_tokens": spec["added_tokens"][:1]})
+    old = load_tokenizer(tmp_path)
+    assert (old.hash, old.eot, old.bos) == (plain.hash, 0, 0) and old.encode(TEXTS[0]) == plain.encode(TEXTS[0])
+    (old, notes) = next((whole, contents) for number, whole, contents in proto_fields(bpe.model) if number == 2)
+    notes += b"\x0a\x05a.txt"  # field 1 of how it was trained: a file
+    new = b"\x12" + bytes([len(notes) % 128 + 128, len(notes) // 128]) + notes
+    assert SentencePieceTokenizer(bpe.model.replace(old, new)).hash == bpe.hash and old != new
+    longer = SentencePieceTokenizer.train((Path(__file__).read_text() + text for text in TEXTS * 3), 401)
+    assert longer.hash != bpe.hash
+
+
+def test_bos_and_eot_come_from_the_files_beside(spec, tmp_path):
+    BPETokenizer(spec, eot=0).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<keep>"}, "bos_token": None}))
+    assert (load_tokenizer(tmp_path).eot, load_tokenizer(tmp_path).bos) == (598, 598)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [598, 0], "bos_token_id": 597}))
+    assert (load_tokenizer(tmp_path).eot, load_tokenizer(tmp_path).bos) == (598, 597)
+    (tmp_path / "config.json").write_text("{}")
+    assert load_tokenizer(tmp_path).eot == 0  # <|endoftext|>
+    nameless = json.dumps(spec).replace("<|endoftext|>", "<|the_end|>")
+    (tmp_path / "tokenizer.json").write_text(nameless)
+    with pytest.raises(ValueError, match=r"tokenizer.json has no <\|endoftext\|>, .*; name its eos_token in"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": {"type": "Unigram", "vocab": [], "merges": []}}, "model type 'Unigram' is not implemented"),
+        ({"model": {"unk_token": "<unk>"}}, "unk_token='<unk>' is not implemented"),
+        ({"model": {"byte_fallback": True}}, "byte_fallback=True is not implemented"),
+        ({"model": {"vocab": {"a": 0}}}, "has no token for the byte 0"),
+        ({"model": {"merges": 7}}, "is not a tokenizer.json of byte-level BPE"),
+        ({"model": {"merges": [["a", "t"], ["\u0120", "a"]]}}, "after id .*; not implemented"),
+        ({"normalizer": {"type": "NFKC"}}, "normalizer 'NFKC' is not implemented, only NFC"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer 'Whitespace' is not implemented"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space .* is not implemented"),
+        (
+            {"pre_tokenizer": split(SPLIT, "MergedWithNext", False)},
+            "behavior 'MergedWithNext' of Split is not implemented",
+        ),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "has no ByteLevel"),
+        ({"pre_tokenizer": split("(", "Isolated", False)}, "has a pattern or ids that are none"),
+        ({"added_tokens": [added(-5, "x", special=True)]}, "has a pattern or ids that are none"),
+        ({"added_tokens": [added(1 << 40, "x", special=True)]}, "has a pattern or ids that are none"),
+        ({"added_tokens": [added(9, "x") | {"lstrip": True}]}, "lstrip of the added token 'x' is not implemented"),
+    ],
+)
+def test_what_we_do_not_have_is_refused_by_name(spec, change, message):
+    if "model" in change:
+        change = {"model": spec["model"] | change["model"]}
+    with pytest.raises(ValueError, match=message):
+        BPETokenizer(spec | change, "a/tokenizer.json", eot=0)

@@ -1,0 +1,31 @@
+"""Small things about files that several parts need."""
+
+import json
+import os
+from pathlib import Path
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. FileNotFoundError, or ValueError with the path, for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def by_step(out_dir: str | Path) -> list[Path]:
+    """The folders out_dir/step_N by N, as a number: step_1000000 comes after step_999999."""
+    folders = (p for p in Path(out_dir).glob("step_*") if p.name.removeprefix("step_").isdecimal())
+    return sorted(folders, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def flush(path: Path):
+    """fsync a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
