@@ -10,6 +10,7 @@ import json
 import os
 import re
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tiktoken
@@ -92,16 +93,17 @@ class BPETokenizer:
         return cut(parts, self.normalized, self.ids)
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_batch([text])[0]
+        ids = []
+        for part in self.sections(text):
+            if isinstance(part, str):
+                ids += self.encoding.encode_ordinary(part)
+            else:
+                ids.append(part)
+        return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        cuts = [self.sections(text) for text in texts]
-        strings = [part for parts in cuts for part in parts if isinstance(part, str)]
-        if len(strings) > 1:
-            encoded = iter(self.encoding.encode_ordinary_batch(strings, num_threads=os.cpu_count()))
-        else:
-            encoded = iter([self.encoding.encode_ordinary(string) for string in strings])
-        return [join(next(encoded) if isinstance(part, str) else [part] for part in parts) for parts in cuts]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken works without Python's lock
+            return list(pool.map(self.encode, texts))
 
     def decode(self, ids: list[int]) -> str:
         return self.encoding.decode([i for i in ids if i not in self.special and i != self.eot])
@@ -203,7 +205,3 @@ def cut(parts: list, pattern: re.Pattern | None, ids: dict[str, int]) -> list:
         pieces = pattern.split(part) if isinstance(part, str) else [part]
         new += [ids[piece] if i % 2 else piece for i, piece in enumerate(pieces) if piece != ""]
     return new
-
-
-def join(lists) -> list[int]:
-    return [i for ids in lists for i in ids]
