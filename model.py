@@ -189,6 +189,10 @@ class GPTConfig:
     def __post_init__(self):
         self.n_inner = self.n_inner or 4 * self.n_embd
         check_config(self, n_kv_head=1)
+        if not 0 <= self.rotary_pct <= 1 or int(self.n_embd // self.n_head * self.rotary_pct) % 2:
+            raise ValueError(
+                f"rotary_pct={self.rotary_pct} of n_embd / n_head = {self.n_embd // self.n_head} is no even number"
+            )
 
 
 class GPTAttention(nn.Module):

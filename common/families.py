@@ -170,6 +170,7 @@ FAMILIES = {
 }  # fmt: skip
 SCALING = {"factor": "factor", "low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor",
            "original": "original_max_position_embeddings"}  # fmt: skip
+POSITIVE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "rope_theta")
 LARGEST = 1 << 24  # of any integer in a config.json: beyond it are typing errors and attacks
 
 
@@ -178,9 +179,8 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
 
     Raises ValueError naming the key that we do not implement, or whose value is none.
     """
-    if not isinstance(theirs, dict) or theirs.get("model_type") not in FAMILIES:
-        found = theirs.get("model_type") if isinstance(theirs, dict) else theirs
-        raise ValueError(f"{where}: model_type {found!r} is not one of {', '.join(FAMILIES)}")
+    if theirs.get("model_type") not in list(FAMILIES):
+        raise ValueError(f"{where}: model_type {theirs.get('model_type')!r} is not one of {', '.join(FAMILIES)}")
     family = FAMILIES[theirs["model_type"]]
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}  # transformers 5, transformers 4
     if not isinstance(rope, dict):
@@ -189,24 +189,27 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
     theta, part = rope.get("rope_theta"), rope.get("partial_rotary_factor")
     theirs |= {} if theta is None else {"rope_theta": theta, "rotary_emb_base": theta}
     theirs |= {} if part is None else {"rotary_pct": part}
+    if "sliding_attention" in str(theirs.get("layer_types")):
+        raise ValueError(f"{where}: layer_types with 'sliding_attention' are not implemented, only 'full_attention'")
     for key, value in (family.fixed | {"quantization_config": None}).items():
         if theirs.get(key, value) != value:
             raise ValueError(f"{where}: {key}={theirs[key]!r} is not implemented, only {value!r}")
     ours = {a: theirs[b] for a, b in family.keys.items() if theirs.get(b) is not None} | family.given
     if "exact_gelu" in ours:
-        if ours["exact_gelu"] not in GELU:
+        if ours["exact_gelu"] not in list(GELU):
             raise ValueError(f"{where}: activation {ours['exact_gelu']!r} is not implemented, only {', '.join(GELU)}")
         ours["exact_gelu"] = GELU[ours["exact_gelu"]]
     check_fields(family, ours, where)
     if theirs.get("head_dim") not in (None, ours["n_embd"] // max(1, ours["n_head"])):
         raise ValueError(f"{where}: head_dim={theirs['head_dim']} is not implemented, only hidden_size / heads")
-    ours |= {"rope_scaling": read_scaling(family, rope, where)} if family.kind is LLaMA else {}
+    scaling = read_scaling(family, rope, where)
+    ours |= {"rope_scaling": scaling} if family.kind is LLaMA else {}
     if window := ours.get("sliding_window"):
         ours["block_size"] = min(ours["block_size"], window)  # within the window it makes no difference
-    if family.kind is GPT:
-        read_scaling(family, rope, where)
-        return GPTConfig(**ours), family
-    return LLaMAConfig(**ours), family
+    try:
+        return (GPTConfig if family.kind is GPT else LLaMAConfig)(**ours), family
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def check_fields(family: Family, ours: dict, where):
@@ -218,12 +221,13 @@ def check_fields(family: Family, ours: dict, where):
             if f.name in needed:
                 raise ValueError(f"{where}: {key} is not there; it is cut, or not that of a {family.architecture}")
             continue
-        value, positive = ours[f.name], f.name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        value, positive = ours[f.name], f.name in POSITIVE
+        largest = LARGEST if f.type is int else math.inf
         if f.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = ours[f.name] = float(value)
         fits = isinstance(value, f.type) and (f.type is bool or not isinstance(value, bool))
-        if not fits or (f.type is not bool and not (positive <= value <= LARGEST and math.isfinite(value))):
-            expected = "true or false" if f.type is bool else f"{f.type.__name__} from {positive:d} to {LARGEST:,}"
+        if not fits or (f.type is not bool and not (positive <= value <= largest and math.isfinite(value))):
+            expected = "true or false" if f.type is bool else f"{f.type.__name__} from {positive:d} to {largest:,}"
             raise ValueError(f"{where}: {key}={value!r}, expected {expected}")
 
 

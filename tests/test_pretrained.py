@@ -160,7 +160,16 @@ def test_rows_beyond_a_sliding_window_are_refused():
         ("llama", "hidden_size", None, "hidden_size is not there"),
         ("llama", "rms_norm_eps", float("nan"), "rms_norm_eps=nan, expected float"),
         ("llama", "tie_word_embeddings", "no", "tie_word_embeddings='no', expected true or false"),
-        ("llama", "num_key_value_heads", 3, "n_head=4 is not divisible by n_kv_head=3"),
+        ("llama", "model_type", ["llama"], r"model_type \['llama'\] is not one of"),
+        ("llama", "layer_types", ["full_attention", "sliding_attention"], "'sliding_attention' are not implemented"),
+        ("neox_parallel", "hidden_act", {}, "activation {} is not implemented"),
+        (
+            "neox_parallel",
+            "rope_parameters",
+            {"partial_rotary_factor": 3.0},
+            "rotary_pct=3.0 of 8",
+        ),
+        ("llama", "num_key_value_heads", 3, "config.json: n_head=4 is not divisible by n_kv_head=3"),
         ("llama", "num_hidden_layers", 10_000_000, "has 21 tensors, but config.json says 10000000 blocks"),
     ],
 )
