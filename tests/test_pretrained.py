@@ -167,7 +167,7 @@ def test_rows_beyond_a_sliding_window_are_refused():
             "neox_parallel",
             "rope_parameters",
             {"partial_rotary_factor": 3.0},
-            "rotary_pct=3.0 of 8",
+            "rotary_pct=3.0 of n_embd",
         ),
         ("llama", "num_key_value_heads", 3, "config.json: n_head=4 is not divisible by n_kv_head=3"),
         ("llama", "num_hidden_layers", 10_000_000, "has 21 tensors, but config.json says 10000000 blocks"),
