@@ -1,129 +1,198 @@
 """Turn text into token files: train.bin, val.bin and meta.json.
 
     python prepare_data.py                                       # Python's own standard library, BPE 4,096
-    python prepare_data.py --source=shakespeare --tokenizer=gpt2 --out_dir=data/shakespeare
+    python prepare_data.py config/data_babylm.py                 # BabyLM, cleaned, BPE 16,000
     python prepare_data.py --source=my_texts/ --vocab_size=16000 --out_dir=data/mine
+    python prepare_data.py --check=data/mine
 
-A folder without meta.json is not a data set yet: it is written last.
+A folder without meta.json is not a data set yet: it is written last. A run that was killed goes on where it was when it
+is started again, and ends with the same bytes.
 """
 
+import hashlib
 import json
 import os
+import resource
+import shutil
 import sys
-import sysconfig
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common.data import tokenizer_meta
-from common.download import download
+from common.babylm import CLEAN
+from common.corpus import File, find_files, pieces, stdlib
+from common.data import Tokens, read_meta, tokenizer_meta
+from common.files import flush, read_json
 from common.tokenizer import FILES, ByteTokenizer, SentencePieceTokenizer, load_tokenizer
-from configurator import configure
+from configurator import at_least, configure
 
-SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-PIECE = 1 << 20  # characters read at once; a longer .txt is read in pieces, cut at line ends
-BATCH = 1 << 23  # characters tokenised at once
-BPE_SAMPLE = 1 << 26  # characters the BPE is trained on, spread over the training split
+BATCH = 1 << 22  # characters tokenised at once
+BPE_SAMPLE = 1 << 26  # bytes of text that the BPE is trained on, spread over the training split
 
 # ---------------------------------------------------------------------------------------------
-# sources: generators of (text, whether a document ends here)
+# the stream: pieces of text in a fixed order, each with its place
 
 
-def read_pieces(path: Path):
-    """A text file as pieces of at most about PIECE characters; bytes that are not UTF-8 become U+FFFD."""
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        piece = file.read(PIECE)
-        while piece:
-            piece += file.readline() if len(piece) == PIECE else ""
-            following = file.read(PIECE)
-            yield piece, not following
-            piece = following
+@dataclass
+class Piece:
+    text: str
+    ends: bool  # whether a document ends here
+    split: str  # "train" or "val"
+    domain: str = ""
 
 
-def read_jsonl(path: Path):
-    """The "text" of each line of a .jsonl file, a document each."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = json.loads(line)["text"]
-                if not isinstance(text, str):
-                    raise TypeError(f"text is {type(text).__name__}")
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f'{path}, line {number}: expected JSON with a "text" ({error!r})') from None
-            yield text.encode("utf-8", errors="replace").decode(), True  # half a surrogate pair becomes "?"
+class Stream:
+    """The pieces of a corpus. The same for each pass over it; `done`, of 0 … 1, tells how far a pass is."""
+
+    def __init__(self, files: list[File], text_key: str, val_fraction: float, clean: bool):
+        self.files, self.text_key, self.val_fraction, self.clean = files, text_key, val_fraction, clean
+        self.sizes, self.done = [f.path.stat().st_size for f in files], 0.0
+
+    def __iter__(self):
+        if not self.files:
+            yield from self.by_document(Piece(text, ends, "") for text, ends in stdlib())
+            return
+        undecided = [i for i, file in enumerate(self.files) if not file.split and not self.is_cut(i)]
+        for i in range(len(self.files)):
+            if i not in undecided:
+                yield from self.of_file(i)
+        yield from self.by_document(piece for i in undecided for piece in self.of_file(i))
+
+    def is_cut(self, i: int) -> bool:
+        """Whether the end of a file is held out: of a single text, or of a domain's without a .dev."""
+        file = self.files[i]
+        return not file.split and file.form in (".txt", ".train") and (len(self.files) == 1 or bool(file.domain))
+
+    def of_file(self, i: int):
+        """The pieces of a file, cleaned. Those of a file that is cut have their split, others have the file's."""
+        file, where, read = self.files[i], {"bytes": 0}, 0
+        clean = CLEAN.get(file.domain, str) if self.clean else str
+        cut = round((1 - self.val_fraction) * self.text_bytes(i)) if self.is_cut(i) else 0
+        for text, ends in pieces(file, self.text_key, where):
+            self.done = (sum(self.sizes[:i]) + where["bytes"]) / max(1, sum(self.sizes))
+            if cut > read:
+                encoded = text.encode()
+                head = encoded[: cut - read].decode(errors="ignore")
+                read, text = read + len(encoded), text[len(head) :]
+                yield Piece(clean(head), ends or read >= cut, "train", file.domain)
+            if text:
+                yield Piece(clean(text), ends, "val" if cut else file.split, file.domain)
+
+    def text_bytes(self, i: int) -> int:
+        """The bytes of a text; one that is compressed has to be read for it."""
+        file = self.files[i]
+        if file.path.suffix not in (".gz", ".zst"):
+            return self.sizes[i]
+        return sum(len(text.encode()) for text, _ in pieces(file, self.text_key))
+
+    def by_document(self, found):
+        """Every 20th document held out, for 0.05: spread evenly over the corpus."""
+        document = 0
+        for piece in found:
+            share = self.val_fraction
+            piece.split = "val" if int((document + 1) * share + 1e-9) > int(document * share + 1e-9) else "train"
+            document += piece.ends
+            yield piece
 
 
-def read_stdlib():
-    """Documentation topics and source of the Python that runs this, one document each, duplicates dropped.
-
-    In the order of the path. Left out: tests and tables, which some systems do not install.
-    """
-    from pydoc_data.topics import topics
-
-    seen, root = set(), Path(sysconfig.get_path("stdlib"))
-    leave = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data",
-             "encodings", "ensurepip", "lib2to3"}  # fmt: skip
-    texts = [topics[name] for name in sorted(topics)]
-    for path in sorted(root.rglob("*.py"), key=lambda p: p.relative_to(root).as_posix()):
-        if not leave & set(path.relative_to(root).parts):
-            texts.append(path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n"))
-    for text in texts:
-        if text.strip() and text not in seen:
-            seen.add(text)
-            yield text, True
-
-
-def open_source(source: str):
-    """(a function that gives a fresh generator, files by size in bytes or None) of a source's name or path."""
-    if source == "stdlib":
-        return read_stdlib, None
-    path = download(SHAKESPEARE, "data/shakespeare/input.txt") if source == "shakespeare" else Path(source)
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".jsonl")) if path.is_dir() else [path]
-    if not path.exists() or not files:
-        what = "holds no .txt or .jsonl" if path.exists() else "is not there"
-        raise FileNotFoundError(f"source {source!r} {what}; expected stdlib, shakespeare, a file, or a folder of them")
-    if path.is_file() and path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"source {source!r}: expected .txt or .jsonl, not {path.suffix!r}; rename or convert it")
-
-    def read():
-        for file in files:
-            yield from read_jsonl(file) if file.suffix == ".jsonl" else read_pieces(file)
-
-    return read, files
+def batches(stream):
+    """Pieces in lists of about BATCH characters."""
+    now, size = [], 0
+    for piece in stream:
+        now.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield now
+            now, size = [], 0
+    if now:
+        yield now
 
 
 # ---------------------------------------------------------------------------------------------
-# the split, the tokenizer, the files
+# the files
 
 
-def split(read, files, val_fraction: float):
-    """(text, whether a document ends here, "train" or "val") of a source.
+@dataclass
+class Split:
+    """The token files of one split, written shard by shard; `tokens`, `bytes`, `documents` are what is in them."""
 
-    Validation is spread evenly, every 20th document for 0.05; of a single .txt it is the last val_fraction.
-    """
-    if files and len(files) == 1 and files[0].suffix == ".txt":
-        cut = (1 - val_fraction) * sum(len(text) for text, _ in read())
-        done = 0
-        for text, ends in read():
-            train = text[: max(0, round(cut) - done)]
-            done += len(text)
-            if train:
-                yield train, ends or len(train) < len(text) or done == round(cut), "train"
-            if len(train) < len(text):
-                yield text[len(train) :], ends, "val"
-        return
-    document = 0
-    for text, ends in read():
-        held_out = int((document + 1) * val_fraction + 1e-9) > int(document * val_fraction + 1e-9)
-        yield text, ends, "val" if held_out else "train"
-        document += ends
+    folder: Path
+    name: str
+    dtype: str
+    shard_tokens: int
+    tokens: int = 0
+    bytes: int = 0
+    documents: int = 0
+    open_bytes: int = 0  # of the document that is not at its end
+    file: object = field(default=None, repr=False)
+
+    def shard(self, i: int) -> Path:
+        return self.folder / f"{self.name}_{i:03}.bin"
+
+    def write(self, ids: np.ndarray, n_bytes: int, ends: bool, eot: int):
+        self.open_bytes, self.bytes = self.open_bytes + n_bytes, self.bytes + n_bytes
+        if ends and self.open_bytes:  # an empty document is none
+            ids, self.documents, self.open_bytes = np.append(ids, np.uint32(eot)), self.documents + 1, 0
+        while len(ids):
+            if self.file is None:
+                self.file = open(self.shard(self.tokens // self.shard_tokens), "ab")
+            room = self.shard_tokens - self.tokens % self.shard_tokens
+            self.file.write(ids[:room].astype(self.dtype).tobytes())
+            self.tokens, ids = self.tokens + len(ids[:room]), ids[room:]
+            if self.tokens % self.shard_tokens == 0:
+                self.close()
+
+    def close(self):
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            self.file = None
+
+    def state(self) -> dict:
+        self.close()
+        return {k: getattr(self, k) for k in ("tokens", "bytes", "documents", "open_bytes")}
+
+    def restore(self, state: dict):
+        """Cut the files back to what a state says: what came after it was never recorded."""
+        for key, value in state.items():
+            setattr(self, key, value)
+        last, size = divmod(self.tokens, self.shard_tokens)
+        for path in self.folder.glob(f"{self.name}_[0-9][0-9][0-9].bin"):
+            number = int(path.stem[-3:])
+            if number > last or (number == last and not size):
+                path.unlink()
+            elif number == last:
+                os.truncate(path, size * np.dtype(self.dtype).itemsize)
+
+    def finish(self) -> list[str]:
+        """The names of its files; a single shard is called train.bin."""
+        self.close()
+        paths = [self.shard(i) for i in range(-(-self.tokens // self.shard_tokens))]
+        if len(paths) == 1:
+            paths = [paths[0].replace(self.folder / f"{self.name}.bin")]
+        return [path.name for path in paths]
 
 
-def make_tokenizer(kind: str, vocab_size: int, texts, characters: int):
+def hashed(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
     """The tokenizer of that kind, or of the folder or hub repository of that name.
 
-    "bpe" is trained on `texts`, of which a spread sample where they are large.
+    "bpe" is trained on the training split of the stream, of which a spread sample where it is large.
     """
     if kind == "bytes":
         return ByteTokenizer()
@@ -132,69 +201,158 @@ def make_tokenizer(kind: str, vocab_size: int, texts, characters: int):
             tokenizer = load_tokenizer(kind)
         except OSError as error:
             raise type(error)(f"tokenizer={kind!r} is not one of bytes, bpe, gpt2, and {error}") from None
-        if tokenizer.vocab_size > 65536:
-            raise ValueError(f"tokenizer={kind!r} has {tokenizer.vocab_size:,} ids, but train.bin holds uint16: 65,536")
-        tokenizer.bos = tokenizer.eot  # documents are told apart by eot alone; no model sees bos
         return tokenizer
-    if not 300 <= vocab_size <= 65535:
-        raise ValueError(f"vocab_size={vocab_size}: a bpe needs 300 to 65,535 (bytes come first, ids are uint16)")
-    every = -(-characters // BPE_SAMPLE)
-    print(f"training a BPE of {vocab_size:,} on {characters / every / 1e6:.1f} M characters …", flush=True)
-    return SentencePieceTokenizer.train((t for i, t in enumerate(texts) if i % every == 0), vocab_size)
+    if not 300 <= vocab_size <= 65536:
+        raise ValueError(f"vocab_size={vocab_size}: a bpe needs 300 to 65,536 (bytes come first, ids are uint16)")
+    every = -(-sum(stream.sizes) // BPE_SAMPLE) or 1  # of compressed files a larger part is taken
+    print(f"training a BPE of {vocab_size:,} on every {every}th piece of the training split …", flush=True)
+    training = (piece.text for piece in stream if piece.split == "train")
+    return SentencePieceTokenizer.train(islice(training, 0, None, every), vocab_size, nfkc)
 
 
-class Writer:
-    """One split's .bin, written aside; counts tokens, bytes of text and documents."""
-
-    def __init__(self, path: Path):
-        self.path, self.file = path, open(path.with_suffix(".writing"), "wb")
-        self.tokens = self.bytes = self.documents = 0
-
-    def write(self, ids: list[int], n_bytes: int, ends: bool, eot: int):
-        ids = np.array([*ids, eot] if ends else ids, dtype="<u2")
-        self.file.write(ids.tobytes())
-        self.tokens, self.bytes, self.documents = self.tokens + len(ids), self.bytes + n_bytes, self.documents + ends
+# ---------------------------------------------------------------------------------------------
+# a run: all of it in out_dir/preparing/, moved to its place at the end
 
 
-def batches(items):
-    """Items (text, …) in lists of about BATCH characters."""
-    now, size = [], 0
-    for item in items:
-        now.append(item)
-        size += len(item[0])
-        if size >= BATCH:
-            yield now
-            now, size = [], 0
-    if now:
-        yield now
+class Run:
+    """What is done: preparing/state.json, beside the files that it speaks of."""
+
+    def __init__(self, folder: Path, settings: dict):
+        self.folder, self.work, self.settings = folder, folder / "preparing", settings
+        self.path, self.pieces, self.tokenizer, self.splits, self.domains = self.work / "state.json", 0, "", {}, {}
+        old = read_json(self.path) if self.path.is_file() else {}
+        if old.get("settings") != settings and not self.is_finished():
+            shutil.rmtree(self.work, ignore_errors=True)
+            old = {}
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.pieces, self.tokenizer = old.get("pieces", 0), old.get("tokenizer", "")
+        self.domains, self.recorded = old.get("domains", {}), old.get("splits", {})
+
+    def is_finished(self) -> bool:
+        """Whether all that is missing is to move the files."""
+        meta = self.work / "meta.json"
+        return meta.is_file() and read_json(meta).get("settings") == self.settings
+
+    def split(self, name: str, dtype: str, shard_tokens: int) -> Split:
+        if name not in self.splits:
+            self.splits[name] = Split(self.work, name, dtype, shard_tokens)
+        return self.splits[name]
+
+    def restore(self, dtype: str, shard_tokens: int):
+        """Cut the token files back to what is recorded, after a kill."""
+        for path in self.work.glob("*.bin"):
+            if path.stem[: -len("_000")] not in self.recorded:
+                path.unlink()
+        for name, state in self.recorded.items():
+            self.split(name, dtype, shard_tokens).restore(state)
+        if self.pieces:
+            tokens = sum(s.tokens for s in self.splits.values())
+            print(f"going on after {self.pieces:,} pieces, {tokens:,} tokens", flush=True)
+
+    def save(self):
+        """Everything so far is on the disk, then recorded."""
+        state = {"settings": self.settings, "pieces": self.pieces, "tokenizer": self.tokenizer, "domains": self.domains}
+        state["splits"] = {name: split.state() for name, split in self.splits.items()}
+        write_json(self.path, state)
+
+    def install(self):
+        """Move the finished files over those of an earlier data set; meta.json comes last."""
+        old = self.folder / "meta.json"
+        stale = [self.folder / name for name in read_json(old).get("files", {})] if old.is_file() else []
+        for path in [old, self.path, *stale, *(self.folder / n for n in (*FILES, "choices.jsonl"))]:
+            if not (path.is_relative_to(self.folder) and path.parent in (self.folder, self.work)):
+                continue  # shards that lie elsewhere are not ours
+            path.unlink(missing_ok=True)
+        for path in sorted(self.work.iterdir(), key=lambda p: p.name == "meta.json"):
+            path.replace(self.folder / path.name)
+        self.work.rmdir()
 
 
-def write_split(items, tokenizer, folder: Path, characters: int) -> dict[str, Writer]:
-    """Write folder/train.writing and val.writing from (text, ends, split) items; returns the Writers by split."""
-    writers = {name: Writer(folder / f"{name}.bin") for name in ("train", "val")}
-    bar = tqdm(total=characters, unit="ch", unit_scale=True, desc="tokenize", disable=not sys.stderr.isatty())
-    with bar:
-        for batch in batches(items):
-            for (text, ends, name), ids in zip(batch, tokenizer.encode_batch([text for text, *_ in batch])):
-                writers[name].write(ids, len(text.encode("utf-8", errors="replace")), ends, tokenizer.eot)
-                bar.update(len(text))
-    for writer in writers.values():
-        writer.file.flush()
-        os.fsync(writer.file.fileno())
-        writer.file.close()
-    return writers
+def write_json(path: Path, content: dict):
+    """Aside, flushed, renamed."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flush(aside)
+    aside.replace(path)
 
 
-def write_choices(items, path: Path, lines=6, limit=500):
+def tokenize(run: Run, stream: Stream, tok, workers: int, shard_tokens: int):
+    """Write all splits; the text is read and cleaned while other cores encode what came before."""
+    dtype = "uint16" if tok.vocab_size <= 65536 else "uint32"
+    run.restore(dtype, shard_tokens)
+    bar = tqdm(unit="tok", unit_scale=True, desc="tokenize", disable=not sys.stderr.isatty())
+    waiting, todo = deque(), batches(islice(iter(stream), run.pieces, None))
+    with bar, ThreadPoolExecutor(1) as pool:
+        while True:
+            batch = next(todo, None)
+            if batch:
+                waiting.append((batch, pool.submit(tok.encode_arrays, [p.text for p in batch], workers)))
+            if len(waiting) > 1 or (waiting and not batch):
+                now, encoded = waiting.popleft()
+                for piece, ids in zip(now, encoded.result()):
+                    record(run, piece, ids, tok.eot, dtype, shard_tokens)
+                    bar.update(len(ids))
+                bar.total = round(bar.n / stream.done) if stream.done else None
+                run.pieces += len(now)
+                run.save()
+            if not (batch or waiting):
+                return
+
+
+def record(run: Run, piece: Piece, ids: np.ndarray, eot: int, dtype: str, shard_tokens: int):
+    """A piece's ids into the files of its split, and, held out of a domain, of that."""
+    n_bytes = len(piece.text.encode())
+    names = [piece.split, f"val_{piece.domain}"] if piece.domain and piece.split == "val" else [piece.split]
+    for name in names:
+        run.split(name, dtype, shard_tokens).write(ids, n_bytes, piece.ends, eot)
+    if piece.domain:
+        counts = run.domains.setdefault(piece.domain, [0, 0])
+        counts[:] = counts[0] + len(ids), counts[1] + n_bytes
+
+
+def finish(run: Run, tok, source: str):
+    """Name the files, count, hash, and write meta.json."""
+    for name in ("train", "val"):
+        if not (name in run.splits and run.splits[name].tokens):
+            what = "it has no text" if not run.splits else "too few documents for val_fraction; change it"
+            raise ValueError(f"source {source!r}: the {name} split is empty: {what}")
+    dtype = next(iter(run.splits.values())).dtype
+    meta = tokenizer_meta(tok) | {"source": source, "settings": run.settings, "dtype": dtype, "files": {}}
+    meta["domains"] = {d: {"tokens": t, "bytes": b} for d, (t, b) in sorted(run.domains.items())}
+    for name, split in run.splits.items():
+        meta |= {f"{name}_tokens": split.tokens, f"{name}_bytes": split.bytes, f"{name}_documents": split.documents}
+        meta[f"{name}_files"] = split.finish()
+        for file in meta[f"{name}_files"]:
+            meta["files"][file] = {"bytes": (run.work / file).stat().st_size, "sha256": hashed(run.work / file)}
+    write_json(run.work / "meta.json", meta)
+
+
+def report(folder: Path, seconds: float):
+    """What a data set holds, and what it took."""
+    meta = read_meta(folder)
+    for name in ("train", "val"):
+        tokens, n_bytes, files = meta[f"{name}_tokens"], meta[f"{name}_bytes"], meta[f"{name}_files"]
+        shown = folder / files[0] if len(files) == 1 else f"{folder / files[0]} … {files[-1]}"
+        print(
+            f"{shown}: {tokens:,} tokens, {meta[f'{name}_documents']:,} documents, {n_bytes / tokens:.3f} bytes a token"
+        )
+    if meta["domains"]:
+        print("bytes a token:", ", ".join(f"{d} {c['bytes'] / c['tokens']:.2f}" for d, c in meta["domains"].items()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total = meta["train_tokens"] + meta["val_tokens"]
+    print(f"{seconds:.1f} s, {total / seconds:,.0f} tokens/s, peak memory {peak / 1e6:,.0f} MB")
+
+
+def write_choices(stream, path: Path, lines=6, limit=500):
     """HellaSwag-shaped questions from held-out documents: which line comes next? Three wrong ones from the same text.
 
     No substitute for HellaSwag: something of its form to score without a download.
     """
     rng, rows = np.random.default_rng(0), []
-    for text, _, name in items:
-        if name != "val" or len(rows) >= limit:
+    for piece in stream:
+        if piece.split != "val" or len(rows) >= limit:
             continue
-        parts = [p for p in text.splitlines() if len(p.strip()) >= 20]
+        parts = [p for p in piece.text.splitlines() if len(p.strip()) >= 20]
         starts = range(0, len(parts) - lines - 4, lines + 20)
         for start in list(starts)[:20]:
             right = parts[start + lines].strip()
@@ -209,38 +367,100 @@ def write_choices(items, path: Path, lines=6, limit=500):
     path.write_text("".join(f"{row}\n" for row in rows[:limit]), encoding="utf-8")
 
 
+# ---------------------------------------------------------------------------------------------
+# sets that are tokens already, and the check of any
+
+
+def use_tokens(files: list[File], folder: Path, source: str):
+    """Make files of GPT-2's ids with headers a data set as they are: only meta.json is written, and the tokenizer."""
+    tok = load_tokenizer("gpt2")
+    folder.mkdir(parents=True, exist_ok=True)
+    meta = tokenizer_meta(tok) | {"source": source, "dtype": "uint16", "domains": {}, "files": {}}
+    for name in ("train", "val"):
+        paths = [f.path for f in files if f.split == name]
+        inside = [str(p.relative_to(folder) if p.is_relative_to(folder) else p.resolve()) for p in paths]
+        tokens, lengths = Tokens(paths, "uint16"), np.append(tok.byte_lengths(), np.zeros(1 << 16, dtype=np.int64))
+        if not len(tokens):
+            raise ValueError(f"source {source!r}: no file with {name} in its name; expected <name>_{name}_000000.bin")
+        documents, n_bytes = 0, 0
+        for ids in tokens.maps:
+            for first in range(0, len(ids), 1 << 24):
+                part = np.asarray(ids[first : first + (1 << 24)])
+                documents, n_bytes = documents + int((part == tok.eot).sum()), n_bytes + int(lengths[part].sum())
+        meta |= {f"{name}_tokens": len(tokens), f"{name}_bytes": n_bytes, f"{name}_documents": documents}
+        meta[f"{name}_files"] = inside
+        meta["files"] |= {n: {"bytes": p.stat().st_size, "sha256": hashed(p)} for n, p in zip(inside, paths)}
+    tok.save(folder)
+    write_json(folder / "meta.json", meta)
+
+
+def check_data(folder: Path):
+    """ValueError unless every file is there with the size, hash and ids that meta.json says; prints a sample."""
+    meta, tok = read_meta(folder), load_tokenizer(folder)
+    for name, said in meta.get("files", {}).items():
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there, but meta.json names it; prepare the data again")
+        if path.stat().st_size != said["bytes"] or hashed(path) != said["sha256"]:
+            raise ValueError(f"{path}: its bytes are not those that meta.json was written for; prepare the data again")
+    for name in ("train", "val"):
+        tokens = Tokens([folder / n for n in meta[f"{name}_files"]], meta["dtype"])
+        largest = max(int(ids[i : i + (1 << 24)].max()) for ids in tokens.maps for i in range(0, len(ids), 1 << 24))
+        if len(tokens) != meta[f"{name}_tokens"] or largest >= meta["vocab_size"]:
+            raise ValueError(f"{folder}: {len(tokens)} {name} tokens up to id {largest}, which meta.json does not say")
+        print(f"{name}: {len(tokens):,} tokens in {len(tokens.maps)} files, ids to {largest:,}: as meta.json says")
+    print(f"the first of val: {tok.decode(tokens.take(0, min(100, len(tokens))).tolist())!r}")
+
+
 if __name__ == "__main__":
-    source = "stdlib"  # "stdlib", "shakespeare" (downloaded), a .txt or .jsonl file, or a folder of them
+    source = (
+        "stdlib"  # a name (--help lists them above), a .txt, .jsonl or .parquet file (or .gz, .zst), a folder of them
+    )
+    text_dir = ""  # where the files of a named source lie already; "": they are downloaded
+    text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
+    clean = True  # clean the domains of BabyLM, told by the names of their files
     tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here), "gpt2", or a model's folder or name
-    vocab_size = 4096  # of the bpe; at most 65,535
-    val_fraction = 0.05  # of the documents, or of a single text, held out in val.bin
+    vocab_size = 4096  # of the bpe; at most 65,536
+    nfkc = False  # bpe: normalise text by Unicode's NFKC first
+    val_fraction = (
+        0.05  # held out in val.bin where the source holds nothing out itself: of documents, or of a text's end
+    )
+    shard_tokens = 100_000_000  # in a file; where one is enough it is train.bin, else train_000.bin, …
+    workers = 0  # cores that encode; 0: all. The files do not depend on it
     out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
+    check = ""  # a data set to check, instead of making one
     config = configure(globals())
 
+    at_least(config, 1, "shard_tokens")
+    at_least(config, 0, "workers")
+    if check:
+        check_data(Path(check))
+        sys.exit()
     if not 0 < val_fraction <= 0.5:
         raise ValueError(f"val_fraction={val_fraction} is not in 0 … 0.5")
-    read, files = open_source(source)
-    folder = Path(out_dir or f"data/{Path(source).stem}")
-    characters = sum(len(text) for text, _ in read())
-    if not characters:
-        raise ValueError(f"source {source!r} has no text")
-    training = (text for text, _, name in split(read, files, val_fraction) if name == "train")
-    tok = make_tokenizer(tokenizer, vocab_size, training, characters)
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = write_split(split(read, files, val_fraction), tok, folder, characters)
-    if empty := [name for name, writer in writers.items() if not writer.tokens]:
-        raise ValueError(f"the {empty[0]} split is empty: too few documents for val_fraction={val_fraction}; change it")
-    for old in ("meta.json", "choices.jsonl", *FILES):  # without meta.json the folder is no data set
-        (folder / old).unlink(missing_ok=True)
-    for writer in writers.values():
-        writer.path.with_suffix(".writing").replace(writer.path)
-    tok.save(folder)
-    if source == "stdlib":
-        write_choices(split(read, files, val_fraction), folder / "choices.jsonl")
-        source = f"stdlib of Python {sys.version.split()[0]}"
-    meta = tokenizer_meta(tok) | {"source": source, "dtype": "uint16"}
-    for name, writer in writers.items():
-        meta |= {f"{name}_tokens": writer.tokens, f"{name}_bytes": writer.bytes, f"{name}_documents": writer.documents}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    for w in writers.values():
-        print(f"{w.path}: {w.tokens:,} tokens, {w.documents:,} documents, {w.bytes / w.tokens:.3f} bytes a token")
+    started, folder = time.perf_counter(), Path(out_dir or f"data/{Path(source).stem}")
+    is_stdlib = source == "stdlib" and not text_dir
+    place = folder if source == "finewebedu10B" else Path("data/downloads") / source
+    files = [] if is_stdlib else find_files(source, text_dir, place)
+    source = f"stdlib of Python {sys.version.split()[0]}" if is_stdlib else source
+    if any(file.form == ".bin" for file in files):
+        use_tokens(files, folder, source)
+    else:
+        knobs = {k: config[k] for k in ("text_key", "clean", "tokenizer", "vocab_size", "nfkc", "val_fraction")}
+        stats = [(str(f.path), f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in files]
+        digest = hashlib.sha256(json.dumps([source, stats]).encode()).hexdigest()
+        run = Run(folder, knobs | {"shard_tokens": shard_tokens, "source": source, "source_files": digest})
+        if not run.is_finished():
+            stream = Stream(files, text_key, val_fraction, clean)
+            model = run.work / "tokenizer.model"
+            tok = SentencePieceTokenizer(model.read_bytes()) if tokenizer == "bpe" and run.tokenizer else None
+            tok = tok or make_tokenizer(tokenizer, vocab_size, nfkc, stream)
+            tok.bos = tok.eot  # documents are told apart by eot alone; no model that learns from them sees bos
+            tok.save(run.work)
+            run.tokenizer = tok.hash
+            tokenize(run, stream, tok, workers or os.cpu_count(), shard_tokens)
+            if is_stdlib:
+                write_choices(stream, run.work / "choices.jsonl")
+            finish(run, tok, source)
+        run.install()
+    report(folder, time.perf_counter() - started)

@@ -31,6 +31,8 @@ seed = 1337  # of the weights, the order of the rows and dropout
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
+packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
+random_offset = True  # constant: each epoch cuts the rows from another token on
 # Model (comes from init_from where that names one)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
@@ -87,8 +89,10 @@ run = Runtime(device, dtype)
 
 # ---------------------------------------------------------------------------------------------
 # data
-train_data = TokenData(dataset, "train", block_size, seed, batch_size, grad_accum_steps, run.rank, run.world)
-val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, run.rank, run.world)
+place = run.rank, run.world, packing, random_offset
+train_data = TokenData(dataset, "train", block_size, seed, batch_size, grad_accum_steps, *place)
+val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, *place)
+val_domains = {d: TokenData(dataset, f"val_{d}", block_size, 0, batch_size, 1, *place) for d in train_data.domains}
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
 max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
@@ -147,11 +151,11 @@ run.say(
 # ---------------------------------------------------------------------------------------------
 # loop
 @torch.no_grad()
-def evaluate() -> float:
-    """Mean cross-entropy of the validation rows, nats per token; the ranks share them."""
+def evaluate(data, n_rows) -> float:
+    """Mean cross-entropy of the first validation rows, nats per token; the ranks share them."""
     raw_model.eval()
     total, count = 0.0, 0
-    for x, y in val_data.eval_batches(eval_rows):
+    for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
@@ -170,9 +174,12 @@ for step in range(first_step, max_steps + 1):
 
     # --- evaluate
     if last or (eval_interval and not stopping and step % eval_interval == 0):
-        val = evaluate()
-        log(step, val=val)
+        val = evaluate(val_data, eval_rows)
+        by_domain = {f"val/{d}": evaluate(v, -(-eval_rows // len(val_domains))) for d, v in val_domains.items()}
+        log(step, val=val, **by_domain)
         run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token | {val_data.bits_per_byte(val):.4f} bits/byte")
+        if by_domain:
+            run.say(" | ".join(f"{name} {loss:.4f}" for name, loss in by_domain.items()))
     if hellaswag_interval and not stopping and (last or step % hellaswag_interval == 0):
         raw_model.eval()
         acc, acc_norm = hellaswag.accuracy(raw_model, tokenizer, examples, run)

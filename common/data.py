@@ -1,7 +1,8 @@
-"""Token streams: raw uint16 ids on disk, and batches that are a pure function of (seed, step).
+"""Token streams: raw ids on disk, and batches that are a pure function of (seed, step).
 
-A data set is a folder of train.bin, val.bin (documents one after the other, each ended by the
-tokenizer's end-of-text id) and meta.json (tokenizer, hash, vocab_size, eot, counts, source).
+A data set is a folder of train.bin and val.bin, or shards train_000.bin, … (documents one after the other, each ended
+by the tokenizer's end-of-text id, in uint16 or, beyond 65,536 ids, uint32), perhaps val_<domain>.bin, and meta.json
+(tokenizer, hash, vocab_size, eot, files, counts, source).
 """
 
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+MAGIC, HEADER = 20240520, 1024  # the first int32 of a file with a header, and its bytes
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
 
 
@@ -43,54 +45,123 @@ def tokenizer_meta(tokenizer) -> dict:
     }
 
 
-class TokenData:
-    """Rows of T + 1 tokens from one .bin file, in an endless order fixed by the seed.
+class Tokens:
+    """The ids of several files as one stream, memory-mapped.
 
-    Epoch e draws one offset in 0 … T - 1 and one permutation of the T-token chunks behind it, so each
-    token is seen once an epoch (but for less than 2T at the ends). A step takes the next
-    batch_size * grad_accum_steps * world rows of that order, whatever number of ranks shares them:
-    nothing is kept between steps, and resuming needs only the step.
+    A file is nothing but ids of `dtype`, or has the header of the public pretokenised sets: 256 int32, of which the
+    first three are 20240520, 1 and the number of ids, uint16 each.
     """
 
-    def __init__(self, folder, split, block_size, seed, batch_size, grad_accum_steps=1, rank=0, world=1):
-        self.path, self.T, self.seed = Path(folder) / f"{split}.bin", block_size, seed
+    def __init__(self, paths: list[Path], dtype: str):
+        self.maps = [self.open(path, np.dtype(dtype).newbyteorder("<")) for path in paths]
+        self.ends = np.cumsum([len(ids) for ids in self.maps])
+
+    @staticmethod
+    def open(path: Path, dtype: np.dtype) -> np.ndarray:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; run prepare_data.py with --out_dir={path.parent} again")
+        size = path.stat().st_size
+        header = np.fromfile(path, "<i4", 3)
+        if len(header) == 3 and header[0] == MAGIC:
+            if header[1] != 1 or size != HEADER + 2 * header[2]:
+                raise ValueError(
+                    f"{path}: {size} bytes, but its header says {header[2]} ids; it was cut, fetch it again"
+                )
+            return np.memmap(path, "<u2", mode="r", offset=HEADER) if header[2] else np.empty(0, "<u2")
+        if size % dtype.itemsize:
+            raise ValueError(
+                f"{path}: {size} bytes is no multiple of {dtype.itemsize}, the bytes of an id; prepare it again"
+            )
+        return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def take(self, start: int, n: int) -> np.ndarray:
+        """Ids start … start + n - 1, whichever files they lie in."""
+        parts, file = [], int(np.searchsorted(self.ends, start, side="right"))
+        while n > 0:
+            first = start - (int(self.ends[file - 1]) if file else 0)
+            parts.append(self.maps[file][first : first + n])
+            start, n, file = start + len(parts[-1]), n - len(parts[-1]), file + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def documents(self, eot: int) -> tuple[np.ndarray, np.ndarray]:
+        """(start, length) of each document of two ids or more, its end-of-text id included."""
+        ends, offset = [], 0
+        for ids in self.maps:
+            for first in range(0, len(ids), 1 << 24):  # a part at a time: the stream may be larger than memory
+                ends.append(np.flatnonzero(ids[first : first + (1 << 24)] == eot) + (offset + first + 1))
+            offset += len(ids)
+        ends = np.unique(np.concatenate([*ends, [len(self)]]))  # the last document may lack its end
+        starts = np.concatenate([[0], ends[:-1]])
+        kept = ends - starts >= 2
+        return starts[kept], (ends - starts)[kept]
+
+
+class TokenData:
+    """Rows of T + 1 tokens from one split, in an endless order fixed by the seed.
+
+    packing="constant": epoch e draws one offset in 0 … T - 1 (random_offset=False: 0) and one permutation of the
+    T-token chunks behind it, so each token is seen once an epoch (but for less than 2T at the ends).
+    packing="documents": epoch e draws a permutation of the documents, of which each makes a row, cut after T + 1
+    tokens or filled up with eot; what is filled up has no target, by length, so that the document's own eot has one.
+    A step takes the next batch_size * grad_accum_steps * world rows of that order, whatever number of ranks shares
+    them: nothing is kept between steps, and resuming needs only the step.
+    """
+
+    def __init__(
+        self, folder, split, block_size, seed, batch_size, grad_accum_steps=1, rank=0, world=1, packing="constant",
+        random_offset=True,
+    ):  # fmt: skip
+        self.folder, self.split, self.T, self.seed = Path(folder), split, block_size, seed
         self.batch_size, self.accum, self.rank, self.world = batch_size, grad_accum_steps, rank, world
         self.meta = read_meta(folder)
-        self.vocab_size = self.meta["vocab_size"]
+        self.vocab_size, self.packing = self.meta["vocab_size"], packing
+        # those whose held-out text makes a row: val_<domain> is a split as well
+        self.domains = [d for d in self.meta.get("domains", {}) if self.meta.get(f"val_{d}_tokens", 0) > block_size]
         if not (self.meta.get(f"{split}_tokens") and self.meta.get(f"{split}_bytes")):
             raise ValueError(f"{folder}/meta.json lacks {split}_tokens or {split}_bytes; prepare the data again")
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} is not there; run prepare_data.py with --out_dir={folder} again")
-        size = self.path.stat().st_size
-        if size % 2:
-            raise ValueError(f"{self.path}: {size} bytes is odd, but ids are 2 bytes each; prepare it again")
-        n = size // 2
-        if n < block_size + 1:
-            raise ValueError(f"{self.path}: {n} tokens, but one row needs block_size + 1 = {block_size + 1}; lower it")
-        self.tokens = np.memmap(self.path, dtype="<u2", mode="r")
-        self.n_rows = max(1, (n - block_size) // block_size)  # rows an epoch, the same for every offset
-        self.n_offsets = min(block_size, n - self.n_rows * block_size)
+        files = self.meta.get(f"{split}_files", [f"{split}.bin"])
+        self.tokens = Tokens([self.folder / name for name in files], self.meta.get("dtype", "uint16"))
+        n = len(self.tokens)
+        if n < (block_size + 1 if packing == "constant" else 2):
+            raise ValueError(
+                f"{self.folder / files[0]}: {n} tokens, but one row needs block_size + 1 = {block_size + 1}; lower it"
+            )
+        if packing == "documents":
+            self.starts, self.lengths = self.tokens.documents(self.meta["eot"])
+            self.n_rows, self.n_offsets = len(self.starts), 1
+        elif packing == "constant":
+            self.n_rows = max(1, (n - block_size) // block_size)  # rows an epoch, the same for every offset
+            self.n_offsets = min(block_size, n - self.n_rows * block_size) if random_offset else 1
+        else:
+            raise ValueError(f"packing={packing!r} is not one of constant, documents")
         self.epoch, self.order, self.offset = -1, None, 0
 
     def rows(self, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows first … first + n - 1 of the endless order: x (n, T) and y (n, T), int64, y one token ahead."""
-        starts = []
-        for row in range(first, first + n):
+        """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead or -1."""
+        rows, lengths = np.full((n, self.T + 1), self.meta["eot"], dtype=np.int64), np.full(n, self.T + 1)
+        for i, row in enumerate(range(first, first + n)):
             epoch, place = divmod(row, self.n_rows)
             if epoch != self.epoch:
                 rng = np.random.default_rng((self.seed, epoch))
                 self.epoch, self.offset = epoch, int(rng.integers(self.n_offsets))
                 self.order = rng.permutation(self.n_rows)
-            starts.append(self.offset + int(self.order[place]) * self.T)
-        rows = np.stack([self.tokens[s : s + self.T + 1] for s in starts]).astype(np.int64)
-        if rows.max() >= self.vocab_size:
-            at, column = np.argwhere(rows >= self.vocab_size)[0]
-            raise ValueError(
-                f"{self.path}: id {rows[at, column]} at token {starts[at] + column}, but meta.json says "
-                f"vocab_size={self.vocab_size}; the file is damaged or of another tokenizer, prepare it again"
-            )
-        rows = torch.from_numpy(rows)
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+            chosen = int(self.order[place])
+            start = self.offset + chosen * self.T
+            if self.packing == "documents":
+                start, lengths[i] = int(self.starts[chosen]), min(int(self.lengths[chosen]), self.T + 1)
+            rows[i, : lengths[i]] = self.tokens.take(start, int(lengths[i]))
+            if rows[i].max() >= self.vocab_size:
+                at = start + int(np.argmax(rows[i] >= self.vocab_size))
+                raise ValueError(
+                    f"{self.folder}, {self.split}: id {rows[i].max()} at token {at}, but meta.json says vocab_size="
+                    f"{self.vocab_size}; a file is damaged or of another tokenizer, prepare it again"
+                )
+        y = rows[:, 1:].copy()
+        y[np.arange(1, self.T + 1) >= lengths[:, None]] = -1
+        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(y)
 
     def steps(self, epochs: float) -> int:
         """The steps that `epochs` passes over the rows take."""
@@ -98,8 +169,7 @@ class TokenData:
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """A loss that compares across tokenizers, by the text's UTF-8 bytes per token of the whole split."""
-        split = self.path.stem
-        return nats_per_token / math.log(2) * self.meta[f"{split}_tokens"] / self.meta[f"{split}_bytes"]
+        return nats_per_token / math.log(2) * self.meta[f"{self.split}_tokens"] / self.meta[f"{self.split}_bytes"]
 
     def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """x, y (batch_size, T) of this rank in a micro-step of a step."""
@@ -109,7 +179,7 @@ class TokenData:
     def eval_batches(self, eval_rows: int):
         """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
 
-        The rows that fill up the last batch have y = -1.
+        With one seed a fixed random subset. The rows that fill up the last batch have y = -1.
         """
         n = min(eval_rows or self.n_rows, self.n_rows)
         for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):

@@ -165,6 +165,10 @@ def is_repo(name: str) -> bool:
     return re.fullmatch(f"{part}(/{part})?(@{part})?", name, re.ASCII) is not None and ".." not in name
 
 
+def endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def download_repo(name: str, weights=True) -> Path:
     """The folder of a hub repository, complete; downloaded unless it was before. weights=False: its tokenizer alone."""
     if not is_repo(name):
@@ -172,8 +176,7 @@ def download_repo(name: str, weights=True) -> Path:
     repo, _, revision = name.partition("@")
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache")
     folder = home / "nanodistill" / repo / (revision or "main")
-    endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-    base = f"{endpoint}/{repo}/resolve/{revision or 'main'}"
+    base = f"{endpoint()}/{repo}/resolve/{revision or 'main'}"
     complete = folder / (".complete" if weights else ".complete-tokenizer")
     if not complete.is_file() and not (folder / ".complete").is_file():
         try:

@@ -15,6 +15,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 from tiktoken.load import read_file_cached
 
@@ -85,20 +86,36 @@ class SentencePieceTokenizer:
         self.hash = hashlib.sha256(b"".join(deciding_fields(model))).hexdigest()[:16]
 
     @classmethod
-    def train(cls, texts, vocab_size: int):
-        """A byte-fallback BPE of `vocab_size` from an iterable of str. Deterministic: same texts, same bytes."""
-        model = io.BytesIO()
+    def train(cls, texts, vocab_size: int, nfkc=False):
+        """A byte-fallback BPE of `vocab_size` from an iterable of str. Deterministic: same texts, same bytes.
+
+        Digits are tokens of their own; blanks and line ends merge like letters. nfkc: text is normalised first (as in
+        Baby Llama), so that it no longer decodes to itself where that changes it.
+        """
+        model, seen, failed = io.BytesIO(), [], []
+
+        def text_by_text():
+            try:
+                for text in texts:
+                    seen[:] = [True]
+                    yield text
+            except (ValueError, OSError) as error:  # the trainer would report it as its own
+                failed.append(error)
+
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-                byte_fallback=True, character_coverage=0.9999, split_digits=True,
-                normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+                sentence_iterator=text_by_text(), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+                byte_fallback=True, character_coverage=0.9999, split_digits=True, add_dummy_prefix=False,
+                normalization_rule_name="nfkc" if nfkc else "identity", remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True, max_sentence_length=1 << 24, num_threads=os.cpu_count(),
                 minloglevel=2,
             )  # fmt: skip
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"vocab_size={vocab_size} does not suit this text: {reason}") from None
+            reason = f"vocab_size={vocab_size} does not suit this text: {reason}"
+            failed.append(ValueError(reason if seen else "the training split has no text to train a tokenizer on"))
+        if failed:
+            raise failed[0]
         return cls(model.getvalue())
 
     def encode(self, text: str) -> list[int]:
@@ -106,6 +123,10 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self.processor.encode([whole_characters(text) for text in texts], num_threads=os.cpu_count())
+
+    def encode_arrays(self, texts: list[str], workers: int) -> list[np.ndarray]:
+        texts = [whole_characters(text) for text in texts]
+        return [np.array(ids, dtype=np.uint32) for ids in self.processor.encode(texts, num_threads=workers)]
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode([i for i in ids if i != self.eot])

@@ -1,9 +1,7 @@
 # A modern 124M (LLaMA: rotary, SwiGLU, RMSNorm, no biases) on FineWeb-Edu's 10 B tokens: MicroLM's control run.
 # python train.py config/pretrain_124m.py                  8 GPUs: torchrun --standalone --nproc_per_node=8
 #                                                          train.py config/pretrain_124m.py --grad_accum_steps=4
-# First: text of FineWeb-Edu as .jsonl in a folder, then
-#        python prepare_data.py --source=<folder> --tokenizer=allenai/OLMo-1B-hf --val_fraction=0.001
-#                               --out_dir=data/fineweb_edu       (gpt2 will do if config/rkld_olmo.py is not to follow)
+# First: python prepare_data.py config/data_fineweb_edu.py
 # Hardware: one 80 GB GPU. Result: not run at full length yet; MicroLM's passes HellaSwag 0.2955 (GPT-2 124M).
 
 out_dir = "out/pretrain_124m"

@@ -1,7 +1,6 @@
 # GPT-2 124M from scratch on OpenWebText, as nanoGPT trains it.
 # python train.py config/pretrain_gpt2_124m.py
-# First: OpenWebText as .txt or .jsonl in a folder, then
-#        python prepare_data.py --source=<folder> --tokenizer=gpt2 --val_fraction=0.0005 --out_dir=data/openwebtext
+# First: python prepare_data.py config/data_openwebtext.py
 # Hardware: one 80 GB GPU. Result: not run at full length yet; nanoGPT reports a val loss of 2.85 after 600,000 steps.
 
 out_dir = "out/gpt2_124m"

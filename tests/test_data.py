@@ -91,11 +91,11 @@ def test_damage_is_named(tmp_path):
         return str(caught.value)
 
     path.write_bytes(b"\0" * 1001)
-    assert "train.bin: 1001 bytes is odd" in error()
+    assert "train.bin: 1001 bytes is no multiple of 2" in error()
     path.write_bytes(b"\0" * 32)
     assert "train.bin: 16 tokens, but one row needs block_size + 1 = 17" in error()
     np.full(17, 257, dtype="<u2").tofile(path)
-    assert "train.bin: id 257 at token 0, but meta.json says vocab_size=257" in error()
+    assert ", train: id 257 at token 0, but meta.json says vocab_size=257" in error()
     path.unlink()
     assert "train.bin is not there" in error()
     (tmp_path / "meta.json").write_text("{")

@@ -413,10 +413,10 @@ def test_damaged_data_is_refused(args, dataset, tmp_path):
     folder = broken(dataset, tmp_path)
     with open(folder / "train.bin", "ab") as file:
         file.write(b"x")
-    assert "8001 bytes is odd" in fails("train.py", *args("train.py", "run", f"--dataset={folder}"))
+    assert "8001 bytes is no multiple of 2" in fails("train.py", *args("train.py", "run", f"--dataset={folder}"))
     np.full(4000, 9999, dtype="<u2").tofile(folder / "train.bin")
     line = fails("train.py", *args("train.py", "run", f"--dataset={folder}"))
-    assert "train.bin: id 9999 at token" in line and "vocab_size=257" in line
+    assert ", train: id 9999 at token" in line and "vocab_size=257" in line
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_beyond_its_end(args, tmp_path):

@@ -51,7 +51,7 @@ def test_one_text_is_split_at_its_end_and_read_in_pieces(tmp_path):
     tokenizer, _, train, val = prepared(tmp_path / "out")
     assert tokenizer.kind == "bpe" and tokenizer.vocab_size == 310
     assert len(train) == len(val) == 1 and train[0] + val[0] == text
-    assert len(val[0]) == pytest.approx(0.1 * len(text), rel=1e-4)
+    assert len(val[0]) == pytest.approx(0.1 * len(text), rel=1e-3)
 
 
 def test_stdlib_is_the_default_and_deterministic(tmp_path):
@@ -72,11 +72,11 @@ def test_stdlib_is_the_default_and_deterministic(tmp_path):
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["--source=nowhere"], "source 'nowhere' is not there; expected stdlib, shakespeare"),
-        (["--source={}"], "holds no .txt or .jsonl"),
-        (["--source={}/a.csv"], "expected .txt or .jsonl, not '.csv'"),
+        (["--source=nowhere"], "source 'nowhere' is not there; expected a file or a folder of them, or one of stdlib"),
+        (["--source={}"], "files has none of .txt, .train"),
+        (["--source={}/a.csv"], "a.csv is not one of .txt"),
         (["--source={}/a.jsonl"], 'a.jsonl, line 2: expected JSON with a "text"'),
-        (["--source={}/a.txt", "--vocab_size=70000"], "vocab_size=70000: a bpe needs 300 to 65,535"),
+        (["--source={}/a.txt", "--vocab_size=70000"], "vocab_size=70000: a bpe needs 300 to 65,536"),
         (["--source={}/a.txt", "--vocab_size=5000"], "vocab_size=5000 does not suit this text"),
         (["--source={}/b.jsonl"], "b.jsonl, line 1: expected JSON with a"),
         (["--source={}/empty.txt"], "has no text"),

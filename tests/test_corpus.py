@@ -1,0 +1,397 @@
+"""Corpora to token files: every form of input, kills, workers, shards, damage; and the cleaning of BabyLM's domains."""
+
+import doctest
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_script, write_dataset
+
+import common.babylm
+import common.corpus
+from common.babylm import CLEAN
+from common.corpus import PIECE, File, cuts, extract, fetch_babylm, find_files, pieces
+from common.data import TokenData, Tokens
+from common.tokenizer import ByteTokenizer, load_tokenizer
+
+BABYLM = ROOT.parent / "shared/data/babylm_like"
+
+
+def test_examples_of_the_cleaning():
+    assert doctest.testmod(common.babylm).failed == 0
+    assert {"aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg", "open_subtitles", "qed",
+            "simple_wikipedia", "switchboard", "wikipedia"} <= set(CLEAN)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_cleaning_is_of_lines_and_leaves_clean_text(name):
+    """Lines do not see each other, so that pieces may be cut at any line end; what is clean stays."""
+    lines = ["Hello there , you .", "I think \t so", "= = = Title = = =", "", "plain text.", "lT'S  HERE"]
+    whole = CLEAN[name]("\n".join(lines))
+    assert whole == "\n".join(CLEAN[name](line) for line in lines) and CLEAN[name](whole) == whole
+
+
+# ---------------------------------------------------------------------------------------------
+# files -> documents
+
+DOCUMENTS = [f"document {i}: café {'x ' * (i % 7)}\nline" for i in range(23)]
+
+
+def write_forms(folder):
+    """The same documents in every form there is a package for; {form: path}."""
+    lines = "".join(json.dumps({"text": d, "id": 1}) + "\n" for d in DOCUMENTS).encode()
+    files = {"jsonl": lines, "jsonl.gz": gzip.compress(lines)}
+    try:
+        import zstandard
+
+        half = len(lines) // 2  # two frames, as pzstd writes them
+        files["jsonl.zst"] = zstandard.compress(lines[:half]) + zstandard.compress(lines[half:])
+    except ImportError:
+        pass
+    try:
+        import pyarrow
+        import pyarrow.parquet
+
+        table, buffer = pyarrow.table({"id": list(range(23)), "text": DOCUMENTS}), io.BytesIO()
+        pyarrow.parquet.write_table(table, buffer, row_group_size=7)
+        files["parquet"] = buffer.getvalue()
+    except ImportError:
+        pass
+    for form, content in files.items():
+        (folder / f"a.{form}").write_bytes(content)
+    return {form: folder / f"a.{form}" for form in files}
+
+
+def test_documents_of_every_form(tmp_path):
+    for form, path in write_forms(tmp_path).items():
+        assert list(pieces(File(path))) == [(d, True) for d in DOCUMENTS], form
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a\r\n\xffb"))
+    assert list(pieces(File(tmp_path / "b.txt.gz"))) == [("a\r\n\ufffdb", True)]
+
+
+def test_another_key_and_its_absence(tmp_path):
+    forms = write_forms(tmp_path)
+    (tmp_path / "c.jsonl").write_text('{"content": "a"}\n\n{"content": "b"}\n')
+    assert [t for t, _ in pieces(File(tmp_path / "c.jsonl"), "content")] == ["a", "b"]
+    with pytest.raises(ValueError, match=r'c.jsonl, line 1: expected JSON with a "text"'):
+        list(pieces(File(tmp_path / "c.jsonl")))
+    if "parquet" in forms:
+        with pytest.raises(ValueError, match="has no column 'content'; name one of id, text"):
+            list(pieces(File(forms["parquet"]), "content"))
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    for name, package in (("a.parquet", "pyarrow"), ("a.jsonl.zst", "zstandard")):
+        (tmp_path / name).write_bytes(b"x")
+        for module in ("pyarrow", "pyarrow.parquet", "zstandard"):
+            monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(
+            ValueError, match=f"is read through {package}, which is not installed: pip install {package}"
+        ):
+            list(pieces(File(tmp_path / name)))
+
+
+def test_wikitext_is_joined_to_articles():
+    lines = ["\n", " = One = \n", "\n", " text \n", " = = Part = = \n", " more \n", " = Two = \n", " end \n"]
+    found = [text for text, _ in common.corpus.articles(lines)]
+    assert found == ["\n", "".join(lines[1:6]), "".join(lines[6:])] and "".join(found) == "".join(lines)
+
+
+def test_long_texts_are_cut_in_front_of_blanks():
+    words = "word  two\nthree " * 200_000
+    for text in (words, "x" * (3 * PIECE), "", "a" * PIECE, " " * (2 * PIECE)):
+        parts = [text[a:b] for a, b in cuts(text)]
+        assert "".join(parts) == text and all(len(p) <= PIECE for p in parts)
+    parts = [words[a:b] for a, b in cuts(words)]
+    assert len(parts) > 2 and all(a[-1] in "dwore" and b[0] == " " for a, b in itertools.pairwise(parts))
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    whole = gzip.compress(b'{"text": "abc"}\n' * 9999)
+    cases = {"cut.jsonl.gz": whole[: len(whole) // 2], "bad.jsonl.gz": whole[:50] + b"\0" * 60, "no.jsonl.gz": b"text"}
+    cases |= {"cut.parquet": b"PAR1abc"} if "parquet" in write_forms(tmp_path) else {}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        done = run_script("prepare_data.py", f"--source={tmp_path / name}", f"--out_dir={tmp_path / 'o'}", ok=False)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert f"{name} is damaged or was cut" in done.stderr or f"{name}, line " in done.stderr
+        assert not (tmp_path / "o/meta.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# named corpora
+
+
+def test_domains_and_their_held_out_files(tmp_path):
+    for name in ("cbt.train", "cbt.dev", "qed.train", "qed.dev", "README.md", "cbt.test"):
+        (tmp_path / name).write_text("text")
+    files = find_files("babylm", str(tmp_path), tmp_path)
+    assert [(f.domain, f.split, f.path.name) for f in files] == [
+        (d, split, f"{d}.{form}") for d in ("cbt", "qed") for split, form in (("val", "dev"), ("train", "train"))
+    ]
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/simple_wikipedia.txt").write_text("text")
+    assert [(f.domain, f.split) for f in find_files("babylm", str(tmp_path / "texts"), tmp_path)] == [
+        ("simple_wikipedia", "")
+    ]
+    assert [(f.domain, f.split) for f in find_files(str(tmp_path / "texts"), "", tmp_path)] == [("", "")]
+    with pytest.raises(
+        FileNotFoundError, match=r"source .babyllm. is not there; .* or one of stdlib, shakespeare, babylm"
+    ):
+        find_files("babyllm", "", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"has none of .txt, .train, .dev, .jsonl, .parquet"):
+        find_files(str(tmp_path / "empty"), "", tmp_path)
+
+
+def babylm_zip(extra=()):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in ("10M/cbt.train", "100M/cbt.train", "dev/cbt.dev", "test/cbt.test"):
+            file.writestr(f"babylm_data/babylm_{name}", f"{name} , text\n" * 50)
+        file.writestr("__MACOSX/babylm_10M/._cbt.train", "junk")
+        for name in extra:
+            file.writestr(name, "evil")
+    return buffer.getvalue()
+
+
+def test_babylm_releases_from_their_archives(hub, tmp_path, monkeypatch):
+    hub.files["/babylm_data.zip"] = babylm_zip()
+    monkeypatch.setattr(common.corpus, "BABYLM_2023", f"{hub.url}/babylm_data.zip")
+    files = find_files("babylm", "", tmp_path / "2023")
+    assert [(f.domain, f.split) for f in files] == [("cbt", "val"), ("cbt", "train")]
+    assert files[1].path.read_text().startswith("10M/cbt.train")
+    assert find_files("babylm_100m", "", tmp_path / "2023")[1].path.read_text().startswith("100M")
+
+    def listing(name, link, folder=False):
+        links = {"files": {"links": {"related": {"href": link}}}}
+        return {"attributes": {"name": name}, "links": {"download": link}, "relationships": links if folder else {}}
+
+    monkeypatch.setattr(common.corpus, "OSF", f"{hub.url}/osf/")
+    hub.files["/osf/?page[size]=100"] = json.dumps({"data": [listing("text_data", f"{hub.url}/texts/", True)]}).encode()
+    items = [listing(n, f"{hub.url}/download/{n}") for n in ("train_10M.zip", "dev.zip")]
+    hub.files["/texts/?page[size]=100"] = json.dumps({"data": items}).encode()
+    hub.files["/download/train_10M.zip"] = hub.files["/download/dev.zip"] = babylm_zip()
+    hub.files = {k.replace("[", "%5B").replace("]", "%5D"): v for k, v in hub.files.items()}
+    assert len(find_files("babylm_2024_10m", "", tmp_path / "2024")) == 2
+    with pytest.raises(OSError, match=r"does not tell where train_100M.zip is \(StopIteration\); fetch it by hand"):
+        fetch_babylm("babylm_2024_100m", tmp_path / "2024")
+
+
+def test_corpora_of_plain_files_come_from_the_hub(hub, tmp_path, monkeypatch):
+    forms = write_forms(tmp_path)
+    monkeypatch.setitem(
+        common.corpus.PLAIN, "pile", ("monology/pile", [("train", "train/00.jsonl"), ("val", "val.jsonl")])
+    )
+    for name in ("train/00.jsonl", "val.jsonl"):
+        hub.files[f"/datasets/monology/pile/resolve/main/{name}"] = forms["jsonl"].read_bytes()
+    hub.trouble["/datasets/monology/pile/resolve/main/val.jsonl"] = [503, "cut"]
+    files = find_files("pile", "", tmp_path / "pile")
+    assert [(f.split, f.path.read_bytes()) for f in files] == [
+        (s, forms["jsonl"].read_bytes()) for s in ("train", "val")
+    ]
+
+
+@pytest.mark.parametrize("name", ["../evil.train", "/tmp/evil.train", "a/../../evil.dev"])
+def test_an_archive_that_writes_elsewhere_is_refused(tmp_path, name):
+    (tmp_path / "a.zip").write_bytes(babylm_zip([name]))
+    with pytest.raises(ValueError, match="which would be written elsewhere; delete it"):
+        extract(tmp_path / "a.zip", tmp_path / "out/deep")
+    assert not list(tmp_path.rglob("evil*")) and not Path("/tmp/evil.train").exists()
+    (tmp_path / "b.zip").write_bytes(babylm_zip()[:-30])
+    with pytest.raises(ValueError, match=r"b.zip is damaged .*; delete it to fetch it again"):
+        extract(tmp_path / "b.zip", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------
+# token files
+
+
+def contents(folder):
+    """{name: its SHA-256} of all that a preparation makes."""
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".bin", ".model")
+    }
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder of .jsonl.gz documents, large enough for several batches."""
+    folder, rng = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randrange(2, 9))) for _ in range(3000)]
+    for i in range(3):
+        rows = (json.dumps({"text": " ".join(rng.choices(words, k=rng.randrange(1, 4000)))}) for _ in range(400))
+        (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode(), 1))
+    return folder
+
+
+def test_files_do_not_depend_on_the_workers_and_are_what_the_text_says(corpus, tmp_path):
+    made = []
+    for workers in (1, 2, 8):
+        args = [f"--source={corpus}", "--vocab_size=400", "--shard_tokens=300000", f"--workers={workers}"]
+        run_script("prepare_data.py", *args, f"--out_dir={tmp_path / str(workers)}")
+        made.append(contents(tmp_path / str(workers)))
+    assert made[0] == made[1] == made[2] and {"train_000.bin", "train_001.bin"} <= set(made[0])
+    folder = tmp_path / "8"
+    meta, tokenizer = json.loads((folder / "meta.json").read_text()), load_tokenizer(folder)
+    stream = Tokens([folder / name for name in meta["train_files"]], "uint16")
+    sizes = [(folder / name).stat().st_size for name in meta["train_files"]]
+    assert set(sizes[:-1]) == {600000} and len(stream) == meta["train_tokens"]
+    texts = [text for f in find_files(str(corpus), "", tmp_path) for text, _ in pieces(f)]
+    train = [text for i, text in enumerate(texts) if (i + 1) % 20]
+    starts, lengths = stream.documents(tokenizer.eot)
+    assert len(starts) == meta["train_documents"] == len(train)
+    for i in range(0, len(train), 97):
+        assert tokenizer.decode(stream.take(int(starts[i]), int(lengths[i])).tolist()) == train[i]
+    done = run_script("prepare_data.py", f"--check={folder}")
+    assert f"train: {meta['train_tokens']:,} tokens in {len(sizes)} files" in done.stdout
+
+
+def test_kill_9_at_ten_moments_and_the_same_bytes_in_the_end(corpus, tmp_path):
+    args = [f"--source={corpus}", "--vocab_size=400", "--shard_tokens=300000"]
+    start = time.perf_counter()
+    run_script("prepare_data.py", *args, f"--out_dir={tmp_path / 'whole'}")
+    whole, rng = time.perf_counter() - start, random.Random(0)
+    kills = went_on = 0
+    while kills < 10:
+        command = [sys.executable, str(ROOT / "prepare_data.py"), *args, f"--out_dir={tmp_path / 'killed'}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        time.sleep(whole * rng.uniform(0.3, 1.0))
+        process.send_signal(signal.SIGKILL)
+        kills, went_on = kills + (process.poll() is None), went_on + ("going on after" in process.communicate()[0])
+        if (tmp_path / "killed/meta.json").exists():  # it was finished: that moment proves nothing
+            assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+            (tmp_path / "killed/meta.json").unlink()
+    done = run_script("prepare_data.py", *args, f"--out_dir={tmp_path / 'killed'}")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and went_on + ("going on" in done.stdout) > 0
+    assert (tmp_path / "killed/meta.json").read_text() == (tmp_path / "whole/meta.json").read_text()
+
+
+def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is(corpus, tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 1000)
+    args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
+    run_script("prepare_data.py", *args)
+    before = contents(tmp_path / "o")
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 30 + "{")
+    bad = [f"--source={tmp_path / 'bad.jsonl'}", *args[1:]]
+    done = run_script("prepare_data.py", *bad, ok=False)
+    assert done.returncode == 2 and "bad.jsonl, line 31: expected JSON" in done.stderr
+    assert (
+        {k: v for k, v in contents(tmp_path / "o").items() if k in before} == before if (tmp_path / "o").is_dir() else 0
+    )
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 40)
+    run_script("prepare_data.py", *bad)
+    assert json.loads((tmp_path / "o/meta.json").read_text())["train_documents"] == 38
+    assert not (tmp_path / "o/preparing").exists()
+
+
+def test_odd_texts(tmp_path):
+    """Empty documents count for nothing; a 200 MB line fits; what has no text is one line."""
+    rows = ["", "a", "", "b", "", "\ud800c"] * 10
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    run_script(
+        "prepare_data.py", f"--source={tmp_path / 'a.jsonl'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"
+    )
+    meta = json.loads((tmp_path / "o/meta.json").read_text())
+    assert meta["train_documents"] + meta["val_documents"] == 30 and meta["train_bytes"] + meta["val_bytes"] == 40
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n' * 50)
+    done = run_script("prepare_data.py", f"--source={tmp_path / 'b.jsonl'}", "--tokenizer=bytes", ok=False)
+    assert done.returncode == 2 and "the train split is empty: it has no text" in done.stderr
+    with open(tmp_path / "long.txt", "w") as file:
+        for _ in range(200):
+            file.write("word " * 200_000)
+    out = tmp_path / "long"
+    done = run_script("prepare_data.py", f"--source={tmp_path / 'long.txt'}", "--tokenizer=bytes", f"--out_dir={out}")
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["train_bytes"] + meta["val_bytes"] == 200_000_000
+    assert int(re.search(r"peak memory ([\d,]+) MB", done.stdout)[1].replace(",", "")) < 1000
+
+
+def test_domains_have_their_own_validation(tmp_path):
+    for domain in ("cbt", "qed"):
+        for split, n in (("train", 400), ("dev", 100)):
+            (tmp_path / f"{domain}.{split}").write_text(f"{domain}  said ,\n" * n)
+    out = tmp_path / "o"
+    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}")
+    meta = json.loads((out / "meta.json").read_text())
+    assert (
+        list(meta["domains"]) == ["cbt", "qed"]
+        and meta["val_tokens"] == meta["val_cbt_tokens"] + meta["val_qed_tokens"]
+    )
+    text = ByteTokenizer().decode(np.fromfile(out / "val_cbt.bin", "<u2").tolist())
+    assert text == "cbt said,\n" * 100
+    tiny = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--block_size=16", "--max_steps=2", "--eval_rows=8"]
+    done = run_script("train.py", *tiny, f"--dataset={out}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")
+    assert "val/cbt " in done.stdout and " val/cbt " in (tmp_path / "run/log.txt").read_text()
+    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}", "--clean=False")
+    assert np.fromfile(out / "val_cbt.bin", "<u2").tobytes() != b"" and json.loads((out / "meta.json").read_text())[
+        "val_cbt_bytes"] == 100 * len("cbt  said ,\n")  # fmt: skip
+
+
+def write_shard(path, ids, said=None):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, len(ids) if said is None else said
+    path.write_bytes(header.tobytes() + np.array(ids, dtype="<u2").tobytes())
+
+
+def test_shards_with_headers_are_used_as_they_are(tmp_path, monkeypatch):
+    gpt2 = ROOT.parent / "shared/data/tokenizers/gpt2"
+    if not gpt2.is_dir():
+        pytest.skip("GPT-2's vocabulary is not beside the project")
+    tok, shards = load_tokenizer(gpt2), tmp_path / "shards"
+    ids = [i for _ in range(40) for i in [tok.eot, *tok.encode("Hello world, a document")]]
+    shards.mkdir()
+    write_shard(shards / "set_train_000001.bin", ids[:150])
+    write_shard(shards / "set_train_000002.bin", ids[150:])
+    write_shard(shards / "set_val_000000.bin", ids[:100])
+    home = tmp_path / "hf_home/nanodistill/gpt2/main"
+    home.mkdir(parents=True)
+    for name, other in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        (home / name).write_bytes((gpt2 / other).read_bytes())
+    (home / ".complete-tokenizer").touch()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    out = tmp_path / "o"
+    run_script("prepare_data.py", f"--source={shards}", f"--out_dir={out}")
+    data = TokenData(out, "train", 16, 0, 4)
+    assert np.array_equal(data.tokens.take(0, len(ids)), ids) and len(data.tokens) == len(ids)
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["train_documents"] == 40 and meta["train_bytes"] == 40 * len("Hello world, a document")
+    assert "ids to 50,256: as meta.json says" in run_script("prepare_data.py", f"--check={out}").stdout
+    write_shard(shards / "set_train_000002.bin", ids[150:], said=1000)
+    with pytest.raises(ValueError, match="but its header says 1000 ids; it was cut, fetch it again"):
+        TokenData(out, "train", 16, 0, 4)
+    done = run_script("prepare_data.py", f"--check={out}", ok=False)
+    assert done.returncode == 2 and "its bytes are not those that meta.json was written for" in done.stderr
+
+
+@pytest.mark.skipif(not BABYLM.is_dir(), reason="the corpus of ten million words is not here")
+def test_the_cleaned_text_of_every_domain_survives_encoding(tmp_path):
+    run_script("prepare_data.py", f"--source={BABYLM}", "--vocab_size=2000", f"--out_dir={tmp_path}")
+    tokenizer = load_tokenizer(tmp_path)
+    train = Tokens([tmp_path / "train.bin"], "uint16")
+    documents = iter(zip(*train.documents(tokenizer.eot)))
+    for f in find_files(str(BABYLM), "", tmp_path):
+        text = CLEAN.get(f.domain, str)("".join(text for text, _ in pieces(f)))
+        ids = np.fromfile(tmp_path / f"val_{f.domain}.bin", "<u2") if f.split == "val" else train.take(*next(documents))
+        assert tokenizer.decode(ids.tolist()) == text, f.path.name
+
+
+def test_write_dataset_passes_for_old_sets(tmp_path):
+    """Sets without a list of files, as earlier versions wrote them."""
+    assert TokenData(write_dataset(tmp_path), "train", 16, 0, 4).batch(0, 0)[0].shape == (4, 16)
