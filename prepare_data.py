@@ -72,24 +72,26 @@ class Stream:
     def of_file(self, i: int):
         """The pieces of a file, cleaned. Those of a file that is cut have their split, others have the file's."""
         file, where, read = self.files[i], {"bytes": 0}, 0
-        clean = CLEAN.get(file.domain, str) if self.clean else str
         cut = round((1 - self.val_fraction) * self.text_bytes(i)) if self.is_cut(i) else 0
-        for text, ends in pieces(file, self.text_key, where):
+        for text, ends in pieces(file, self.text_key, where, self.cleaning(file)):
             self.done = (sum(self.sizes[:i]) + where["bytes"]) / max(1, sum(self.sizes))
             if cut > read:
                 encoded = text.encode()
                 head = encoded[: cut - read].decode(errors="ignore")
                 read, text = read + len(encoded), text[len(head) :]
-                yield Piece(clean(head), ends or read >= cut, "train", file.domain)
+                yield Piece(head, ends or read >= cut, "train", file.domain)
             if text:
-                yield Piece(clean(text), ends, "val" if cut else file.split, file.domain)
+                yield Piece(text, ends, "val" if cut else file.split, file.domain)
 
     def text_bytes(self, i: int) -> int:
-        """The bytes of a text; one that is compressed has to be read for it."""
+        """The bytes of a text; one that is compressed or cleaned has to be read for it."""
         file = self.files[i]
-        if file.path.suffix not in (".gz", ".zst"):
+        if file.path.suffix not in (".gz", ".zst") and self.cleaning(file) is str:
             return self.sizes[i]
-        return sum(len(text.encode()) for text, _ in pieces(file, self.text_key))
+        return sum(len(text.encode()) for text, _ in pieces(file, self.text_key, None, self.cleaning(file)))
+
+    def cleaning(self, file: File):
+        return CLEAN.get(file.domain, str) if self.clean else str
 
     def by_document(self, found):
         """Every 20th document held out, for 0.05: spread evenly over the corpus."""

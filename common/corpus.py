@@ -40,13 +40,17 @@ class File:
 # files -> pieces
 
 
-def pieces(file: File, text_key="text", where=None):
-    """(text, whether a document ends here) of a file; `where`: a dict whose "bytes" follows the bytes read of it."""
+def pieces(file: File, text_key="text", where=None, clean=str):
+    """(text, whether a document ends here) of a file.
+
+    where: a dict whose "bytes" follows the bytes read of it. clean: is given whole lines, or a whole document.
+    """
     try:
         with open(file.path, "rb") as raw:
             for text, ends in documents(file, raw, text_key):
                 if where is not None:
                     where["bytes"] = raw.tell()
+                text = clean(text)
                 for start, stop in cuts(text):
                     yield text[start:stop], ends and stop == len(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
