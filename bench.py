@@ -2,7 +2,9 @@
 
     python bench.py --part=head
     python bench.py --part=step --vocab_size=16000
-    python bench.py --part=tokenizer --tokenizer=EleutherAI/pythia-160m      # needs pip install tokenizers
+    python bench.py --part=tokenizer --tokenizer=EleutherAI/pythia-160m      # these need pip install tokenizers
+    python bench.py --part=bpe --vocab_size=16000 --repeats=1
+    python bench.py --part=loader --dataset=data/stdlib
 
 The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
 the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
@@ -11,18 +13,22 @@ the best square matmul of the moment, so that each is a share of the peak it had
     chunked           losses.chunked_head, as in the loops
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
-    tokenizers        encode_batch_fast of Hugging Face's library
-    nanodistill       encode_batch of common/bpe.py
+    tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
+    tiktoken          a loop over the documents on one core
+    nanodistill       what prepare_data.py does
 """
 
 import json as jsonlib
+import os
 import statistics
 import subprocess
 import sys
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -32,7 +38,7 @@ from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
 from model import LLaMA, LLaMAConfig
 
-part = "head"  # "head": hidden states -> losses -> gradients of hidden states and head; "step": all of it; "tokenizer"
+part = "head"  # "head": hidden states -> losses -> gradients; "step": all of a step; "tokenizer", "bpe", "loader"
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -43,7 +49,8 @@ block_size = 128  # step: tokens in a row
 kl = "forward"  # any that distill.py knows; versions but "chunked" only have "forward"
 chunk_tokens = 0  # of the chunked head; 0: as many as is fastest
 tokenizer = "gpt2"  # tokenizer: a byte-level BPE, by folder or name
-text = "stdlib"  # tokenizer: the documents that are encoded, as prepare_data.py's source
+text = "stdlib"  # tokenizer, bpe: the documents, as prepare_data.py's source
+dataset = "data/stdlib"  # loader
 rounds = 5  # turns of each version
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -59,16 +66,23 @@ T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    versions = ("", "straightforward", "chunked", "kept", "tokenizers", "nanodistill")
-    one_of(config, part=("head", "step", "tokenizer"), version=versions)
+    versions = ("", "straightforward", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
+    one_of(config, part=("head", "step", "tokenizer", "bpe", "loader"), version=versions)
     divergence(kl)
     if version:
-        print(jsonlib.dumps(encode_turn() if part == "tokenizer" else turn()))
+        print(jsonlib.dumps({"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)()))
         return
     on_cuda = Runtime(device, dtype).cuda
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
     names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
-    names = ["tokenizers", "nanodistill"] if part == "tokenizer" else names
+    others = {
+        "tokenizer": ["tokenizers", "nanodistill"],
+        "bpe": ["tokenizers", "nanodistill"],
+        "loader": ["nanodistill"],
+    }
+    names = others.get(part, names)
+    if part == "tokenizer" and is_plain():
+        names.insert(1, "tiktoken")
     results = {name: [] for name in names}
     command = [sys.executable, Path(__file__).resolve(), *sys.argv[1:]]
     for _ in tqdm(range(rounds), "rounds", disable=not sys.stderr.isatty(), leave=False):
@@ -79,20 +93,30 @@ def main():
                 sys.exit(killed if done.returncode < 0 else done.returncode)  # else it has said why
             results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
     medians = {name: {k: statistics.median(r[k] for r in turns) for k in turns[0]} for name, turns in results.items()}
+    if len({m.get("ids") for m in medians.values()}) > 1:
+        raise ValueError(f"the versions give different ids for {text}")
     if json:
         print(jsonlib.dumps({"config": config, "medians": medians, "turns": results}))
     else:
         table(medians)
 
 
+def is_plain() -> bool:
+    """Whether tiktoken alone gives the tokenizer's ids: nothing is normalised or cut before."""
+    from common.tokenizer import load_tokenizer
+
+    ours = load_tokenizer(tokenizer)
+    return not (ours.nfc or ours.raw or ours.normalized)
+
+
 def table(medians):
     base = next(iter(medians.values()))["seconds"]
-    if part == "tokenizer":
-        print("version            seconds   tokens/s       MB/s    memory   speed")
+    if part in ("tokenizer", "bpe", "loader"):
+        print("version            seconds       MB/s    memory   speed")
         for name, m in medians.items():
             print(
-                f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.0f} {m['bytes_per_s'] / 1e6:10.2f} "
-                f"{m['peak_bytes'] / 1e6:6,.0f} MB {base / m['seconds']:5.2f}x"
+                f"{name:<16} {m['seconds']:9.4f} {m['bytes_per_s'] / 1e6:10.2f} {m['peak_bytes'] / 1e6:6,.0f} MB "
+                f"{base / m['seconds']:5.2f}x"
             )
         return
     print(f"matmul peak {statistics.median(m['peak_flops'] for m in medians.values()) / 1e9:,.0f} GFLOP/s")
@@ -130,27 +154,72 @@ def turn() -> dict:
             "peak_bytes": used, "extra_bytes": used - before}  # fmt: skip
 
 
-def encode_turn() -> dict:
-    """Seconds (median) to encode all documents on all cores, and what that is per second."""
-    from common.tokenizer import load_tokenizer  # here, as the other parts' memory is measured without them
-    from prepare_data import open_source
+def text_turn() -> dict:
+    """Seconds (median) to encode all documents, or to train a BPE on them, and what that is per second.
 
-    documents, ours = [document for document, _ in open_source(text)[0]()], load_tokenizer(tokenizer)
-    encode = ours.encode_batch
+    ids: a checksum of the ids, the same for every version of "tokenizer".
+    """
+    from common.corpus import find_files, pieces, stdlib  # here, as the other parts' memory is measured without them
+    from common.tokenizer import SentencePieceTokenizer, load_tokenizer
+
+    found = stdlib() if text == "stdlib" else (piece for f in find_files(text, "", Path()) for piece in pieces(f))
+    documents = [document for document, _ in found]
+    ours, ids = load_tokenizer(tokenizer) if part == "tokenizer" else None, 0
     if version == "tokenizers":
-        import tokenizers  # in requirements-dev.txt: the project itself does not need it
-
-        theirs = tokenizers.Tokenizer.from_str(jsonlib.dumps(ours.spec))
-        encode = partial(theirs.encode_batch_fast, add_special_tokens=False)
+        import tokenizers as reference  # in requirements-dev.txt: the project itself does not need it
+    if part == "bpe" and version == "nanodistill":
+        go = partial(SentencePieceTokenizer.train, documents, vocab_size)
+    elif part == "bpe":
+        go = partial(train_reference, reference, documents)
+    elif version == "nanodistill":
+        go = partial(ours.encode_arrays, documents, os.cpu_count())
+    elif version == "tiktoken":
+        go = partial(list, map(ours.encoding.encode_ordinary, documents))
+    else:
+        theirs = reference.Tokenizer.from_str(jsonlib.dumps(ours.spec))
+        go = partial(theirs.encode_batch_fast, documents, add_special_tokens=False)
     times = []
+    for _ in range(repeats + (part == "tokenizer")):  # the first to warm up
+        if version == "tiktoken":
+            go = partial(list, map(ours.encoding.encode_ordinary, documents))
+        start = time.perf_counter()
+        made = go()
+        times.append(time.perf_counter() - start)
+    if part == "tokenizer":
+        made = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in made]
+        ids = zlib.crc32(np.concatenate(made).tobytes())
+    seconds = statistics.median(times[part == "tokenizer" :])
+    n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
+    return {
+        "seconds": seconds,
+        "bytes_per_s": n_bytes / seconds,
+        "peak_bytes": memory(cuda=False, peak=True),
+        "ids": ids,
+    }
+
+
+def train_reference(reference, documents):
+    """A byte-level BPE of as many ids, by Hugging Face's tokenizers."""
+    bpe = reference.Tokenizer(reference.models.BPE())
+    bpe.pre_tokenizer = reference.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = reference.trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
+    bpe.train_from_iterator(documents, trainer)
+    return bpe
+
+
+def loader_turn() -> dict:
+    """Seconds (median) to read the rows of 100 steps of 32 rows."""
+    from common.data import TokenData
+
+    data, times = TokenData(dataset, "train", block_size, 1337, 32), []
     for _ in range(1 + repeats):
         start = time.perf_counter()
-        encoded = encode(documents)
+        for step in range(100):
+            data.batch(step, 0)
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times[1:])
-    n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
-    return {"seconds": seconds, "tokens_per_s": sum(map(len, encoded)) / seconds, "bytes_per_s": n_bytes / seconds,
-            "peak_bytes": memory(cuda=False, peak=True)}  # fmt: skip
+    rate = 3200 * block_size / seconds
+    return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": memory(False, peak=True)}
 
 
 def memory(cuda: bool, peak=False) -> int:

@@ -281,6 +281,19 @@ def test_kill_9_at_ten_moments_and_the_same_bytes_in_the_end(corpus, tmp_path):
     assert (tmp_path / "killed/meta.json").read_text() == (tmp_path / "whole/meta.json").read_text()
 
 
+def test_a_kill_while_the_finished_files_are_moved(corpus, tmp_path):
+    """As it would lie on the disk: some files at their place, some not, meta.json not yet."""
+    args = [f"--source={corpus}", "--tokenizer=bytes", "--val_fraction=0.01", f"--out_dir={tmp_path / 'o'}"]
+    run_script("prepare_data.py", *args)
+    before, work = contents(tmp_path / "o"), tmp_path / "o/preparing"
+    assert set(before) == {"train.bin", "val.bin"}
+    work.mkdir()
+    (tmp_path / "o/meta.json").rename(work / "meta.json")
+    (tmp_path / "o/val.bin").rename(work / "val_000.bin")
+    run_script("prepare_data.py", *args)
+    assert contents(tmp_path / "o") == before and not work.exists() and load_tokenizer(tmp_path / "o")
+
+
 def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is(corpus, tmp_path):
     (tmp_path / "a.txt").write_text("some text\n" * 1000)
     args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]

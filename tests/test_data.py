@@ -1,5 +1,6 @@
 """Token streams: each token once an epoch, any split gives the same rows, and damage is named."""
 
+import itertools
 import json
 
 import numpy as np
@@ -104,3 +105,88 @@ def test_damage_is_named(tmp_path):
     assert "meta.json lacks tokenizer_hash, vocab_size, eot" in error()
     (tmp_path / "meta.json").unlink()
     assert "has no meta.json; first run: python prepare_data.py" in error()
+
+
+# ---------------------------------------------------------------------------------------------
+# shards, headers, wide ids
+
+
+def shards_of(folder, ids, sizes, dtype="<u2", **meta):
+    """A data set whose training ids lie in several files of those sizes."""
+    write_dataset(folder)
+    names, first = [], 0
+    for i, size in enumerate(sizes):
+        names.append(f"train_{i:03}.bin")
+        np.array(ids[first : first + size], dtype=dtype).tofile(folder / names[-1])
+        first += size
+    said = json.loads((folder / "meta.json").read_text()) | {"train_files": names, "dtype": dtype[1:]} | meta
+    said["dtype"] = {"<u2": "uint16", "<u4": "uint32"}[dtype]
+    (folder / "meta.json").write_text(json.dumps(said))
+    return folder
+
+
+@pytest.mark.parametrize("sizes", [(200,), (100, 100), (1, 199), (17, 0, 150, 33), (50, 50, 50, 50)])
+def test_rows_do_not_depend_on_how_the_ids_lie_in_files(counting, tmp_path, sizes):
+    data = TokenData(shards_of(tmp_path / "shards", np.arange(200), sizes), "train", 16, 1, 4)
+    whole = TokenData(counting, "train", 16, 1, 4)
+    for step in range(9):
+        assert all(torch.equal(a, b) for a, b in zip(data.batch(step, 0), whole.batch(step, 0)))
+
+
+def test_ids_beyond_65536_are_uint32(tmp_path):
+    ids = np.arange(100_000, 100_200)
+    folder = shards_of(tmp_path, ids, (120, 80), "<u4", vocab_size=128_256)
+    x, y = TokenData(folder, "train", 16, 1, 4).batch(0, 0)
+    assert x.min() >= 100_000 and torch.equal(y, x + 1)
+    (folder / "train_000.bin").write_bytes(b"0" * 30)
+    with pytest.raises(ValueError, match="30 bytes is no multiple of 4"):
+        TokenData(folder, "train", 16, 1, 4)
+
+
+# ---------------------------------------------------------------------------------------------
+# properties
+
+
+def test_an_epoch_visits_every_chunk_once_whatever_the_sizes(tmp_path):
+    """Over sizes, rows, ranks, accumulation, offsets: the rows of a step do not depend on who reads them."""
+    rng = np.random.default_rng(0)
+    for case in range(60):
+        T, n = int(rng.integers(1, 20)), int(rng.integers(21, 400))
+        folder = shards_of(tmp_path / str(case), np.arange(n), (n // 3, n - n // 3), vocab_size=1000)
+        batch, accum, world = (int(k) for k in rng.integers(1, 4, 3))
+        random_offset, seed = bool(rng.integers(2)), int(rng.integers(100))
+        ranks = [
+            TokenData(folder, "train", T, seed, batch, accum, r, world, random_offset=random_offset)
+            for r in range(world)
+        ]
+        alone = TokenData(folder, "train", T, seed, batch * accum * world, random_offset=random_offset)
+        rows = []
+        for step in range(alone.steps(3)):
+            parts = [rank.batch(step, micro)[0] for micro in range(accum) for rank in ranks]
+            assert torch.equal(torch.cat(parts), alone.batch(step, 0)[0])
+            rows += torch.cat(parts)[:, 0].tolist()
+        for epoch in range(3):
+            firsts = sorted(rows[epoch * alone.n_rows : (epoch + 1) * alone.n_rows])
+            assert len(set(firsts)) == alone.n_rows and {b - a for a, b in itertools.pairwise(firsts)} <= {T}
+            assert (firsts[0] == 0 or random_offset) and firsts[-1] + T < n
+
+
+@pytest.mark.parametrize("leading", [False, True])
+def test_one_document_a_row(tmp_path, leading):
+    """Cut or padded, with targets by length: eot is one where a document has it. Sets may begin with an eot, too."""
+    eot, lengths = 256, [3, 40, 1, 16, 17, 2]
+    documents = [[10 * i + k % 10 for k in range(n)] for i, n in enumerate(lengths, 1)]
+    ids = [eot] * leading + [t for d in documents for t in [*d, eot]]
+    folder = shards_of(tmp_path, ids, (len(ids) // 2, len(ids) - len(ids) // 2))
+    data = TokenData(folder, "train", 16, 3, 2, packing="documents")
+    assert data.n_rows == 6 and data.steps(1) == 3
+    x, y = data.rows(0, 6)
+    found = []
+    for inputs, targets in zip(x.tolist(), y.tolist()):
+        n = sum(t >= 0 for t in targets)
+        assert targets[n:] == [-1] * (16 - n) and inputs[n + 1 :] == [eot] * (15 - n)
+        found.append([inputs[0], *targets[:n]])
+    assert sorted(found) == sorted([*d, eot][:17] for d in documents)
+    assert torch.equal(data.rows(6, 6)[0].sort(0).values, x.sort(0).values) and not torch.equal(data.rows(6, 6)[0], x)
+    with pytest.raises(ValueError, match="packing='padded' is not one of constant, documents"):
+        TokenData(folder, "train", 16, 3, 2, packing="padded")
