@@ -6,4 +6,5 @@
 source = "babylm"
 tokenizer = "bpe"
 vocab_size = 16000
+nfkc = True  # as Baby Llama's tokenizer; without it text decodes to itself
 out_dir = "data/babylm"
