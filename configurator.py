@@ -80,6 +80,8 @@ def check(where: str, key: str, value, defaults: dict, from_text=False):
             value = str(value)
     if want is float and type(value) is int:
         value = float(value)
+    if type(value) is int and abs(value) >= 2**63:
+        raise ValueError(f"{where}: {key}={value} is beyond 2**63")
     if type(value) is not want:
         got = f"{type(value).__name__} {value!r}"
         raise ValueError(f"{where}: {key} must be {want.__name__} (as in {key}={defaults[key]!r}), not {got}")
@@ -132,6 +134,7 @@ def one_line(kind, error, trace):
         print(f"\n{script}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     if issubclass(kind, OSError) or (issubclass(kind, ValueError) and ours):
-        print(f"{script}: {error}", file=sys.stderr)
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # a file's name may hold anything
+        print(f"{script}: {text}", file=sys.stderr)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)

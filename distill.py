@@ -113,7 +113,6 @@ at_least(
 at_least(config, 0, "chunk_tokens weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
 folder = starting_point(out_dir, init_from)  # None: from scratch
-stop = StopSignal()
 run = Runtime(device, dtype)
 
 # ---------------------------------------------------------------------------------------------
@@ -194,6 +193,7 @@ if init_from == "resume":
     restore(folder, state, config, optimizers, projections)
     was = state["config"]
     run.say(f"resume {folder}", *(f"| {k} {was.get(k)!r} -> {v!r}" for k, v in config.items() if was.get(k) != v))
+stop = StopSignal()  # from here on: what comes before may take long to download, and has nothing to save
 log = Log(out_dir, first_step, run.is_main)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 flops += sum(t.flops_per_token(block_size) for t in teachers)

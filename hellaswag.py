@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.download import download
-from common.pretrained import find_model, load_pretrained
+from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from configurator import at_least, configure
@@ -144,6 +144,7 @@ if __name__ == "__main__":
     tokenizer = load_tokenizer(find_model(model))
     examples = load_examples(data, limit)
     net = load_pretrained(model, run.device, torch.float32)
+    check_fits(net, model, 1, tokenizer.vocab_size)
     start = time.perf_counter()
     acc, acc_norm = accuracy(net, tokenizer, examples, run, progress=run.is_main)
     speed = len(examples) / (time.perf_counter() - start)

@@ -7,7 +7,7 @@ The model is any Hugging Face folder of a family we have, a run's out_dir, or th
 
 import torch
 
-from common.pretrained import find_model, load_pretrained
+from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from configurator import at_least, configure
@@ -28,6 +28,7 @@ at_least(config, 1, "num_samples")
 run = Runtime(device, dtype)
 tokenizer = load_tokenizer(find_model(model))
 net = load_pretrained(model, run.device, torch.float32)
+check_fits(net, model, 1, tokenizer.vocab_size)
 torch.manual_seed(seed)
 ids = tokenizer.encode(prompt)
 if not ids or tokenizer.bos != tokenizer.eot:  # a token of its own for the beginning of a text begins every text

@@ -84,7 +84,6 @@ at_least(
 )
 at_least(config, 0, "chunk_tokens")
 folder = starting_point(out_dir, init_from)  # None: from scratch
-stop = StopSignal()
 run = Runtime(device, dtype)
 
 # ---------------------------------------------------------------------------------------------
@@ -140,6 +139,7 @@ if init_from == "resume":
     restore(folder, state, config, optimizers)
     was = state["config"]
     run.say(f"resume {folder}", *(f"| {k} {was.get(k)!r} -> {v!r}" for k, v in config.items() if was.get(k) != v))
+stop = StopSignal()  # from here on: what comes before may take long to download, and has nothing to save
 log = Log(out_dir, first_step, run.is_main)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 run.say(

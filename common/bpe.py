@@ -72,6 +72,8 @@ class BPETokenizer:
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{where} has a pattern or ids that are none ({error})") from None
         for token in plain:
+            if not token["content"]:
+                raise ValueError(f"{where} has an added token of no characters")
             if option := [k for k in ("lstrip", "rstrip", "single_word") if token.get(k)]:
                 raise ValueError(f"{where}: {option[0]} of the added token {token['content']!r} is not implemented")
         self.ids |= {normalize(content): i for content, i in self.ids.items()}
@@ -160,6 +162,8 @@ def read_ranks(spec: dict, where) -> dict[bytes, int]:
     if model.get("ignore_merges"):  # a piece that is a token is not merged: tiktoken's own way
         added = {t["content"] for t in spec.get("added_tokens") or []}
         ids |= {token: i for token, i in vocab.items() if token not in added}
+    if len(set(ids.values())) < len(ids):
+        raise ValueError(f"{where} has two tokens of one id")
     try:
         return {bytes(characters[c] for c in token): i for token, i in ids.items()}
     except KeyError as error:

@@ -8,7 +8,6 @@ A folder is written aside, flushed to the disk and renamed, so a `step_` folder 
 random state is kept: batches and dropout are pure functions of (seed, step).
 """
 
-import pickle  # for the name of its error only: nothing is unpickled but through weights_only
 import shutil
 from pathlib import Path
 
@@ -16,9 +15,22 @@ import safetensors
 import torch
 
 from common.files import by_step, flush
-from common.pretrained import save_pretrained
+from common.pretrained import DAMAGE, save_pretrained
+from configurator import nearest
 
-MODEL_KEYS = ("arch", "n_layer", "n_head", "n_kv_head", "n_embd", "n_inner", "tie_word_embeddings", "vocab_multiple")
+MODEL_KEYS = (
+    "freeze",
+    "arch",
+    "n_layer",
+    "n_head",
+    "n_kv_head",
+    "n_embd",
+    "n_inner",
+    "tie_word_embeddings",
+    "vocab_multiple",
+)
+
+MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
 
 
 def checkpoints(out_dir: str | Path) -> list[Path]:
@@ -34,6 +46,9 @@ def starting_point(out_dir: str, init_from: str) -> Path | None:
     if not out_dir:
         raise ValueError("out_dir is empty; name a folder for the run")
     found = checkpoints(out_dir)
+    near = nearest(init_from.lower(), ("scratch", "resume"))
+    if init_from not in ("scratch", "resume") and near and not Path(init_from).exists():
+        raise ValueError(f"init_from={init_from!r} is no folder{near}")
     if init_from == "resume":
         if not found:
             raise ValueError(f"{out_dir} has no checkpoint to resume; start with --init_from=scratch")
@@ -49,8 +64,12 @@ def starting_point(out_dir: str, init_from: str) -> Path | None:
 def load_trainer_state(folder: Path) -> dict:
     """What trainer.pt holds: step, seconds, config, optimizers (and projections), tensors on the CPU."""
     try:
-        return torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+        for key, kind in (("step", int), ("seconds", float), ("config", dict), ("optimizers", list)):
+            if not isinstance(state[key], kind):
+                raise TypeError(f"{key} is {type(state[key]).__name__}")
+        return state
+    except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{folder}/trainer.pt is damaged or was cut ({reason}); delete {folder} to continue from the one before"
@@ -69,9 +88,12 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
     try:
         for o, o_state in zip(optimizers, state["optimizers"], strict=True):
             o.load_state_dict(o_state)
+            for p, moments in o.state.items():  # the fused optimiser reads beyond moments that are too short
+                if set(moments) != MOMENTS[type(o)] or any(m.shape not in (p.shape, ()) for m in moments.values()):
+                    raise ValueError("moments of another shape")
         if projections is not None:
             projections.load_state_dict(state["projections"])
-    except (KeyError, ValueError, RuntimeError):
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
         raise ValueError(
             f"{folder}/trainer.pt is of other optimisers or teachers; resume with the script, optimizer, freeze, "
             "teacher and weight_cos it was trained with, or start anew from it: --init_from=" + str(folder)

@@ -5,13 +5,14 @@ by the tokenizer's end-of-text id, in uint16 or, beyond 65,536 ids, uint32), per
 (tokenizer, hash, vocab_size, eot, files, counts, source).
 """
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from common.files import read_json
 
 MAGIC, HEADER = 20240520, 1024  # the first int32 of a file with a header, and its bytes
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
@@ -26,15 +27,16 @@ def read_meta(folder: str | Path) -> dict:
             f"data set {folder} {what}; first run: python prepare_data.py --source=<file, folder or name> "
             f"--tokenizer=<bytes, bpe or gpt2> --out_dir={folder}"
         )
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); prepare the data again") from None
-    missing = [k for k in TOKENIZER_KEYS if k not in meta] if isinstance(meta, dict) else TOKENIZER_KEYS
-    if not missing and not (isinstance(meta["vocab_size"], int) and meta["vocab_size"] > 0):
-        missing = ["a vocab_size over 0"]
-    if missing:
+    meta = read_json(path)
+    if missing := [k for k in TOKENIZER_KEYS if k not in meta]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; prepare the data again")
+    numbers = {k: meta[k] for k in ("vocab_size", "eot", "bos") if k in meta}
+    numbers |= {k: v for k, v in meta.items() if k.endswith(("_tokens", "_bytes", "_documents"))}
+    for key, value in numbers.items():
+        if not isinstance(value, int) or value < 0 or (key in ("eot", "bos") and value >= numbers["vocab_size"]):
+            raise ValueError(f"{path}: {key}={value!r} is not a number that it can be; prepare the data again")
+    if not 0 < meta["vocab_size"] <= 1 << 24 or meta.get("dtype", "uint16") not in ("uint16", "uint32"):
+        raise ValueError(f"{path}: vocab_size={meta['vocab_size']} or dtype is none; prepare the data again")
     return meta
 
 
@@ -125,6 +127,11 @@ class TokenData:
         files = self.meta.get(f"{split}_files", [f"{split}.bin"])
         self.tokens = Tokens([self.folder / name for name in files], self.meta.get("dtype", "uint16"))
         n = len(self.tokens)
+        if f"{split}_files" in self.meta and n != self.meta[f"{split}_tokens"]:
+            said = self.meta[f"{split}_tokens"]
+            raise ValueError(
+                f"{self.folder / files[0]}: {n} tokens, but meta.json says {said}; it was cut, prepare it again"
+            )
         if n < (block_size + 1 if packing == "constant" else 2):
             raise ValueError(
                 f"{self.folder / files[0]}: {n} tokens, but one row needs block_size + 1 = {block_size + 1}; lower it"

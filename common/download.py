@@ -31,13 +31,14 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "meta.json")
 # one file
 
 
-def download(url: str, path: str | Path, token="") -> Path:
+def download(url: str, path: str | Path, token="", instead="") -> Path:
     """Fetch `url` to `path` unless it is there; returns the path. Another process doing the same is waited for.
 
     Tries again on server errors, dropped connections and short reads, from where it got to. What the server states of
-    size and SHA-256 is checked. Raises FileNotFoundError for HTTP 404, else OSError, naming URL, reason and remedy.
+    size and SHA-256 is checked. Raises FileNotFoundError for HTTP 404, else OSError, naming URL, reason and remedy;
+    instead: what else can be done, "" to fetch it by hand.
     """
-    path = Path(path)
+    path, instead = Path(path), instead or f"fetch it by hand to {path}"
     if path.is_file():
         return path
     with alone(path):
@@ -49,10 +50,14 @@ def download(url: str, path: str | Path, token="") -> Path:
                 status = error.response.status_code if error.response is not None else 0
                 here = max((part.stat().st_size for part in parts(path)), default=0)
                 failures, most = 1 if here > most else failures + 1, max(here, most)
-                last = 2 if is_unreachable(error) else TRIES
+                last = 1 if isinstance(error, ValueError) else 2 if is_unreachable(error) else TRIES
                 if failures >= last or (400 <= status < 500 and status not in (408, 429)):
-                    raise refusal(url, path, status, error) from None
+                    raise refusal(url, instead, status, error) from None
                 time.sleep(WAIT * 2 ** (failures - 1))
+            except (urllib3.exceptions.HTTPError, UnicodeError) as error:  # addresses that are none
+                raise OSError(
+                    f"cannot download {url} ({error!r}); expected an address like https://huggingface.co"
+                ) from None
     return path
 
 
@@ -76,14 +81,16 @@ def fetch(url: str, path: Path, headers: dict):
     The tag is of the file's version: bytes of two versions are never joined.
     """
     part = next(iter(parts(path)), None)
-    done = part.stat().st_size if part else 0
+    done = max(0, part.stat().st_size - 1) if part else 0  # the last byte again: all but it is no range
     headers = headers | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code != 416:  # that is: the partial file is as long as the file already
+        if response.status_code != 416:  # that is: the file has become shorter
             response.raise_for_status()
+        if "text/html" in response.headers.get("Content-Type", "") and response.status_code == 200:
+            raise OSError(f"{url} is answered by a web page; log in to this network, or check HF_ENDPOINT")
         size, sha256, tag = stated(response)
         resumed = response.status_code == 206 and part.name == f"{path.name}.{tag}.part"
-        if part and not resumed:  # finished already, of another version, or the server starts over
+        if part and not resumed:  # of another version, or the server starts over
             part.unlink()
         if response.status_code in (206, 416) and not resumed:
             raise requests.ConnectionError("the partial file was of no use")
@@ -119,7 +126,9 @@ def write(response, part: Path, done: int, size: int | None):
     """Append the body of a response to a partial file of which `done` bytes are there."""
     quiet = not sys.stderr.isatty()
     bar = tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=part.name.split(".")[0], disable=quiet)
-    with bar, open(part, "ab" if done else "wb") as file:
+    with bar, open(part, "r+b" if done else "wb") as file:
+        file.truncate(done)
+        file.seek(done)
         for block in response.iter_content(1 << 16):
             file.write(block)
             bar.update(len(block))
@@ -139,7 +148,7 @@ def is_unreachable(error) -> bool:
     return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError))
 
 
-def refusal(url: str, path: Path, status: int, error) -> OSError:
+def refusal(url: str, instead: str, status: int, error) -> OSError:
     host = "/".join(url.split("/")[:3])
     if status == 404:
         return FileNotFoundError(f"{url} is not there (HTTP 404); check the name, and the revision behind @ if any")
@@ -148,11 +157,11 @@ def refusal(url: str, path: Path, status: int, error) -> OSError:
             f"{url} (HTTP {status}) needs a permission, or does not exist; set HF_TOKEN to a token with access"
         )
     if not status and is_unreachable(error):
-        return OSError(f"cannot reach {host}; connect to the network, or fetch {url} elsewhere and copy it to {path}")
+        return OSError(f"cannot reach {host} for {url}; connect to the network, or {instead}")
     reason = f"HTTP {status}" if status else type(error).__name__
-    return OSError(
-        f"cannot download {url} ({reason}, {TRIES} tries); try again to go on, or fetch it by hand to {path}"
-    )
+    if isinstance(error, ValueError):  # requests' kinds for addresses and headers that are none
+        return OSError(f"cannot download {url} ({reason}: {error}); check HF_ENDPOINT and HF_TOKEN")
+    return OSError(f"cannot download {url} ({reason}, {TRIES} tries); try again to go on, or {instead}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -166,11 +175,18 @@ def is_repo(name: str) -> bool:
 
 
 def endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    """HF_ENDPOINT, or the hub. ValueError when it is no address."""
+    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", address):
+        raise ValueError(f"HF_ENDPOINT={address!r} is no address; expected one like https://huggingface.co")
+    return address
 
 
-def download_repo(name: str, weights=True) -> Path:
-    """The folder of a hub repository, complete; downloaded unless it was before. weights=False: its tokenizer alone."""
+def download_repo(name: str, weights=True, check=None) -> Path:
+    """The folder of a hub repository, complete; downloaded unless it was before. weights=False: its tokenizer alone.
+
+    check: is given the path of config.json, to refuse a model before its weights are downloaded.
+    """
     if not is_repo(name):
         raise ValueError(f"{name!r} is not the name of a hub repository; expected one like EleutherAI/pythia-160m")
     repo, _, revision = name.partition("@")
@@ -180,27 +196,46 @@ def download_repo(name: str, weights=True) -> Path:
     complete = folder / (".complete" if weights else ".complete-tokenizer")
     if not complete.is_file() and not (folder / ".complete").is_file():
         try:
-            get_files(base, folder, weights)
+            get_files(base, folder, weights, check)
         except OSError as error:
             raise type(error)(f"no folder {name!r} here, and from the hub: {error}") from None
         complete.touch()
     return folder
 
 
-def get_files(base: str, folder: Path, weights: bool):
+def get_files(base: str, folder: Path, weights: bool, check):
     """Download what a repository has of configuration, tokenizer and weights, these in the first form that is there."""
 
     def get(file, optional=True):
         try:
-            return download(f"{base}/{file}", folder / file, os.environ.get("HF_TOKEN", ""))
+            path = download(f"{base}/{file}", folder / file, token, "name a folder with the repository's files instead")
         except FileNotFoundError:
             if not optional:
                 raise
             return None
+        if path.suffix == ".json":
+            try:
+                read_json(path)
+            except ValueError:
+                path.unlink()  # else it would be there the next time
+                raise
+        return path
 
-    get("config.json", optional=not weights)
-    for file in TOKENIZERS + SETTINGS:
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("HF_TOKEN has characters that no token has; set it anew")
+    config = get("config.json", optional=not weights)
+    try:
+        if check:
+            check(config)
+    except ValueError:
+        config.unlink()
+        raise
+    tokenizers = [file for file in TOKENIZERS if get(file)]
+    for file in SETTINGS:
         get(file)
+    if not weights and not tokenizers:
+        raise FileNotFoundError(f"{base} has none of {', '.join(TOKENIZERS)}; check the name, and the revision if any")
     found = next(filter(None, map(get, WEIGHTS)), None) if weights else None
     if weights and found is None:
         raise FileNotFoundError(f"{base} has none of {', '.join(WEIGHTS)}; it holds no weights that we can read")

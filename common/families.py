@@ -202,7 +202,9 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
     check_fields(family, ours, where)
     if theirs.get("head_dim") not in (None, ours["n_embd"] // max(1, ours["n_head"])):
         raise ValueError(f"{where}: head_dim={theirs['head_dim']} is not implemented, only hidden_size / heads")
-    scaling = read_scaling(family, rope, where)
+    if family.kind is GPT and "rotary_pct" in family.keys and not ours["rotary_pct"]:
+        raise ValueError(f"{where}: rotary_pct=0 is not implemented, only a part over 0")
+    scaling = read_scaling(family, rope | {k: theirs[k] for k in ("partial_rotary_factor",) if k in theirs}, where)
     ours |= {"rope_scaling": scaling} if family.kind is LLaMA else {}
     if window := ours.get("sliding_window"):
         ours["block_size"] = min(ours["block_size"], window)  # within the window it makes no difference

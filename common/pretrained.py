@@ -9,8 +9,10 @@ call their weights and options is in common/families.py.
 """
 
 import copy
+import dataclasses
 import json
 import pickle  # for the name of its error only: nothing is unpickled but through weights_only
+import warnings
 from pathlib import Path
 
 import safetensors
@@ -22,6 +24,10 @@ from common.download import download_repo, is_repo
 from common.families import Family, read_config, transpose, write_config
 from common.files import by_step, read_json
 
+DAMAGE = (  # what a file that is cut, overwritten or hostile can make of torch.load and safetensors
+    safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError,
+    ValueError, AttributeError, AssertionError,
+)  # fmt: skip
 REOPEN = 16e6  # bytes read from a file before it is opened anew: its mapped pages count as memory until then
 
 # ---------------------------------------------------------------------------------------------
@@ -40,7 +46,7 @@ def find_model(where: str | Path) -> Path:
             f"no model at {str(where)!r}: expected a folder with config.json and weights, a run's out_dir with a "
             "checkpoint, or the name of a hub repository such as EleutherAI/pythia-160m"
         )
-    return download_repo(str(where))
+    return download_repo(str(where), check=lambda path: read_config(read_json(path), path))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -80,15 +86,25 @@ class Weights:
     def open(self, path: Path):
         """Open a file; returns the names of its tensors. ValueError when it is damaged, or no file of weights."""
         self.path, self.opened, self.bytes_read = path, None, 0
+        with path.open("rb") as file:
+            start = file.read(20)
+        if start.startswith(b"version https://git-"):
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: run git lfs pull there")
         try:
             if path.suffix == ".safetensors":
                 self.opened = safetensors.safe_open(path, framework="pt")
                 return list(self.opened.keys())
-            self.zipped = path.open("rb").read(2) == b"PK"  # else a file of before torch 1.6, which cannot be mapped
-            self.opened = torch.load(path, map_location="cpu", weights_only=True, mmap=self.zipped)
-        except (safetensors.SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{path} is damaged, was cut, or holds more than weights ({reason})") from None
+            self.zipped = start[:2] == b"PK"  # else a file of before torch 1.6, which cannot be mapped
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.opened = torch.load(path, map_location="cpu", weights_only=True, mmap=self.zipped)
+        except DAMAGE as error:  # what torch says of pickles ends in bad advice
+            unsafe = isinstance(error, pickle.UnpicklingError)
+            reason = "objects in a pickle" if unsafe else (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"{path} is damaged, was cut, or holds more than weights ({reason}); copy or fetch it again, or delete "
+                f"{path.parent} where it is a checkpoint of a run with others"
+            ) from None
         if path.suffix != ".safetensors":
             self.check_state_dict(path)
         return list(self.opened.keys())
@@ -134,8 +150,7 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, **overrides):
     """
     folder = find_model(where)
     config, family = read_config(read_json(folder / "config.json"), folder / "config.json")
-    for key, value in overrides.items():
-        setattr(config, key, value)
+    config = dataclasses.replace(config, **overrides)
     stored = Weights(folder)
     if config.n_layer > len(stored.files):
         raise ValueError(f"{folder} has {len(stored.files)} tensors, but config.json says {config.n_layer} blocks")

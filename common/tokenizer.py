@@ -74,6 +74,8 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes, where="tokenizer.model"):
         self.model = model
+        if not model:
+            raise ValueError(f"{where} is empty; copy or fetch it again")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
@@ -212,6 +214,10 @@ def load_tokenizer(where: str | Path):
             f"{folder} has a meta.json that names tokenizer {meta['tokenizer']!r}, but not its files"
         )
     tokenizer = tokenizer or named[meta["tokenizer"]]()
+    if tokenizer.vocab_size != meta["vocab_size"]:
+        raise ValueError(
+            f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
+        )
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise ValueError(
             f"{folder}: its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}; "

@@ -119,7 +119,7 @@ def shards_of(folder, ids, sizes, dtype="<u2", **meta):
         names.append(f"train_{i:03}.bin")
         np.array(ids[first : first + size], dtype=dtype).tofile(folder / names[-1])
         first += size
-    said = json.loads((folder / "meta.json").read_text()) | {"train_files": names, "dtype": dtype[1:]} | meta
+    said = json.loads((folder / "meta.json").read_text()) | {"train_files": names, "train_tokens": len(ids)} | meta
     said["dtype"] = {"<u2": "uint16", "<u4": "uint32"}[dtype]
     (folder / "meta.json").write_text(json.dumps(said))
     return folder
@@ -138,6 +138,9 @@ def test_ids_beyond_65536_are_uint32(tmp_path):
     folder = shards_of(tmp_path, ids, (120, 80), "<u4", vocab_size=128_256)
     x, y = TokenData(folder, "train", 16, 1, 4).batch(0, 0)
     assert x.min() >= 100_000 and torch.equal(y, x + 1)
+    (folder / "train_000.bin").write_bytes((folder / "train_000.bin").read_bytes()[:-8])
+    with pytest.raises(ValueError, match="198 tokens, but meta.json says 200; it was cut, prepare it again"):
+        TokenData(folder, "train", 16, 1, 4)
     (folder / "train_000.bin").write_bytes(b"0" * 30)
     with pytest.raises(ValueError, match="30 bytes is no multiple of 4"):
         TokenData(folder, "train", 16, 1, 4)

@@ -29,7 +29,7 @@ def test_a_connection_cut_at_40_percent_is_resumed(hub, tmp_path):
     path = download(f"{hub.url}/file", tmp_path / "new" / "file")
     assert path.read_bytes() == BODY and left(path.parent) == ["file"]
     ranges = [r for _, r, _ in hub.requests]
-    assert ranges == [None, *[f"bytes={CUT}-"] * 2]  # what had come was kept
+    assert ranges == [None, *[f"bytes={CUT - 1}-"] * 2]  # what had come was kept
     assert download(f"{hub.url}/file", path) == path and len(hub.requests) == 3  # it is there
 
 
@@ -41,9 +41,10 @@ def test_a_killed_download_goes_on_where_it_was_and_a_finished_one_is_renamed(hu
     (part,) = tmp_path.glob("file.*.part")
     assert part.stat().st_size == CUT
     assert download(f"{hub.url}/file", tmp_path / "file").read_bytes() == BODY
-    assert hub.requests[-1][1] == f"bytes={CUT}-"
-    (tmp_path / "file").rename(part)  # killed after the last byte: the server answers 416
+    assert hub.requests[-1][1] == f"bytes={CUT - 1}-"
+    (tmp_path / "file").rename(part)  # killed after the last byte
     assert download(f"{hub.url}/file", tmp_path / "file").read_bytes() == BODY and left(tmp_path) == ["file"]
+    assert hub.requests[-1][1] == f"bytes={len(BODY) - 1}-"
 
 
 @pytest.mark.parametrize("second", ["another version", "no ranges"])
@@ -95,7 +96,9 @@ def test_failures_are_one_line_each_with_the_remedy(hub, tmp_path):
         with pytest.raises(OSError, match=message):
             download(f"{hub.url}/{name}", tmp_path / name)
         assert len(hub.requests) == (5 if name == "busy" else 1)
-    with pytest.raises(OSError, match=r"cannot reach http://127.0.0.1:9; connect to the network, or fetch"):
+    with pytest.raises(
+        OSError, match=r"cannot reach http://127.0.0.1:9 for .*; connect to the network, or fetch it by"
+    ):
         download("http://127.0.0.1:9/closed", tmp_path / "closed")
     assert left(tmp_path) == []
 
@@ -156,7 +159,7 @@ def test_a_revision_and_shards(hub, tmp_path):
     (tmp_path / "model/model.safetensors").unlink()
     publish(hub, "tiny", tmp_path / "model", "step10")
     assert torch.equal(load_pretrained("tiny@step10").wte.weight, weights["transformer.wte.weight"])
-    hub.files["/evil/resolve/main/config.json"] = b"{}"
+    hub.files["/evil/resolve/main/config.json"] = (tmp_path / "model/config.json").read_bytes()
     index["weight_map"]["lm_head.weight"] = "../../../shard.safetensors"
     hub.files["/evil/resolve/main/model.safetensors.index.json"] = json.dumps(index).encode()
     with pytest.raises(ValueError, match=r"'../../../shard.safetensors' is not a file of weights beside it"):
@@ -185,3 +188,49 @@ def test_names_that_are_not_repositories(hub, tmp_path):
     done = run_script("sample.py", "--model=out_of/this_world", ok=False)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "no folder 'out_of/this_world' here, and from the hub:" in done.stderr
+
+
+def test_what_is_no_repository_of_ours_is_refused_before_it_is_downloaded(hub, model, tmp_path):
+    publish(hub, "org/tiny", tmp_path / "model")
+    config = "/org/tiny/resolve/main/config.json"
+    good, hub.files[config] = hub.files[config], b'{"model_type": "phi"}'
+    with pytest.raises(ValueError, match="model_type 'phi' is not one of"):
+        load_pretrained("org/tiny")
+    assert len(hub.requests) == 1  # the weights were not fetched
+    with pytest.raises(
+        FileNotFoundError, match=r"org/typo/resolve/main has none of tokenizer.model, .*; check the name"
+    ):
+        load_tokenizer("org/typo")
+    publish(hub, "org/typo", tmp_path / "model")
+    assert load_tokenizer("org/typo").vocab_size == 257  # nothing was remembered
+    hub.files[config] = good
+    load_pretrained("org/tiny")
+
+
+def test_a_web_page_in_between_is_not_taken_for_a_file(hub, model, tmp_path):
+    publish(hub, "org/tiny", tmp_path / "model")
+    for path in hub.files:
+        hub.headers[path] = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(OSError, match="is answered by a web page; log in to this network"):
+        load_pretrained("org/tiny")
+    hub.headers.clear()
+    hub.files["/org/tiny/resolve/main/tokenizer.json"] = b"<html>"
+    with pytest.raises(ValueError, match=r"tokenizer.json is not JSON"):
+        load_pretrained("org/tiny")
+    publish(hub, "org/tiny", tmp_path / "model")
+    load_pretrained("org/tiny")
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("HF_ENDPOINT", "foo", "HF_ENDPOINT='foo' is no address"),
+        ("HF_ENDPOINT", "ftp://x", "HF_ENDPOINT='ftp://x' is no address"),
+        ("HF_ENDPOINT", "http://a..b", "cannot download http://a..b/org/tiny"),
+        ("HF_TOKEN", "hf_\u00fc\u20ac", "HF_TOKEN has characters that no token has"),
+    ],
+)
+def test_odd_settings_end_in_one_line(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    done = run_script("sample.py", "--model=org/tiny", ok=False)
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

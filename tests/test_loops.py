@@ -287,6 +287,8 @@ def broken(dataset, tmp_path, name="broken", **meta):
         (["--schedule=step"], "schedule='step' is not one of"),
         (["--device=tpu"], "device='tpu' is not one of"),
         (["--init_from=nowhere"], "no folder 'nowhere' here, and from the hub: cannot reach http://127.0.0.1:9"),
+        (["--init_from=Resume"], "init_from='Resume' is no folder; did you mean 'resume'?"),
+        (["--seed=99999999999999999999"], "seed=99999999999999999999 is beyond 2**63"),
         (["--init_from=../nowhere"], "no model at '../nowhere'"),
         (["--init_layers=0"], "no model to take them from is named in init_from"),
         (["--freeze=wpe"], "no parameter begins with 'wpe'; expected some of wte, h, ln_f, lm_head"),
@@ -350,6 +352,23 @@ def test_another_tokenizer_is_refused_although_the_shapes_agree(args, dataset, t
     assert "has no tokenizer" in fails("distill.py", *args("distill.py", "run2", f"--teacher={stripped}"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s.pop("step"), lambda s: s.update(optimizers=5), lambda s: s.update(config=[]),
+     lambda s: s["optimizers"][0]["state"][0].update(exp_avg=torch.zeros(3)),
+     lambda s: s["optimizers"][0]["state"][1].pop("exp_avg_sq")],
+)  # fmt: skip
+def test_a_trainer_state_of_another_shape_is_refused(change, args, tmp_path):
+    """A fused optimiser would read beyond moments that are too short."""
+    run_script("train.py", *args("train.py", "run", "--max_steps=1"))
+    path = tmp_path / "run/step_000001/trainer.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    line = fails("train.py", *args("train.py", "run", "--init_from=resume"))
+    assert "trainer.pt is damaged or was cut" in line or "trainer.pt is of other optimisers" in line
+
+
 def test_a_padded_and_an_unpadded_copy_of_a_model_are_the_same_teacher_and_student(args, teacher, tmp_path):
     """The padding is filled with what would win every softmax."""
     model, tokenizer = load_pretrained(teacher), load_tokenizer(teacher)
@@ -391,7 +410,7 @@ def test_a_student_starts_from_blocks_of_its_teacher_with_some_of_it_frozen(args
     swapped = load_file(tmp_path / "swapped/step_000001/model.safetensors")
     assert torch.equal(swapped["transformer.h.0.ln_1.weight"], whole["transformer.h.1.ln_1.weight"])
     line = fails("distill.py", *args("distill.py", "run", "--init_from=resume", "--init_layers=1", "--max_steps=20"))
-    assert "is of other optimisers or teachers; resume with the script, optimizer, freeze" in line
+    assert "freeze='', but" in line and "has freeze='wpe,ln_f.bias'" in line
 
 
 def test_a_teacher_by_its_name_on_the_hub(args, teacher, hub, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, run_script
 from safetensors.torch import load_file, save_file
 
+from common.families import read_config
 from common.pretrained import freeze_parameters, keep_blocks, load_pretrained, save_pretrained
 from common.tokenizer import ByteTokenizer, load_tokenizer
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
@@ -128,6 +130,16 @@ def test_options_move_the_golden_logits(name, key, other):
         assert (without(golden["idx"]) - golden["logits"]).abs().max() > 1e-3 * golden["logits"].abs().max()
 
 
+def test_large_bases_of_long_contexts_are_read():
+    config = golden_config("llama") | {"rope_parameters": {"rope_type": "default", "rope_theta": 3580165449.0}}
+    assert read_config(config, "config.json")[0].rope_theta == 3580165449.0
+
+
+def test_fields_that_override_the_file_are_checked():
+    with pytest.raises(ValueError, match="dropout=2 must be at least 0 and under 1"):
+        load_pretrained(GOLDEN[0].with_name("llama"), dropout=2)
+
+
 def test_rows_beyond_a_sliding_window_are_refused():
     model = load_pretrained(GOLDEN[0].with_name("mistral"))
     assert model.config.sliding_window == model.config.block_size == 50
@@ -160,6 +172,8 @@ def test_rows_beyond_a_sliding_window_are_refused():
         ("llama", "hidden_size", None, "hidden_size is not there"),
         ("llama", "rms_norm_eps", float("nan"), "rms_norm_eps=nan, expected float"),
         ("llama", "tie_word_embeddings", "no", "tie_word_embeddings='no', expected true or false"),
+        ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor=0.5 is not implemented"),
+        ("neox_parallel", "rope_parameters", {"partial_rotary_factor": 0.0}, "rotary_pct=0 is not implemented"),
         ("llama", "model_type", ["llama"], r"model_type \['llama'\] is not one of"),
         ("llama", "layer_types", ["full_attention", "sliding_attention"], "'sliding_attention' are not implemented"),
         ("neox_parallel", "hidden_act", {}, "activation {} is not implemented"),
@@ -364,10 +378,40 @@ HOSTILE = {
     "config that is a list": ("config.json", b"[]", "config.json holds a JSON list, expected an object"),
     "config nested a million deep": ("config.json", b"[" * 1_000_000, "config.json is not JSON"),
     "config in another encoding": ("config.json", b"\xff\xfe{}", "config.json is not JSON"),
+    "a newline in a name": ("model.safetensors", tensors(**{"a\nb": [0, 16]}) + bytes(16), "has 1 tensors"),
+    "meta of another end": ("meta.json", b'{"eot": "2"}', "eot='2' is not a number that it can be"),
+    "meta of more ids": ("meta.json", b'{"vocab_size": 300}', "vocab_size=300, but its tokenizer has 257 ids"),
+    "meta nested deep": ("meta.json", b"[" * 100_000, "meta.json is not JSON"),
+    "an empty tokenizer.model": ("tokenizer.model", b"", "tokenizer.model is empty"),
     "no tokenizer": ("meta.json", b"{}", "lacks tokenizer, tokenizer_hash, vocab_size, eot"),
     "tokenizer that is not JSON": ("tokenizer.json", b"{", "tokenizer.json is not JSON"),
     "tokenizer that is empty": ("tokenizer.json", b"{}", "is not a tokenizer.json of byte-level BPE"),
 }
+
+
+def test_no_byte_of_a_pickle_ends_in_a_traceback(small):
+    """A damaged file can be anything to an unpickler; it is a ValueError, or loads as it was."""
+    model, weights, folder = small
+    rng = random.Random(0)
+    for zipped in (True, False):
+        torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        whole = (folder / "pytorch_model.bin").read_bytes()
+        places = [whole.find(b"wte.weight") + 2, *(rng.randrange(3000) for _ in range(60)), *range(0, 60, 7)]
+        for place in places:
+            damaged = bytearray(whole)
+            damaged[place] ^= 0xFF
+            (folder / "pytorch_model.bin").write_bytes(damaged)
+            try:
+                load_pretrained(folder)
+            except ValueError as error:
+                assert str(folder) in str(error)
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_file(small):
+    folder = small[2]
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match="is a pointer of git-lfs, not the file itself: run git lfs pull there"):
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -379,7 +423,7 @@ def test_hostile_files_end_in_one_line(name, tmp_path):
         (folder / "model.safetensors").unlink()
         what = {"transformer.wte.weight": "text"} if name == "no state dict" else {"a": Runs(bait)}
         torch.save(what, folder / file, _use_new_zipfile_serialization=name != "old code")
-    elif name == "config of no heads":
+    elif name in ("config of no heads", "meta of another end", "meta of more ids"):
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | json.loads(content)))
     else:
         (folder / file).write_bytes(content)

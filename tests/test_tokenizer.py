@@ -261,6 +261,12 @@ def test_bos_and_eot_come_from_the_files_beside(spec, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_two_tokens_of_one_id_are_refused(spec):
+    vocab = spec["model"]["vocab"]
+    with pytest.raises(ValueError, match="has two tokens of one id"):
+        BPETokenizer(spec | {"model": spec["model"] | {"vocab": vocab | {"!": vocab["#"]}}}, eot=0)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -270,6 +276,7 @@ def test_bos_and_eot_come_from_the_files_beside(spec, tmp_path):
         ({"model": {"vocab": {"a": 0}}}, "has no token for the byte 0"),
         ({"model": {"merges": 7}}, "is not a tokenizer.json of byte-level BPE"),
         ({"model": {"merges": [["a", "t"], ["\u0120", "a"]]}}, "after id .*; not implemented"),
+        ({"added_tokens": [added(9, "")]}, "has an added token of no characters"),
         ({"normalizer": {"type": "NFKC"}}, "normalizer 'NFKC' is not implemented, only NFC"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer 'Whitespace' is not implemented"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "add_prefix_space .* is not implemented"),
