@@ -33,6 +33,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from common.files import resident
 from common.runtime import Runtime, make_optimizers, matmul_peak
 from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
@@ -226,10 +227,7 @@ def memory(cuda: bool, peak=False) -> int:
     """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
     if cuda:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:" if peak else "VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM; memory is measured on Linux only")
+    return resident(peak)
 
 
 def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body):

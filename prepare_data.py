@@ -12,7 +12,6 @@ is started again, and ends with the same bytes.
 import hashlib
 import json
 import os
-import resource
 import sys
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from common.babylm import CLEAN
 from common.corpus import File, find_files, pieces, stdlib
 from common.data import Tokens, read_meta, tokenizer_meta
+from common.files import resident
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from common.writing import Run, hashed, write_json
 from configurator import at_least, configure
@@ -202,9 +202,9 @@ def report(folder: Path, seconds: float):
         )
     if meta["domains"]:
         print("bytes a token:", ", ".join(f"{d} {c['bytes'] / c['tokens']:.2f}" for d, c in meta["domains"].items()))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     total = meta["train_tokens"] + meta["val_tokens"]
-    print(f"{seconds:.1f} s, {total / seconds:,.0f} tokens/s, peak memory {peak / 1e6:,.0f} MB")
+    peak = f", peak memory {resident(peak=True) / 1e6:,.0f} MB" if Path("/proc/self/status").is_file() else ""
+    print(f"{seconds:.1f} s, {total / seconds:,.0f} tokens/s{peak}")
 
 
 def write_choices(stream, path: Path, lines=6, limit=500):

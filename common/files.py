@@ -22,6 +22,14 @@ def by_step(out_dir: str | Path) -> list[Path]:
     return sorted(folders, key=lambda p: int(p.name.removeprefix("step_")))
 
 
+def resident(peak=False) -> int:
+    """Bytes of memory of this process now, or at most so far. Not by getrusage, where a parent's peak is handed on."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:" if peak else "VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM; memory is measured on Linux only")
+
+
 def flush(path: Path):
     """fsync a file or folder."""
     handle = os.open(path, os.O_RDONLY)

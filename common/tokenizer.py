@@ -214,14 +214,14 @@ def load_tokenizer(where: str | Path):
             f"{folder} has a meta.json that names tokenizer {meta['tokenizer']!r}, but not its files"
         )
     tokenizer = tokenizer or named[meta["tokenizer"]]()
-    if tokenizer.vocab_size != meta["vocab_size"]:
-        raise ValueError(
-            f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
-        )
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise ValueError(
             f"{folder}: its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}; "
             "a file was exchanged, prepare the data again"
+        )
+    if tokenizer.vocab_size != meta["vocab_size"]:
+        raise ValueError(
+            f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
         )
     tokenizer.kind, tokenizer.eot, tokenizer.bos = meta["tokenizer"], meta["eot"], meta.get("bos", meta["eot"])
     return tokenizer

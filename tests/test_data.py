@@ -139,7 +139,7 @@ def test_ids_beyond_65536_are_uint32(tmp_path):
     x, y = TokenData(folder, "train", 16, 1, 4).batch(0, 0)
     assert x.min() >= 100_000 and torch.equal(y, x + 1)
     (folder / "train_000.bin").write_bytes((folder / "train_000.bin").read_bytes()[:-8])
-    with pytest.raises(ValueError, match="198 tokens, but meta.json says 200; it was cut, prepare it again"):
+    with pytest.raises(ValueError, match=r"198 tokens, but meta.json says 200; it was cut, prepare it again"):
         TokenData(folder, "train", 16, 1, 4)
     (folder / "train_000.bin").write_bytes(b"0" * 30)
     with pytest.raises(ValueError, match="30 bytes is no multiple of 4"):
