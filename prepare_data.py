@@ -145,7 +145,8 @@ def tokenize(run: Run, stream: Stream, tok, workers: int, shard_tokens: int):
     dtype = "uint16" if tok.vocab_size <= 65536 else "uint32"
     run.restore(dtype, shard_tokens)
     bar = tqdm(unit="tok", unit_scale=True, desc="tokenize", disable=not sys.stderr.isatty())
-    waiting, todo = deque(), batches(islice(iter(stream), run.pieces, None))
+    started = spoken = time.perf_counter()
+    tokens, waiting, todo = 0, deque(), batches(islice(iter(stream), run.pieces, None))
     with bar, ThreadPoolExecutor(1) as pool:
         while True:
             batch = next(todo, None)
@@ -155,8 +156,13 @@ def tokenize(run: Run, stream: Stream, tok, workers: int, shard_tokens: int):
                 now, encoded = waiting.popleft()
                 for piece, ids in zip(now, encoded.result()):
                     record(run, piece, ids, tok.eot, dtype, shard_tokens)
-                    bar.update(len(ids))
-                bar.total = round(bar.n / stream.done) if stream.done else None
+                    tokens += len(ids)
+                bar.total = round(tokens / stream.done) if stream.done else None
+                bar.update(tokens - bar.n)
+                if bar.disable and time.perf_counter() - spoken > 30:  # a log file has no bar
+                    spoken = time.perf_counter()
+                    rate = tokens / (spoken - started)
+                    print(f"{stream.done:.0%} read | {tokens:,} tokens | {rate:,.0f} tokens/s", flush=True)
                 run.pieces += len(now)
                 run.save()
             if not (batch or waiting):
