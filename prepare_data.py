@@ -135,7 +135,8 @@ def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
     if not 300 <= vocab_size <= 65536:
         raise ValueError(f"vocab_size={vocab_size}: a bpe needs 300 to 65,536 (bytes come first, ids are uint16)")
     every = -(-sum(stream.sizes) // BPE_SAMPLE) or 1  # of compressed files a larger part is taken
-    print(f"training a BPE of {vocab_size:,} on every {every}th piece of the training split …", flush=True)
+    sample = "the training split" if every == 1 else f"one in {every} pieces of the training split"
+    print(f"training a BPE of {vocab_size:,} on {sample} …", flush=True)
     training = (piece.text for piece in stream if piece.split == "train")
     return SentencePieceTokenizer.train(islice(training, 0, None, every), vocab_size, nfkc)
 

@@ -11,7 +11,6 @@ import os
 import re
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,9 +114,9 @@ class BPETokenizer:
             return list(pool.map(self.encode_array, texts))
 
     def encode_array(self, text: str) -> np.ndarray:
-        encode = partial(self.encoding.encode_to_numpy, disallowed_special=())
-        parts = [encode(p) if isinstance(p, str) else np.array([p], dtype=np.uint32) for p in self.sections(text)]
-        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, dtype=np.uint32)])
+        if self.nfc or self.raw or self.normalized:
+            return np.array(self.encode(text), dtype=np.uint32)
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def byte_lengths(self) -> np.ndarray:
         """The bytes that each id stands for in a text; 0 for special ones."""
