@@ -112,7 +112,8 @@ def print_help(script: Path, config: dict, defaults: dict):
     """Every key in the order of the script, with its value and the comment behind it."""
     source = script.read_text()
     print((ast.get_docstring(ast.parse(source)) or script.name) + "\n\nKeys, as the arguments given set them:")
-    for line in source.split("configure(globals())")[0].splitlines():
+    knobs = source.split("configure(globals())")[0].split('__name__ == "__main__":')[-1]
+    for line in knobs.splitlines():
         if heading := re.fullmatch(r"# (\w.*)", line):
             print(f"\n{heading[1]}")
         knob = re.fullmatch(r"\s*(\w+) = .*?(?:\s{2,}# (.*))?", line)

@@ -5,6 +5,9 @@
     python prepare_data.py --source=my_texts/ --vocab_size=16000 --out_dir=data/mine
     python prepare_data.py --check=data/mine
 
+Sources by name: stdlib, shakespeare, babylm, babylm_100m, babylm_2024_10m, babylm_2024_100m, fineweb_edu, openwebtext,
+pile, wikitext103 (text), finewebedu10B (GPT-2's tokens).
+
 A folder without meta.json is not a data set yet: it is written last. A run that was killed goes on where it was when it
 is started again, and ends with the same bytes.
 """
@@ -285,7 +288,7 @@ def check_data(folder: Path):
 
 if __name__ == "__main__":
     source = (
-        "stdlib"  # a name (--help lists them above), a .txt, .jsonl or .parquet file (or .gz, .zst), a folder of them
+        "stdlib"  # one of the names above, a file of .txt, .jsonl or .parquet (perhaps .gz, .zst), a folder of them
     )
     text_dir = ""  # where the files of a named source lie already; "": they are downloaded
     text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
@@ -293,9 +296,7 @@ if __name__ == "__main__":
     tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here), "gpt2", or a model's folder or name
     vocab_size = 4096  # of the bpe; at most 65,536
     nfkc = False  # bpe: normalise text by Unicode's NFKC first
-    val_fraction = (
-        0.05  # held out in val.bin where the source holds nothing out itself: of documents, or of a text's end
-    )
+    val_fraction = 0.05  # held out where the source holds nothing out itself: of documents, or a text's end
     shard_tokens = 100_000_000  # in a file; where one is enough it is train.bin, else train_000.bin, …
     workers = 0  # cores that encode; 0: all. The files do not depend on it
     out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
@@ -327,6 +328,8 @@ if __name__ == "__main__":
             tok = SentencePieceTokenizer(model.read_bytes()) if tokenizer == "bpe" and run.tokenizer else None
             tok = tok or make_tokenizer(tokenizer, vocab_size, nfkc, stream)
             tok.bos = tok.eot  # documents are told apart by eot alone; no model that learns from them sees bos
+            if run.tokenizer not in ("", tok.hash):
+                raise ValueError(f"{tokenizer} has become another tokenizer; delete {run.work} to start anew")
             tok.save(run.work)
             run.tokenizer = tok.hash
             tokenize(run, stream, tok, workers or os.cpu_count(), shard_tokens)

@@ -22,7 +22,7 @@ from conftest import ROOT, run_script, write_dataset
 import common.babylm
 import common.corpus
 from common.babylm import CLEAN
-from common.corpus import PIECE, File, cuts, extract, fetch_babylm, find_files, pieces
+from common.corpus import NAMES, PIECE, File, cuts, extract, fetch_babylm, find_files, pieces
 from common.data import TokenData, Tokens
 from common.tokenizer import ByteTokenizer, load_tokenizer
 
@@ -101,6 +101,13 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
             ValueError, match=f"is read through {package}, which is not installed: pip install {package}"
         ):
             list(pieces(File(tmp_path / name)))
+
+
+def test_the_help_lists_every_corpus_and_every_key_once():
+    shown = run_script("prepare_data.py", "--help").stdout
+    assert all(re.search(rf"\b{name}\b", shown) for name in NAMES)
+    keys = re.findall(r"^  --(\w+)=", shown, re.MULTILINE)
+    assert len(keys) == len(set(keys)) == 12 and keys[0] == "source"
 
 
 def test_wikitext_is_joined_to_articles():
