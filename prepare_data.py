@@ -287,9 +287,7 @@ def check_data(folder: Path):
 
 
 if __name__ == "__main__":
-    source = (
-        "stdlib"  # one of the names above, a file of .txt, .jsonl or .parquet (perhaps .gz, .zst), a folder of them
-    )
+    source = "stdlib"  # a name above, a .txt, .jsonl or .parquet file (perhaps with .gz or .zst), a folder of them
     text_dir = ""  # where the files of a named source lie already; "": they are downloaded
     text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
     clean = True  # clean the domains of BabyLM, told by the names of their files
