@@ -29,9 +29,9 @@ from tqdm import tqdm
 from common.babylm import CLEAN
 from common.corpus import File, find_files, pieces, stdlib
 from common.data import Tokens, read_meta, tokenizer_meta
-from common.files import resident
+from common.files import file_sha256, resident
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
-from common.writing import Run, hashed, write_json
+from common.writing import Run, write_json
 from configurator import at_least, configure
 
 BATCH = 1 << 22  # characters tokenised at once
@@ -197,7 +197,7 @@ def finish(run: Run, tok, source: str):
         meta |= {f"{name}_tokens": split.tokens, f"{name}_bytes": split.bytes, f"{name}_documents": split.documents}
         meta[f"{name}_files"] = split.names()
         for file, path in zip(split.names(), split.shards()):
-            meta["files"][file] = {"bytes": path.stat().st_size, "sha256": hashed(path)}
+            meta["files"][file] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_json(run.work / "meta.json", meta)
 
 
@@ -263,7 +263,7 @@ def use_tokens(files: list[File], folder: Path, source: str):
                 documents, n_bytes = documents + int((part == tok.eot).sum()), n_bytes + int(lengths[part].sum())
         meta |= {f"{name}_tokens": len(tokens), f"{name}_bytes": n_bytes, f"{name}_documents": documents}
         meta[f"{name}_files"] = inside
-        meta["files"] |= {n: {"bytes": p.stat().st_size, "sha256": hashed(p)} for n, p in zip(inside, paths)}
+        meta["files"] |= {n: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for n, p in zip(inside, paths)}
     tok.save(folder)
     write_json(folder / "meta.json", meta)
 
@@ -275,7 +275,7 @@ def check_data(folder: Path):
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there, but meta.json names it; prepare the data again")
-        if path.stat().st_size != said["bytes"] or hashed(path) != said["sha256"]:
+        if path.stat().st_size != said["bytes"] or file_sha256(path) != said["sha256"]:
             raise ValueError(f"{path}: its bytes are not those that meta.json was written for; prepare the data again")
     for name in ("train", "val"):
         tokens = Tokens([folder / n for n in meta[f"{name}_files"]], meta["dtype"])

@@ -19,7 +19,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from common.files import flush, read_json
+from common.files import file_sha256, flush, read_json
 
 TRIES, WAIT = 5, 1.0  # failures in a row; seconds after the first of them, doubled after each
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -132,14 +132,6 @@ def write(response, part: Path, done: int, size: int | None):
         for block in response.iter_content(1 << 16):
             file.write(block)
             bar.update(len(block))
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
 
 
 def is_unreachable(error) -> bool:

@@ -1,5 +1,6 @@
 """Small things about files that several parts need."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -28,6 +29,14 @@ def resident(peak=False) -> int:
         if line.startswith("VmHWM:" if peak else "VmRSS:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no VmHWM; memory is measured on Linux only")
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 def flush(path: Path):

@@ -3,7 +3,6 @@
 After a kill at any moment the record says what is on the disk; what came after it is cut off and made again.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -142,12 +141,3 @@ def write_json(path: Path, content: dict):
     aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     flush(aside)
     aside.replace(path)
-
-
-def hashed(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,6 +3,7 @@
 import doctest
 import gzip
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -53,22 +54,17 @@ def write_forms(folder):
     """The same documents in every form there is a package for; {form: path}."""
     lines = "".join(json.dumps({"text": d, "id": 1}) + "\n" for d in DOCUMENTS).encode()
     files = {"jsonl": lines, "jsonl.gz": gzip.compress(lines)}
-    try:
+    if importlib.util.find_spec("zstandard"):
         import zstandard
 
         half = len(lines) // 2  # two frames, as pzstd writes them
         files["jsonl.zst"] = zstandard.compress(lines[:half]) + zstandard.compress(lines[half:])
-    except ImportError:
-        pass
-    try:
-        import pyarrow
+    if importlib.util.find_spec("pyarrow"):
         import pyarrow.parquet
 
         table, buffer = pyarrow.table({"id": list(range(23)), "text": DOCUMENTS}), io.BytesIO()
         pyarrow.parquet.write_table(table, buffer, row_group_size=7)
         files["parquet"] = buffer.getvalue()
-    except ImportError:
-        pass
     for form, content in files.items():
         (folder / f"a.{form}").write_bytes(content)
     return {form: folder / f"a.{form}" for form in files}
