@@ -62,8 +62,9 @@ class BPETokenizer:
             self.ids = {t["content"]: t["id"] for t in added}
             made = set(ranks.values())
             unmade = {t: i for t, i in spec["model"]["vocab"].items() if i not in made} | self.ids  # only decoded
-            self.raw = any_of(t["content"] for t in plain if not (self.nfc and t["normalized"]))
-            self.normalized = any_of(normalize(t["content"]) for t in plain if self.nfc and t["normalized"])
+            self.raw = any_of(t["content"] for t in plain if not t["normalized"])  # found before the others
+            names = (t["content"] for t in plain if t["normalized"])
+            self.normalized = any_of(map(normalize, names) if self.nfc else names)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{where} is not a tokenizer.json of byte-level BPE ({error!r})") from None
         try:

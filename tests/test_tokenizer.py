@@ -147,7 +147,7 @@ def added(i, content, special=False, normalized=False):
 
 @pytest.fixture(scope="module")
 def spec():
-    """A tokenizer.json of 600 ids trained by tokenizers, with an end-of-text token and three added ones."""
+    """A tokenizer.json of 601 ids trained by tokenizers, with an end-of-text token and five added ones."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -158,7 +158,8 @@ def spec():
     tokenizer.train_from_iterator([Path(__file__).read_text(), *TEXTS] * 3, trainer)
     spec = json.loads(tokenizer.to_str())
     spec["added_tokens"] += [added(596, "  ", normalized=True), added(597, "    ", normalized=True),
-                             added(598, "<keep>"), added(599, "n\u0303", normalized=True)]  # fmt: skip
+                             added(598, "<keep>"), added(599, "n\u0303", normalized=True),
+                             added(600, "<keep>x", normalized=True)]  # fmt: skip
     return spec
 
 
@@ -191,7 +192,7 @@ def test_ids_equal_those_of_tokenizers(spec, normalizer, pre_tokenizer, tmp_path
         assert decoded == text or (normalizer and nfc(decoded) == nfc(text))
     ours.save(tmp_path)
     again = load_tokenizer(tmp_path)
-    assert (again.hash, again.eot, again.bos, again.vocab_size) == (ours.hash, 0, 0, 600)
+    assert (again.hash, again.eot, again.bos, again.vocab_size) == (ours.hash, 0, 0, 601)
 
 
 def test_lone_surrogates_become_the_replacement_character(bpe, spec):
@@ -227,7 +228,7 @@ def test_the_hash_is_of_what_decides_the_ids(spec, bpe, tmp_path):
     merges = [" ".join(pair) for pair in spec["model"]["merges"]]  # as older files have them
     same = spec | {"model": spec["model"] | {"vocab": vocab, "merges": merges}, "post_processor": None}
     assert (
-        BPETokenizer(same | {"added_tokens": spec["added_tokens"] + [added(600, "<pad>", special=True)]}).hash == base
+        BPETokenizer(same | {"added_tokens": spec["added_tokens"] + [added(601, "<pad>", special=True)]}).hash == base
     )
     for other in ({"normalizer": {"type": "NFC"}}, {"pre_tokenizer": split(SPLIT, "Isolated", False)},
                   {"added_tokens": spec["added_tokens"][:-1]},
