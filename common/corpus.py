@@ -21,7 +21,7 @@ from common.download import download, endpoint
 
 PIECE = 1 << 20  # characters
 SUFFIXES = (".txt", ".train", ".dev", ".jsonl", ".parquet")  # of text files; each but the last perhaps with .gz or .zst
-OSF = "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/"  # where the BabyLM releases of 2024 and 2025 lie
+OSF = "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/"  # where the BabyLM release of 2024 lies
 
 
 @dataclass
@@ -157,7 +157,7 @@ def cuts(text: str):
 
 BABYLM_2023 = "https://github.com/babylm/babylm.github.io/raw/main/babylm_data.zip"
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-PLAIN = {  # corpora of plain files on a hub: repository, [(split, file)], bytes of the download
+PLAIN = {  # corpora of plain files on a hub: repository, [(split, file)]
     "fineweb_edu": ("HuggingFaceFW/fineweb-edu", [("", f"sample/10BT/{i:03}_00000.parquet") for i in range(14)]),
     "openwebtext": ("Skylion007/openwebtext", [("", f"plain_text/train-{i:05}-of-00080.parquet") for i in range(80)]),
     "pile": (

@@ -1,7 +1,7 @@
 # MicroLM's second stage: its 124M student taught by OLMo-1B with the reverse KL, token by token.
 # python distill.py config/rkld_olmo.py
 # First: config/pretrain_124m.py on data made with OLMo's tokenizer. Another one is refused, although GPT-2's padded
-#        head and OLMo's are both 50,304 wide. The teacher is downloaded once, 4.7 GB.
+#        head and OLMo's are both 50,304 wide. The teacher is downloaded once.
 # Hardware: one 80 GB GPU. Result: not run at full length yet; MicroLM reports that it hurt the student.
 
 out_dir = "out/rkld_olmo"

@@ -89,6 +89,18 @@ def test_chunks_of_any_size_give_the_same():
             close(a, b, 1e-6)
 
 
+def test_a_frozen_head_leaves_the_gradient_of_the_hidden_states_as_it_is():
+    ids, targets, weight, _, teachers = make()
+    grads = []
+    for frozen in (False, True):
+        hidden = torch.nn.functional.embedding(ids, weight.detach()).requires_grad_()
+        head = weight.detach().clone().requires_grad_(not frozen)
+        chunked_head(hidden, head, targets, 40, teachers, chunk=7, **SETTINGS)[0].backward()
+        grads.append(hidden.grad)
+        assert (head.grad is None) == frozen
+    assert torch.equal(*grads) and grads[0].abs().max() > 0
+
+
 def gradients(B, parts, settings=SETTINGS):
     """Gradients of 16 ragged rows in `parts` micro-batches, accumulated as the loops do, over one denominator."""
     ids, targets, weight, layer, teachers = make(B)

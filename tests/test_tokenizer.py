@@ -195,6 +195,16 @@ def test_ids_equal_those_of_tokenizers(spec, normalizer, pre_tokenizer, tmp_path
     assert (again.hash, again.eot, again.bos, again.vocab_size) == (ours.hash, 0, 0, 601)
 
 
+def test_a_piece_that_is_a_token_is_not_merged_where_the_file_says_so(spec):
+    """Llama 3's ignore_merges: a token that no merge makes."""
+    model = spec["model"] | {"vocab": spec["model"]["vocab"] | {"\u0120zqzqzq": 601}}
+    text = "a zqzqzq zqzqzqzq"
+    for ignore in (False, True):
+        changed = spec | {"model": model | {"ignore_merges": ignore}}
+        ids = BPETokenizer(changed, eot=0).encode(text)
+        assert ids == reference(changed).encode(text, add_special_tokens=False).ids and (601 in ids) == ignore
+
+
 def test_lone_surrogates_become_the_replacement_character(bpe, spec):
     for tokenizer in (
         bpe,
