@@ -1,7 +1,8 @@
-"""Time and memory of the chunked head, and of a distillation step with it, against a straightforward version; encoding.
+"""Time and memory of the loss, of a distillation step, of HellaSwag, against a straightforward version; of encoding.
 
     python bench.py --part=head
     python bench.py --part=step --vocab_size=16000
+    python bench.py --part=hellaswag --data=hellaswag_val.jsonl --repeats=1
     python bench.py --part=tokenizer --tokenizer=EleutherAI/pythia-160m      # these need pip install tokenizers
     python bench.py --part=bpe --vocab_size=16000 --repeats=1
     python bench.py --part=loader --dataset=data/stdlib
@@ -9,13 +10,15 @@
 The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
 the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
 
-    straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it
+    straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
+                      time through all of the model
+    four rows         HellaSwag an example at a time, its endings padded to four rows (Karpathy's loop)
     chunked           losses.chunked_head, as in the loops
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
     tiktoken          a loop over the documents on one core
-    nanodistill       what prepare_data.py does
+    nanodistill       what prepare_data.py or hellaswag.py does
 """
 
 import json as jsonlib
@@ -37,9 +40,9 @@ from common.files import resident
 from common.runtime import Runtime, make_optimizers, matmul_peak
 from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
-from model import LLaMA, LLaMAConfig
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # "head": hidden states -> losses -> gradients; "step": all of a step; "tokenizer", "bpe", "loader"
+part = "head"  # "head": hidden states -> losses -> gradients; "step"; "hellaswag"; "tokenizer"; "bpe"; "loader"
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -52,6 +55,8 @@ chunk_tokens = 0  # of the chunked head; 0: as many as is fastest
 tokenizer = "gpt2"  # tokenizer: a byte-level BPE, by folder or name
 text = "stdlib"  # tokenizer, bpe: the documents, as prepare_data.py's source
 dataset = "data/stdlib"  # loader
+data = ""  # hellaswag: .jsonl file; "" downloads the official one
+examples = 100  # hellaswag: of them, spread over the file
 rounds = 5  # turns of each version
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -65,10 +70,10 @@ T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
 
 
 def main():
-    at_least(config, 1, "vocab_size block_size student_layers teacher_layers rounds repeats")
+    at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    versions = ("", "straightforward", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
-    one_of(config, part=("head", "step", "tokenizer", "bpe", "loader"), version=versions)
+    versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
+    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader"), version=versions)
     divergence(kl)
     if version:
         print(jsonlib.dumps({"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)()))
@@ -80,6 +85,7 @@ def main():
         "tokenizer": ["tokenizers", "nanodistill"],
         "bpe": ["tokenizers", "nanodistill"],
         "loader": ["nanodistill"],
+        "hellaswag": ["straightforward", "four rows", "nanodistill"],
     }
     names = others.get(part, names)
     if part == "tokenizer" and is_plain():
@@ -95,7 +101,7 @@ def main():
             results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
     medians = {name: {k: statistics.median(r[k] for r in turns) for k in turns[0]} for name, turns in results.items()}
     if len({m.get("ids") for m in medians.values()}) > 1:
-        raise ValueError(f"the versions give different ids for {text}")
+        raise ValueError(f"the versions give different {'predictions' if part == 'hellaswag' else f'ids for {text}'}")
     if json:
         print(jsonlib.dumps({"config": config, "medians": medians, "turns": results}))
     else:
@@ -121,10 +127,11 @@ def table(medians):
             )
         return
     print(f"matmul peak {statistics.median(m['peak_flops'] for m in medians.values()) / 1e9:,.0f} GFLOP/s")
-    print("version            seconds   tokens/s  of peak    memory  beyond tensors   speed")
+    unit, digits = ("examples/s", 2) if part == "hellaswag" else ("  tokens/s", 0)
+    print(f"version            seconds {unit}  of peak    memory  beyond tensors   speed")
     for name, m in medians.items():
         print(
-            f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.0f} {m['share_of_peak']:8.1%} "
+            f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.{digits}f} {m['share_of_peak']:8.1%} "
             f"{m['peak_bytes'] / 1e6:6,.0f} MB {m['extra_bytes'] / 1e6:12,.0f} MB {base / m['seconds']:5.2f}x"
         )
 
@@ -139,20 +146,20 @@ def turn() -> dict:
     extra: beyond what stood before the first run, and the gradients of that.
     """
     torch.manual_seed(0)
-    run = Runtime(device, dtype, keep_memory=part == "step" and version != "straightforward")
-    go, n_tokens, flops, grads = (head_part if part == "head" else step_part)(run)
+    run = Runtime(device, dtype, keep_memory=part != "head" and version not in ("straightforward", "four rows"))
+    go, n_tokens, flops, grads = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part](run)
     before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
     times = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
-        go()
+        made = go()
         if run.cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     used, seconds, peak = memory(run.cuda, peak=True), statistics.median(times[1:]), matmul_peak(run.device, run.dtype)
-    share = flops / seconds / peak
+    share, ids = flops / seconds / peak, {"ids": made} if part == "hellaswag" else {}  # of the predictions
     return {"seconds": seconds, "tokens_per_s": n_tokens / seconds, "share_of_peak": share, "peak_flops": peak,
-            "peak_bytes": used, "extra_bytes": used - before}  # fmt: skip
+            "peak_bytes": used, "extra_bytes": used - before, **ids}  # fmt: skip
 
 
 def text_turn() -> dict:
@@ -294,6 +301,65 @@ def step_part(run):
 
     flops = 3 * student.flops_per_token(block_size) + teacher.flops_per_token(block_size)
     return go, n, n * flops, tuple(student.parameters())
+
+
+@torch.no_grad()
+def hellaswag_part(run):
+    """(one run, examples, the FLOPs it needs, no tensors) of scoring examples with a random GPT-2 of 124M."""
+    import hellaswag
+    from common.tokenizer import load_tokenizer
+
+    model, bpe = GPT(GPTConfig()).to(run.device).eval(), load_tokenizer(tokenizer)
+    found = hellaswag.load_examples(data)
+    found = found[:: max(1, len(found) // examples)][:examples]
+    groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
+    if version == "nanodistill":
+        rows = [row for g in groups for row in hellaswag.lay_out([(i, *text) for i, text in enumerate(g)], 1024)]
+        positions, heads = sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows)
+    else:
+        widths = [[len(ids) - 1 for ids, _ in g] for g in groups]
+        positions = heads = sum(sum(w) if version == "straightforward" else 4 * max(w) for w in widths)
+    head = 2 * model.lm_head.weight.numel()
+    trunk = model.flops_per_token(1) - head
+
+    def go():
+        if version == "nanodistill":
+            with run.autocast():
+                predictions = hellaswag.predict(model, bpe, found, run)
+        else:
+            one = one_ending if version == "straightforward" else four_endings
+            predictions = [one(model, g, bpe.vocab_size, run) for g in groups]
+        return (
+            zlib.crc32(np.array(predictions).tobytes()) if run.dtype == torch.float32 else 0
+        )  # bf16: near ties differ
+
+    return go, len(found), positions * trunk + heads * head, ()
+
+
+def one_ending(model, group, n_ids, run):
+    """(prediction by sum, by mean) of an example, each ending through the model by itself."""
+    sums, means = [], []
+    for ids, n in group:
+        ids = torch.tensor(ids, device=run.device)
+        with run.autocast():
+            logits = model(ids[None, :-1])[0, :, :n_ids].float()
+        losses = F.cross_entropy(logits, ids[1:], reduction="none")[-n:]
+        sums.append(losses.sum().item())
+        means.append(losses.mean().item())
+    return int(np.argmin(sums)), int(np.argmin(means))
+
+
+def four_endings(model, group, n_ids, run):
+    """The same with the endings as rows of one batch, padded: build-nanogpt's way."""
+    ids = torch.zeros(len(group), max(len(ids) for ids, _ in group), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, (row, n) in enumerate(group):
+        ids[i, : len(row)], mask[i, len(row) - n : len(row)] = torch.tensor(row), 1
+    ids, mask = ids.to(run.device), mask[:, 1:].to(run.device)
+    with run.autocast():
+        logits = model(ids)[:, :-1, :n_ids].float()
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(mask) * mask
+    return losses.sum(1).argmin().item(), (losses.sum(1) / mask.sum(1)).argmin().item()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from common.pretrained import check_fits, find_model, freeze_parameters, keep_bl
 from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from configurator import at_least, configure, one_of
+from evaluate import headlines, load_tasks
 from losses import (
     COMPARED,
     chunked_head,
@@ -95,6 +96,10 @@ keep_checkpoints = 2  # the newest that stay; 0: all
 hellaswag_interval = 0  # steps between HellaSwag scores; also one at the end
 hellaswag_data = ""  # .jsonl file of examples; "" downloads the official validation set
 hellaswag_limit = 1000  # the first examples only; 0: all
+eval_tasks = ""  # tasks of evaluate.py to score, "piqa,lambada"; "": none
+eval_tasks_interval = 1000  # steps between these; also once at the end
+eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
+eval_tasks_limit = 0  # the first rows of each file only; 0: all
 log_interval = 10  # steps between log lines
 # Machine
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -110,7 +115,7 @@ at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_ra
 at_least(
     config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval hellaswag_limit"
 )
-at_least(config, 0, "chunk_tokens weight_ce weight_kl weight_cos weight_mse")
+at_least(config, 0, "eval_tasks_interval eval_tasks_limit chunk_tokens weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
 folder = starting_point(out_dir, init_from)  # None: from scratch
 run = Runtime(device, dtype)
@@ -126,6 +131,7 @@ tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
 max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
 tokenizer = load_tokenizer(dataset)
 examples = hellaswag.load_examples(hellaswag_data, hellaswag_limit) if hellaswag_interval else []
+tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks and eval_tasks_interval else []
 
 # ---------------------------------------------------------------------------------------------
 # teacher
@@ -265,6 +271,12 @@ for step in range(first_step, max_steps + 1):
         raw_model.train()
         log(step, hella=acc_norm, hella_sum=acc)
         run.say(f"step {step}/{max_steps} | hellaswag n={len(examples)} acc={acc:.4f} acc_norm={acc_norm:.4f}")
+    if tasks and not stopping and (last or step % eval_tasks_interval == 0):
+        raw_model.eval()
+        values = headlines(tasks, raw_model, tokenizer, run)
+        raw_model.train()
+        log(step, **values)
+        run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
     # --- save
     if step > first_step and (last or stopping or (save_interval and step % save_interval == 0)):

@@ -20,18 +20,17 @@ from torch.nn import functional as F
 # shared: rotary positions, attention, the key/value cache
 
 
-def rope_table(start, length, dim, theta, scaling, device):
-    """Cosines and sines of positions start … start + length - 1: two fp32 tensors (length, dim / 2).
+def rope_table(positions, dim, theta, scaling):
+    """Cosines and sines of positions (…, T): two fp32 tensors (…, T, dim / 2).
 
     RoFormer (arXiv:2104.09864), section 3.4.2, in the half-split layout of GPT-NeoX and the
     Hugging Face LLaMA. Computed from its formula in every forward rather than kept in a buffer,
     which `model.to(torch.bfloat16)` would round: at position 1,000 that is off by whole radians.
     """
-    inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
     if scaling:
         inv_freq = scale_rope(inv_freq, **scaling)
-    positions = torch.arange(start, start + length, device=device, dtype=torch.float32)
-    angles = positions[:, None] * inv_freq[None, :]  # (T, dim/2)
+    angles = positions[..., None].float() * inv_freq  # (…, T, dim/2)
     return angles.cos(), angles.sin()
 
 
@@ -50,18 +49,21 @@ def scale_rope(inv_freq, rope_type, factor, low_freq_factor=1.0, high_freq_facto
 
 
 def apply_rope(x, rope):
-    """Rotate the first `dim` channels of each head of x (B, n, T, hs) by rope = (cos, sin), each (T, dim / 2)."""
+    """Rotate the first `dim` channels of each head of x (B, n, T, hs) by rope = (cos, sin), each (…, T, dim / 2)."""
     cos, sin = rope
     half = cos.size(-1)
     a, b, kept = x.float().split((half, half, x.size(-1) - 2 * half), dim=-1)  # in fp32 whatever x is
     return torch.cat((a * cos - b * sin, b * cos + a * sin, kept), dim=-1).type_as(x)
 
 
-def attend(q, k, v, dropout=0.0):
-    """Causal attention. q (B, nh, Tq, hs) are the last Tq of the Tk positions of k, v (B, nkv, Tk, hs)."""
+def attend(q, k, v, mask=None, dropout=0.0):
+    """Attention. q (B, nh, Tq, hs) are the last Tq of the Tk positions of k, v (B, nkv, Tk, hs).
+
+    mask (B, 1, Tq, Tk): True where a query sees a key; without, those up to its own position.
+    """
     Tq, Tk = q.size(2), k.size(2)
-    causal, mask = Tq == Tk, None
-    if 1 < Tq < Tk:
+    causal = mask is None and Tq == Tk
+    if mask is None and 1 < Tq < Tk:
         mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
     gqa = q.size(1) != k.size(1)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=gqa)
@@ -87,17 +89,20 @@ class KVCache:
 class LanguageModel(nn.Module):
     """What the loops and tools use of either class; a subclass brings config, wte, h, ln_f, lm_head and `embed`."""
 
-    def forward(self, idx, hidden=False, cache=None):
+    def forward(self, idx, hidden=False, cache=None, positions=None, mask=None):
         """Token ids (B, T) -> logits (B, T, V) of every position, or with `hidden` the states (B, T, C) after ln_f.
 
-        `cache`: a KVCache, whose positions come before idx and which is extended by idx.
+        `cache`: a KVCache, whose positions come before idx and which is extended by idx. `positions` (B, T) and `mask`
+        (B, 1, T, T), True where a query sees a key: for rows that hold more than one text, as hellaswag.py's.
         """
         start = cache.seen if cache else 0
         if start + idx.size(1) > self.config.block_size:
             raise ValueError(f"{start + idx.size(1)} positions, but block_size is {self.config.block_size}")
-        x, rope = self.embed(idx, start)
+        if positions is None:
+            positions = torch.arange(start, start + idx.size(1), device=idx.device)
+        x, rope = self.embed(idx, positions)
         for i, block in enumerate(self.h):
-            x = block(x, rope, (lambda k, v, i=i: cache.extend(i, k, v)) if cache else None)
+            x = block(x, rope, mask, (lambda k, v, i=i: cache.extend(i, k, v)) if cache else None)
         if cache:
             cache.seen += idx.size(1)
         x = self.ln_f(x)
@@ -202,14 +207,14 @@ class GPTAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x, rope, extend):
+    def forward(self, x, rope, mask, extend):
         B, T, C = x.shape
         q, k, v = (p.view(B, T, self.n_head, -1).transpose(1, 2) for p in self.c_attn(x).split(C, dim=2))
         if rope:
             q, k = apply_rope(q, rope), apply_rope(k, rope)  # (B, nh, T, hs)
         if extend:
             k, v = extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
@@ -235,10 +240,10 @@ class GPTBlock(nn.Module):
         self.mlp = GPTMLP(config)
         self.parallel = config.parallel_residual
 
-    def forward(self, x, rope, extend):
+    def forward(self, x, rope, mask, extend):
         if self.parallel:
-            return x + self.attn(self.ln_1(x), rope, extend) + self.mlp(self.ln_2(x))
-        x = x + self.attn(self.ln_1(x), rope, extend)
+            return x + self.attn(self.ln_1(x), rope, mask, extend) + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.ln_1(x), rope, mask, extend)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -266,14 +271,14 @@ class GPT(LanguageModel):
             for projection in (block.attn.c_proj, block.mlp.c_proj):
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def embed(self, idx, start):
-        """Ids (B, T) whose first stands at position `start`: (B, T, C), and the rotary table or None."""
+    def embed(self, idx, positions):
+        """Ids (B, T) at positions (T,) or (B, T): (B, T, C), and the rotary table or None."""
         c, x, rope = self.config, self.wte(idx), None
         if self.wpe is not None:
-            x = x + self.wpe(torch.arange(start, start + idx.size(1), device=idx.device))
+            x = x + self.wpe(positions)
         else:
             rotated = int(c.n_embd // c.n_head * c.rotary_pct)
-            rope = rope_table(start, idx.size(1), rotated, c.rope_theta, None, idx.device)
+            rope = rope_table(positions.unsqueeze(-2), rotated, c.rope_theta, None)  # one for all heads
         return F.dropout(x, c.dropout, self.training), rope
 
 
@@ -326,7 +331,7 @@ class LLaMAAttention(nn.Module):
         self.c_v = nn.Linear(config.n_embd, config.n_kv_head * self.hs, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_proj_bias)
 
-    def forward(self, x, rope, extend):
+    def forward(self, x, rope, mask, extend):
         B, T, C = x.shape
         q, k, v = (c(x).view(B, T, -1, self.hs).transpose(1, 2) for c in (self.c_q, self.c_k, self.c_v))
         if self.clip:
@@ -334,7 +339,7 @@ class LLaMAAttention(nn.Module):
         q, k = apply_rope(q, rope), apply_rope(k, rope)  # (B, nh, T, hs), (B, nkv, T, hs)
         if extend:
             k, v = extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
+        y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
         y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
         return F.dropout(y, self.dropout, self.training)
 
@@ -360,8 +365,8 @@ class LLaMABlock(nn.Module):
         self.ln_2 = config.norm()
         self.mlp = LLaMAMLP(config)
 
-    def forward(self, x, rope, extend):
-        x = x + self.attn(self.ln_1(x), rope, extend)
+    def forward(self, x, rope, mask, extend):
+        x = x + self.attn(self.ln_1(x), rope, mask, extend)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -388,8 +393,8 @@ class LLaMA(LanguageModel):
             for projection in (block.attn.c_proj, block.mlp.c_proj):  # not c_gate: it does not write to x
                 nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def embed(self, idx, start):
-        """Ids (B, T) whose first stands at position `start`: (B, T, C), and the rotary table."""
+    def embed(self, idx, positions):
+        """Ids (B, T) at positions (T,) or (B, T): (B, T, C), and the rotary table."""
         c = self.config
-        rope = rope_table(start, idx.size(1), c.n_embd // c.n_head, c.rope_theta, c.rope_scaling, idx.device)
+        rope = rope_table(positions.unsqueeze(-2), c.n_embd // c.n_head, c.rope_theta, c.rope_scaling)  # for all heads
         return F.dropout(self.wte(idx), c.dropout, self.training), rope

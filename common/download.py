@@ -143,7 +143,8 @@ def is_unreachable(error) -> bool:
 def refusal(url: str, instead: str, status: int, error) -> OSError:
     host = "/".join(url.split("/")[:3])
     if status == 404:
-        return FileNotFoundError(f"{url} is not there (HTTP 404); check the name, and the revision behind @ if any")
+        ways = f"check the name, and the revision behind @ if any, or {instead}"
+        return FileNotFoundError(f"{url} is not there (HTTP 404); {ways}")
     if status in (401, 403):
         return OSError(
             f"{url} (HTTP {status}) needs a permission, or does not exist; set HF_TOKEN to a token with access"

@@ -10,6 +10,7 @@ call their weights and options is in common/families.py.
 
 import copy
 import dataclasses
+import hashlib
 import json
 import pickle  # for the name of its error only: nothing is unpickled but through weights_only
 import warnings
@@ -22,7 +23,7 @@ from safetensors.torch import save_file
 from common.data import tokenizer_meta
 from common.download import download_repo, is_repo
 from common.families import Family, read_config, transpose, write_config
-from common.files import by_step, read_json
+from common.files import by_step, file_sha256, read_json
 
 DAMAGE = (  # what a file that is cut, overwritten or hostile can make of torch.load and safetensors
     safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError,
@@ -136,6 +137,12 @@ class Weights:
             copy[start : start + step].copy_(tensor)
             self.bytes_read += tensor.nbytes
         return copy
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of a folder's file of weights, or of those of its shards one after the other."""
+    digests = [file_sha256(path) for path in sorted(set(Weights(folder).files.values()))]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------

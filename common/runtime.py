@@ -66,6 +66,13 @@ class Runtime:
             dist.all_reduce(total)
         return total.tolist()
 
+    def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor summed over the ranks, on the CPU."""
+        if self.world > 1:
+            tensor = tensor.to(self.device)
+            dist.all_reduce(tensor)
+        return tensor.cpu()
+
     def compile(self, module, compile: str):
         """`module` through torch.compile: "on", "off", or "auto", which is on for CUDA."""
         if compile not in ("auto", "on", "off"):

@@ -3,76 +3,150 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_script
 from torch.nn import functional as F
 
+import hellaswag
 from common.pretrained import load_pretrained
+from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer, load_tokenizer
-from hellaswag import encode_rows, load_examples, predict, score_rows
-from model import LLaMA, LLaMAConfig
+from hellaswag import draw_shots, encode_rows, lay_out, load_examples, predict, question, score
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
+RUN = Runtime("cpu")
+WORDS = "the quick brown fox jumps over lazy dogs".split()
 
 
 @torch.no_grad()
-def one_at_a_time(model, tokenizer, examples):
-    """Karpathy's loop, a row at a time without padding: (prediction by sum, by mean) of each example."""
-    predictions = []
-    for example in examples:
-        sums, means = [], []
-        for ending in example["endings"]:
-            context, ids = tokenizer.encode(example["ctx"]), tokenizer.encode(f"{example['ctx']} {ending}")
-            if ids[: len(context)] != context:
-                ids = context + tokenizer.encode(f" {ending}")
-            n = len(ids) - len(context)
-            ids = torch.tensor(ids[-model.config.block_size - 1 :])
-            logits = model(ids[None, :-1])[0, -n:, : tokenizer.vocab_size]
-            losses = F.cross_entropy(logits, ids[-n:], reduction="none")
-            sums.append(losses.sum())
-            means.append(losses.mean())
-        predictions.append((torch.stack(sums).argmin().item(), torch.stack(means).argmin().item()))
-    return predictions
+def one_at_a_time(model, groups, n_ids):
+    """A text at a time, whole and without padding: summed log-probabilities and numbers of scored tokens."""
+    sums, counts = [], []
+    for ids, n in (text for group in groups for text in group):
+        ids = torch.tensor(ids[-model.config.block_size - 1 :])
+        logits = model(ids[None, :-1])[0, -n:, :n_ids]
+        n = len(logits)
+        sums.append(-F.cross_entropy(logits, ids[-n:], reduction="none").double().sum().item())
+        counts.append(n)
+    return np.array(sums), np.array(counts)
 
 
-def test_predictions_equal_the_loop_of_one_example_at_a_time():
-    """Examples of all lengths, some beyond block_size; a padded head that would win if it were not cut."""
+def predictions(values, sizes):
+    """The place of the first largest in each stretch of `values`."""
+    return [int(part.argmax()) for part in np.split(values, np.cumsum(sizes)[:-1])]
+
+
+def some_text(n):
+    return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,)))
+
+
+MODELS = [
+    LLaMAConfig(320, 48, 2, 4, 2, n_embd=32),
+    GPTConfig(320, 48, 2, 2, 32),
+    GPTConfig(320, 48, 2, 2, 32, rotary_pct=0.5),
+]
+
+
+@pytest.mark.parametrize("config", MODELS, ids=["llama", "gpt", "neox"])
+def test_scores_equal_the_loop_of_one_text_at_a_time(config):
+    """Texts of all lengths, some beyond block_size, endings that are equal or begin alike, and a padded head that would
+    win if it were not cut."""
     torch.manual_seed(0)
-    model, words = (
-        LLaMA(LLaMAConfig(320, 48, 2, 2, n_embd=32)).eval(),
-        "the quick brown fox jumps over lazy dogs".split(),
-    )
+    model = (LLaMA if isinstance(config, LLaMAConfig) else GPT)(config).eval()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)
         model.lm_head.weight[257:] = 100 * model.lm_head.weight[32]
+    examples = [
+        {"ctx": some_text(1 + i % 12), "endings": [some_text(1 + (i + j) % 5) for j in range(4)]} for i in range(60)
+    ]
+    examples[7]["endings"] = ["the fox"] * 4
+    examples[8]["endings"] = ["over", "the fox", "the fox", "the foxes"]
+    examples[9] = {"ctx": "", "endings": ["", "the", "e"]}
+    groups = [encode_rows(ByteTokenizer(), e["ctx"], e["endings"]) for e in examples]
+    wanted, counts = one_at_a_time(model, groups, 257)
+    got = score(model, groups, 257, RUN, greedy=True)
+    np.testing.assert_allclose(got[:, 0], wanted, atol=1e-4)
+    assert (got[:, 1] == counts).all()
+    sizes = [len(e["endings"]) for e in examples]
+    found = predict(model, ByteTokenizer(), examples, RUN)
+    assert found == list(zip(predictions(wanted, sizes), predictions(wanted / counts, sizes)))
+    assert len(set(found)) > 4 and any(a != b for a, b in found)
+    assert found[7] == (0, 0) and len(set(got[28:32, 0])) == 1
+    assert got[33, 0] == got[34, 0]
+    for text, (ids, _) in zip(got, (text for group in groups for text in group)):  # the last column: greedy
+        ids = torch.tensor(ids[-49:])
+        likeliest = model(ids[None, :-1])[0, :, :257].argmax(-1)[-int(text[1]) :]
+        assert text[2] == (likeliest == ids[-int(text[1]) :]).all().item()
 
-    def text(n):
-        return " ".join(words[i] for i in torch.randint(len(words), (n,)))
 
-    examples = [{"ctx": text(1 + i % 12), "endings": [text(1 + (i + j) % 5) for j in range(4)]} for i in range(60)]
-    got = predict(model, ByteTokenizer(), examples, "cpu")
-    assert got == one_at_a_time(model, ByteTokenizer(), examples)
-    assert len(set(got)) > 4 and any(a != b for a, b in got)
+def test_rows_by_hand():
+    """1 2 3 4 5, 1 2 3 4 6 7 and 1 2 3 8: nothing is computed twice, and the last ids are only predicted."""
+    texts = [(0, [1, 2, 3, 4, 5], 2), (1, [1, 2, 3, 4, 6, 7], 3), (2, [1, 2, 3, 8], 1)]
+    (row,) = lay_out(texts, 5)
+    assert (row.ids, row.positions, row.text, row.shared) == (
+        [1, 2, 3, 4, 6],
+        [0, 1, 2, 3, 4],
+        [0, 0, 0, 0, 1],
+        [0] * 4 + [4],
+    )
+    assert row.scored == [(2, 4, 0), (3, 5, 0), (2, 4, 1), (3, 6, 1), (4, 7, 1), (2, 8, 2)]
+    assert [row.ids for row in lay_out(texts, 4)] == [[1, 2, 3, 4], [2, 3, 4, 6], [1, 2, 3]]  # the second is cut
+
+
+def test_one_text_sees_nothing_of_another():
+    """Whatever stands beside it, a text has the same score: rows of one, of four, and of a batch with longer rows."""
+    torch.manual_seed(1)
+    model = LLaMA(LLaMAConfig(300, 64, 2, 2, n_embd=32)).eval()
+    group = encode_rows(ByteTokenizer(), "the quick", ["brown", "fox", "jumps over", "dogs"])
+    apart = np.concatenate([score(model, [[text]], 257, RUN) for text in group])
+    long = encode_rows(ByteTokenizer(), some_text(9), [some_text(9)])
+    np.testing.assert_allclose(score(model, [group, long], 257, RUN)[:4], apart, rtol=1e-6)
+    np.testing.assert_allclose(score(model, [group], 257, RUN), apart, rtol=1e-6)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs HellaSwag and the 260K-parameter LLaMA beside the project")
-def test_predictions_on_200_examples_of_hellaswag_equal_the_loop():
+@pytest.mark.parametrize("convention", hellaswag.CONVENTIONS)
+def test_200_examples_of_hellaswag_equal_the_loop(convention):
+    """From all over the file: WikiHow's are long."""
     folder = DATA / "checkpoints/stories260K_hf"
     model, tokenizer = load_pretrained(folder), load_tokenizer(folder)
-    examples = load_examples(str(DATA / "hellaswag/hellaswag_val.jsonl"), 200)
-    got = predict(model, tokenizer, examples, "cpu")
-    assert len(got) == 200 and got == one_at_a_time(model, tokenizer, examples)
+    examples = load_examples(str(DATA / "hellaswag/hellaswag_val.jsonl"), convention=convention)[::50]
+    groups = [encode_rows(tokenizer, e["ctx"], e["endings"], convention == "harness") for e in examples]
+    wanted, counts = one_at_a_time(model, groups, tokenizer.vocab_size)
+    np.testing.assert_allclose(score(model, groups, tokenizer.vocab_size, RUN)[:, 0], wanted, atol=1e-4)
+    if convention == "harness":
+        counts = np.array([len(ending) for e in examples for ending in e["endings"]])
+    found, four = predict(model, tokenizer, examples, RUN, convention), [4] * len(examples)
+    assert len(found) > 200 and found == list(zip(predictions(wanted, four), predictions(wanted / counts, four)))
 
 
-def test_sum_and_mean_by_hand():
-    """A model that finds every id equally likely: n log V in sum, log V in mean."""
+def test_sum_and_count_by_hand():
+    """A model that finds every id equally likely: -n log V."""
     model = LLaMA(LLaMAConfig(64, 16, 1, 1, n_embd=8)).eval()
     torch.nn.init.zeros_(model.lm_head.weight)
-    sums, means = score_rows(model, [([1, 2, 3, 4], 2), ([1, 2], 1), (list(range(40)), 3)], 50, "cpu")
-    log_v = torch.tensor(50.0).log()
-    torch.testing.assert_close(sums, log_v * torch.tensor([2.0, 1.0, 3.0]))
-    torch.testing.assert_close(means, log_v.expand(3))
+    got = score(model, [[([1, 2, 3, 4], 2), ([1, 2], 1)], [(list(range(40)), 3)]], 50, RUN)
+    np.testing.assert_allclose(got[:, 0], -np.log(50) * np.array([2, 1, 3]), rtol=1e-6)
+    assert got[:, 1].tolist() == [2, 1, 3]
+
+
+def test_compiled_once_or_twice_for_all_lengths():
+    """torch.compile sees one shape, then any: no compilation after the second, whatever the examples."""
+    import torch._dynamo.testing as testing
+
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counter = testing.CompileCounter()
+    model = LLaMA(LLaMAConfig(300, 96, 1, 1, n_embd=8)).eval()
+    compiled = torch.compile(model, backend=counter)
+    for seed in range(6):
+        endings = [some_text(1 + seed), some_text(2)]
+        groups = [encode_rows(ByteTokenizer(), some_text(1 + (seed + i) % 12), endings) for i in range(40 + 7 * seed)]
+        got = score(compiled, groups, 257, RUN)
+        np.testing.assert_allclose(got, score(model, groups, 257, RUN), rtol=1e-6)
+    assert 1 <= counter.frame_count <= 2
 
 
 class Merging(ByteTokenizer):
@@ -86,20 +160,83 @@ def test_ending_tokens_are_those_beyond_the_context():
     assert encode_rows(ByteTokenizer(), "ab", ["c"]) == [([97, 98, 32, 99], 2)]
     assert encode_rows(ByteTokenizer(), "", ["c"]) == [([256, 32, 99], 2)]  # something must come first
     assert encode_rows(Merging(), "ab", ["cd"]) == [([97, 98, 32, 99, 100], 3)]  # not a prefix: encoded apart
+    assert encode_rows(ByteTokenizer(), "ab", [""]) == [([97, 98, 32], 1)]  # an empty ending is the blank
+
+
+def test_an_ending_without_tokens_is_the_end_of_text():
+    class Trimming(ByteTokenizer):
+        """Blanks at the end of a text have no token, as in some SentencePiece models."""
+
+        def encode(self, text):
+            return super().encode(text.rstrip())
+
+    assert encode_rows(Trimming(), "ab", ["", "c"]) == [([97, 98, 256], 1), ([97, 98, 32, 99], 2)]
+
+
+def test_harness_convention():
+    """As lm-evaluation-harness 0.4.13 has it: brackets, the label in front, characters, the beginning-of-text id."""
+    ctx, title = "[header] How to tile [title] Lay it.  Now", "Tiling:  How to tile. Lay it. Now The man"
+    endings = ["rests. [step] Ever", "x"]
+    row = {"activity_label": "Tiling", "ctx_a": ctx, "ctx_b": "the man", "ctx": f"{ctx} the man", "endings": endings}
+    row["label"] = "1"
+    expected = {"ctx": title.replace("  ", " "), "endings": ["rests. Ever", "x"], "label": 1}
+    assert question(row, "harness") == expected
+    assert question(row) == {"ctx": row["ctx"], "endings": row["endings"], "label": 1}
+    tokenizer = ByteTokenizer()
+    blank_is_the_endings = encode_rows(tokenizer, "ab ", ["c"], harness=True)
+    assert blank_is_the_endings == [([97, 98, 32, 32, 99], 3)]
+    tokenizer.bos = 7
+    assert encode_rows(tokenizer, "ab", ["c"], harness=True) == [([7, 97, 98, 32, 99], 2)]
+    assert encode_rows(tokenizer, "ab", ["c"]) == [([97, 98, 32, 99], 2)]
+
+
+def test_shots_are_fixed_by_the_seed_and_never_the_question_itself():
+    pool = [f"q{i} a{i}" for i in range(6)]
+    drawn = draw_shots(pool, 3, 5)
+    assert drawn == draw_shots(pool, 3, 5) != draw_shots(pool, 3, 6)
+    assert len(set(drawn.split("\n\n"))) == 4 and drawn.endswith("\n\n")
+    for i in range(6):
+        shots = draw_shots(pool, 3, 5, i).split("\n\n")[:-1]
+        assert len(shots) == 3 and pool[i] not in shots
+    assert draw_shots(pool, 0, 5) == ""
+    assert len(draw_shots(pool, 6, 5).split("\n\n")) == 7
+    with pytest.raises(ValueError, match="shots=6, but there are only 6 examples"):
+        draw_shots(pool, 6, 5, 2)
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
 
 
 def test_command_line(teacher, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "e"], "label": "1"}] * 3  # the official file has labels as text
-    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    done = run_script("hellaswag.py", f"--model={teacher}", f"--data={tmp_path / 'h.jsonl'}", "--limit=2")
-    line = done.stdout.splitlines()[-1]
-    assert line.startswith("hellaswag n=2 acc=") and line.endswith("examples/s)") and "acc_norm=" in line
+    args = [f"--model={teacher}", f"--data={write_rows(tmp_path / 'h.jsonl', rows)}", "--device=cpu"]
+    line = run_script("hellaswag.py", *args, "--limit=2").stdout.splitlines()[-1]
+    assert line.startswith("hellaswag n=2 acc=") and line.endswith("examples/s)") and "±0.0000 acc_norm=" in line
+    pool = write_rows(tmp_path / "train.jsonl", [{"ctx": f"{i}", "endings": ["x", "y"], "label": 0} for i in range(9)])
+    args += ["--shots=2", f"--shots_data={pool}"]
+    said, line = run_script("hellaswag.py", *args).stdout.splitlines()[-2:]
+    assert said == f"convention completion, 2 shots of {pool} drawn with seed 1337" and line.startswith("hellaswag n=3")
+    found = json.loads(run_script("hellaswag.py", *args, "--json").stdout)
+    (result,) = found["results"]
+    assert found["tokenizer_hash"] == load_tokenizer(teacher).hash and len(found["model_sha256"]) == 64
+    assert result["shots"] == 2 and len(result["data_sha256"]) == 64 and result["metrics"]["acc"]["value"] in (0, 1)
+
+
+def test_two_ranks_share_the_examples(teacher, tmp_path):
+    torch.manual_seed(2)
+    rows = [{"ctx": some_text(3), "endings": [some_text(2) for _ in range(4)], "label": i % 4} for i in range(31)]
+    args = [f"--model={teacher}", f"--data={write_rows(tmp_path / 'h.jsonl', rows)}", "--device=cpu"]
+    one, two = (run_script("hellaswag.py", *args, torchrun=n).stdout.splitlines()[-1] for n in (0, 2))
+    assert one.split(" (")[0] == two.split(" (")[0] and "n=31" in one
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
         ('{"ctx": "a", "endings": ["b", "c"]}', "line 1: expected JSON with ctx, endings and label"),
+        ('{"ctx": "a", "endings": ["b", "c"], "label": ""}', "line 1: expected JSON with ctx, endings and label"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": 0}\n{', "line 2: expected JSON"),
         ('{"ctx": "a", "endings": "bcde", "label": 2}', "endings a list of texts"),
         ('{"ctx": "a", "endings": ["b", "c"], "label": 2}', "line 1: label 2 of 2 endings"),
@@ -112,3 +249,15 @@ def test_bad_files_are_named(text, message, tmp_path):
         load_examples(str(tmp_path / "h.jsonl"))
     with pytest.raises(FileNotFoundError, match="no HellaSwag file"):
         load_examples(str(tmp_path / "nowhere.jsonl"))
+
+
+def test_bad_settings_end_in_one_line(teacher, tmp_path):
+    data = write_rows(tmp_path / "h.jsonl", [{"ctx": "a", "endings": ["b", "c"], "label": 0}])
+    for args, message in [
+        (["--convention=karpathy"], "convention='karpathy' is not one of completion, harness"),
+        (["--convention=harness"], "line 1: expected JSON with ctx, endings and label (KeyError('activity_label'))"),
+        (["--shots=1", f"--shots_data={data}"], "shots=1, but there are only 1 examples to draw from; lower it"),
+        (["--split=dev"], "split='dev' is not one of val, train, test"),
+    ]:
+        done = run_script("hellaswag.py", f"--model={teacher}", f"--data={data}", *args, ok=False)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -1,10 +1,10 @@
-"""prepare_data.py, sample.py and plot.py as a user runs them."""
+"""prepare_data.py and sample.py as a user runs them."""
 
 import json
 
 import numpy as np
 import pytest
-from conftest import TINY, run_script
+from conftest import run_script
 
 from common.tokenizer import load_tokenizer
 
@@ -107,16 +107,3 @@ def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
     assert first == again != other and first.startswith("abc") and first.count("-" * 80) == 1
     done = run_script("sample.py", "--model=nowhere", ok=False)
     assert done.returncode == 2 and "no folder 'nowhere' here, and from the hub" in done.stderr
-
-
-def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):
-    run_script("train.py", *TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'b'}", "--max_steps=5")
-    args = [f"--runs={teacher},{tmp_path / 'b'}", f"--out={tmp_path / 'p.png'}", "--labels=one,two"]
-    lines = run_script("plot.py", *args).stdout.splitlines()
-    assert lines[0].split("|")[1].strip() == "run" and len(lines) == 5
-    val = json.loads((tmp_path / "b/summary.json").read_text())["val"]
-    assert f"{val:.4f}" in lines[3] and "two" in lines[3]
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "p.png").stat().st_size > 10_000
-    for bad, message in [(["--runs=nowhere"], "no log.txt at 'nowhere'"), ([args[0], "--labels=a"], "2 runs need")]:
-        done = run_script("plot.py", *bad, f"--out={tmp_path / 'q.png'}", ok=False)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,393 @@
+"""evaluate.py: prompts, metrics, windows and files, against brute force and by hand; against lm-evaluation-harness
+itself in tests/harness_oracle.py."""
+
+import io
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_log, run_script
+from torch.nn import functional as F
+
+from common.pretrained import load_pretrained, save_pretrained
+from common.runtime import Runtime
+from common.tasks import TASKS, find, rows
+from common.tokenizer import ByteTokenizer, SentencePieceTokenizer
+from evaluate import ALL, RECIPES, load_tasks, metric, run_task, windows
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+RUN = Runtime("cpu")
+CHOICES = {"text": ["red", "blue", "dark green"], "label": ["A", "B", "C"]}
+
+
+def each(context, *endings):
+    return [(context, ending) for ending in endings]
+
+
+ROWS = {  # one row of each task in its file's columns: (row, [(context, ending), …], label)
+    "piqa": ({"goal": "Sew", "sol1": "a", "sol2": "b", "label": 1}, each("Question: Sew\nAnswer:", "a", "b"), 1),
+    "winogrande": ({"sentence": "Al saw Bo so _ ran off.", "option1": "Al", "option2": "Bo", "answer": "2"},
+                   [("Al saw Bo so Al", "ran off."), ("Al saw Bo so Bo", "ran off.")], 1),
+    "arc_easy": ({"question": "Hue?", "choices": CHOICES, "answerKey": "C"},
+                 each("Question: Hue?\nAnswer:", *CHOICES["text"]), 2),
+    "openbookqa": ({"question_stem": "Hue is", "choices": CHOICES, "answerKey": "B"},
+                   each("Hue is", *CHOICES["text"]), 1),
+    "commonsense_qa": ({"question": "Hue?", "choices": {"text": list("vwxyz"), "label": list("ABCDE")},
+                        "answerKey": "E"}, each("Question: Hue?\nA. v\nB. w\nC. x\nD. y\nE. z\nAnswer:", *"ABCDE"), 4),
+    "social_iqa": ({"context": "Al ran.", "question": "Why?", "answerA": "a", "answerB": "b", "answerC": "c",
+                    "label": "3"}, each("Q: Al ran. Why?\nA:", *"abc"), 2),
+    "sciq": ({"question": "Hue?", "distractor1": "a", "distractor2": "b", "distractor3": "c", "correct_answer": "d",
+              "support": " So."}, each("So.\nQuestion: Hue?\nAnswer:", *"abcd"), 3),
+    "wsc273": ({"text": "Al hit Bo because [MASK] was mad.", "candidates": ["Al", "The dog"], "label": 0},
+               [("Al hit Bo because Al", " was mad."), ("Al hit Bo because the dog", " was mad.")], 0),
+    "boolq": ({"passage": "P.", "question": "is it", "answer": True},
+              each("P.\nQuestion: is it?\nAnswer:", "no", "yes"), 1),
+    "copa": ({"premise": "It rained.", "choice1": "I ran.", "choice2": "We sat.", "question": "effect", "label": 1},
+             each("It rained therefore", " i ran.", " we sat."), 1),
+    "cb": ({"premise": "P.", "hypothesis": "H", "label": 2},
+           each("P.\nQuestion: H. True, False, or Neither?\nAnswer:", "True", "False", "Neither"), 2),
+    "rte": ({"sentence1": "P.", "sentence2": "H.", "label": 1},
+            each("P.\nQuestion: H. True or False?\nAnswer:", "True", "False"), 1),
+    "mrpc": ({"sentence1": "P.", "sentence2": "H.", "label": 0}, each(
+        "Sentence 1: P.\nSentence 2: H.\nQuestion: Do both sentences mean the same thing?\nAnswer:", "no", "yes"), 0),
+    "sst2": ({"sentence": "fine ", "label": 1},
+             each("fine \nQuestion: Is this sentence positive or negative?\nAnswer:", "negative", "positive"), 1),
+    "cola": ({"sentence": "It fine.", "label": 0},
+             each("It fine.\nQuestion: Does this sentence make sense?\nAnswer:", "no", "yes"), 0),
+    "snli": ({"sentence1": "P .", "sentence2": "H .", "gold_label": "contradiction"},
+             each("P .\nQuestion: H . True, False, or Neither?\nAnswer:", "True", "Neither", "False"), 2),
+    "blimp": ({"sentence_good": "It is.", "sentence_bad": "It are.", "field": "syntax", "UID": "x"},
+              each("", "It is.", "It are."), 0),
+    "lambada": ({"text": "in the end"}, each("in the", "end"), 0),
+    "hellaswag": ({"ctx": "He sat.", "endings": ["a", "b"], "label": "1"}, each("He sat.", "a", "b"), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_become_questions(name):
+    row, pairs, label = ROWS[name]
+    assert ALL[name].question(row) == (pairs, label)
+
+
+def test_every_task_has_a_row_here_and_every_recipe_its_tasks():
+    assert {name for name, task in ALL.items() if task.question} <= {*ROWS, "arc_challenge", "hellaswag_harness"}
+    for names, published in RECIPES.values():
+        assert set(names.split()) <= set(ALL)
+        assert {key.split()[0] for row in published.values() for key in row} <= set(names.split())
+
+
+def test_hub_columns_give_the_same_questions():
+    """The hub's parquet files name some columns otherwise than the published files do."""
+    wsc = {"text": "Al hit Bo because he was mad.", "pronoun": "he", "pronoun_loc": 18, "label": 0}
+    wsc["options"] = ["Al", "The dog"]
+    assert TASKS["wsc273"].question(wsc) == TASKS["wsc273"].question(ROWS["wsc273"][0])
+    his = {"text": "Al hit Bo. His dog ran.", "pronoun": "His", "pronoun_loc": 11, "options": ["Al", "Bo"], "label": 0}
+    assert TASKS["wsc273"].question(his)[0] == [("Al hit Bo. Al's", " dog ran."), ("Al hit Bo. Bo's", " dog ran.")]
+    snli = {"premise": "P .", "hypothesis": "H .", "label": 2}
+    assert TASKS["snli"].question(snli) == TASKS["snli"].question(ROWS["snli"][0])
+    boolq = {"passage": "P.", "question": "is it", "label": 1}
+    assert TASKS["boolq"].question(boolq) == TASKS["boolq"].question(ROWS["boolq"][0])
+
+
+def test_metrics_by_hand():
+    """Labels 1 1 0 0 1, predictions 1 0 0 1 1: two true positives, one false, one missed."""
+    probabilities, greedy = (0.5, 0.25, 0.5, 1, 1), (1, 0, 0, 0, 1)
+    columns = zip((1, 1, 0, 0, 1), (1, 0, 0, 1, 1), probabilities, greedy)
+    answers = [(label, prediction, 1, math.log(p), g, {}) for label, prediction, p, g in columns]
+    acc, error = metric("acc", answers)
+    assert acc == 0.6 and error == pytest.approx(math.sqrt(0.6 * 0.4 / 4))
+    assert metric("acc_norm", answers)[0] == 0.6 and metric("word_acc", answers)[0] == 0.4
+    assert metric("f1", answers)[0] == pytest.approx(4 / 6)
+    assert metric("mcc", answers)[0] == pytest.approx((2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2))
+    assert metric("macro_f1", answers)[0] == pytest.approx((2 * 1 / 4 + 4 / 6 + 0) / 3)
+    ppl, error = metric("word_ppl", answers)
+    logs = np.log([0.5, 0.25, 0.5, 1, 1])
+    assert ppl == pytest.approx(2 ** (4 / 5)) and error == pytest.approx(ppl * logs.std(ddof=1) / math.sqrt(5))
+
+
+def test_windows_score_each_token_once_with_all_the_context_that_fits():
+    for n in (1, 2, 9, 10, 11, 30):
+        for size, stride in ((10, 10), (10, 5), (10, 3), (10, 1)):
+            found, at = list(windows(list(range(n + 1)), size, stride)), 0
+            for ids, scored in found:
+                at += scored
+                assert ids[-1] == at and ids == list(range(max(0, at - size), at + 1)) and 0 < scored <= size
+            assert at == n
+
+
+@pytest.mark.parametrize("stride", [0, 7, 1])
+def test_perplexity_equals_a_float64_brute_force(stride, tmp_path):
+    """Token by token, each with its own forward over what its window shows before it."""
+    torch.manual_seed(0)
+    model, tokenizer, size = GPT(GPTConfig(300, 24, 2, 2, 32)).eval(), ByteTokenizer(), 24
+    with torch.no_grad():
+        model.lm_head.weight.mul_(10)
+    text = "Twenty-three dwarfs,\nso it is said, walked into a bar – and walked out again.\n"
+    (tmp_path / "a b.txt").write_text(text)
+    (loaded,) = load_tasks(str(tmp_path / "a b.txt"), str(tmp_path))
+    result = run_task(loaded, model, tokenizer, RUN, stride)
+    ids, loss, exact = [256, *tokenizer.encode(text)], 0.0, model.double()
+    for i in range(1, len(ids)):
+        done = i if i <= size else size + math.ceil((i - size) / (stride or size)) * (stride or size)
+        first = max(0, min(done, len(ids) - 1) - size) if i > size else 0  # where the window of token i begins
+        logits = exact(torch.tensor([ids[first:i]]))[0, -1, :257]
+        loss += F.cross_entropy(logits, torch.tensor(ids[i])).item()
+    values = {name: value for name, (value, _) in result["metrics"].items()}
+    assert result["task"] == "a_b.txt" and result["n"] == len(ids) - 1 == len(text.encode())
+    assert values["ppl"] == pytest.approx(math.exp(loss / (len(ids) - 1)), rel=1e-5)
+    assert values["word_ppl"] == pytest.approx(math.exp(loss / 16), rel=1e-5)  # 15 words and what follows the last "\n"
+    assert values["bits_per_byte"] == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-5)
+
+
+def test_bits_per_byte_do_not_depend_on_the_tokenizer(tmp_path):
+    """A model that is uniform over bytes, read through bytes and through pairs of letters: 8 bits a byte in both.
+
+    The second gives a token of k bytes the probability 256**-k, which is uniform over bytes too.
+    """
+
+    class Pairs(ByteTokenizer):
+        """Bytes, and two ids for "th" and "e "."""
+
+        vocab_size = 259
+
+        def encode(self, text):
+            text = text.replace("th", "\0").replace("e ", "\1")
+            return [{0: 257, 1: 258}.get(byte, byte) for byte in text.encode()]
+
+    text = "the thing is that the other theme is there — é\n" * 5
+    (tmp_path / "t.txt").write_text(text)
+    (loaded,) = load_tasks(str(tmp_path / "t.txt"), str(tmp_path))
+    for tokenizer, lengths in ((ByteTokenizer(), [1] * 256), (Pairs(), [1] * 256 + [math.inf, 2, 2])):
+        tokenizer.vocab_size = len(lengths)
+        model = Uniform(lengths).eval()
+        found = {name: value for name, (value, _) in run_task(loaded, model, tokenizer, RUN)["metrics"].items()}
+        assert found["bits_per_byte"] == pytest.approx(8.0, abs=0.01), tokenizer
+        assert found["byte_ppl"] == pytest.approx(256, rel=0.01)
+    assert found["ppl"] > 256
+
+
+class Uniform(LLaMA):
+    """Gives token i, of lengths[i] bytes, the probability 256**-lengths[i], but for the normaliser: 2 / 65,536."""
+
+    def __init__(self, lengths):
+        super().__init__(LLaMAConfig(320, 32, 1, 1, n_embd=8, tie_word_embeddings=False))
+        self.bias = -math.log(256) * torch.tensor(lengths + [0.0] * (320 - len(lengths)))
+        with torch.no_grad():
+            self.lm_head.weight.zero_()
+            self.lm_head.weight[:, 0] = self.bias.clamp(min=-30)
+
+    def forward(self, idx, **kwargs):
+        hidden = super().forward(idx, hidden=True, **{k: v for k, v in kwargs.items() if k != "hidden"})
+        return torch.zeros_like(hidden).index_fill(-1, torch.tensor([0]), 1.0)
+
+
+def write(folder, name, found):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+@pytest.fixture(scope="module")
+def tasks_dir(tmp_path_factory):
+    """A small file of each task of ROWS, as data_dir is laid out."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, (row, _, _) in ROWS.items():
+        if name == "cola":
+            (folder / "cola").mkdir()
+            (folder / "cola/in.tsv").write_text("gj04\t1\t\tIt is fine.\ngj04\t0\t*\tIt fine.\n")
+        else:
+            write(
+                folder, TASKS[name].files.split()[-1].replace("*", "x") if name in TASKS else ALL[name].files, [row] * 4
+            )
+    write(folder, "blimp/y.jsonl", [ROWS["blimp"][0] | {"field": "syntax/semantics", "UID": "y"}] * 4)
+    (folder / "wikitext2").mkdir()
+    (folder / "wikitext2/wiki.test.tokens").write_text(
+        " \n = Al = \n \n He ran @-@ fast , so . \n\n = Bo = \n \n So ( it ) was . \n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save_pretrained(LLaMA(LLaMAConfig(320, 128, 1, 2, n_embd=16)), folder, ByteTokenizer())
+    return folder
+
+
+def test_command_line_scores_every_task(tasks_dir, model_dir):
+    names = [*ROWS, "hellaswag_harness", "wikitext", "wikitext_tokens"]
+    names.remove("hellaswag")
+    write(tasks_dir, "hellaswag/hellaswag_val.jsonl", [ROWS["hellaswag"][0] | {"activity_label": "Sitting"}] * 4)
+    args = [f"--model={model_dir}", f"--data_dir={tasks_dir}", f"--tasks={','.join(names)}", "--device=cpu"]
+    lines = run_script("evaluate.py", *args).stdout.splitlines()
+    assert lines[1].split() == ["task", "metric", "value", "n", "time"]
+    shown = [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
+    assert shown == names and any(line.split()[0] == "syntax_semantics" for line in lines)
+    found = json.loads(run_script("evaluate.py", *args, "--json", "--limit=3").stdout)
+    assert len(found["model_sha256"]) == 64 and found["tokenizer_hash"] == ByteTokenizer().hash
+    for result in found["results"]:
+        assert list(result["metrics"])[: len(ALL[result["task"]].metrics)] == list(ALL[result["task"]].metrics)
+        assert (
+            result["n"] == {"blimp": 6, "cola": 2}.get(result["task"], result["n"]) and len(result["data_sha256"]) == 64
+        )
+        assert result["convention"] == ("as it is" if result["task"] == "wikitext_tokens" else "harness")
+    blimp = next(result for result in found["results"] if result["task"] == "blimp")
+    assert set(blimp["parts"]["UID"]) == {"x", "y"} and set(blimp["parts"]["field"]) == {"syntax", "syntax_semantics"}
+
+
+def test_two_ranks_give_the_values_of_one(tasks_dir, model_dir):
+    args = [
+        f"--model={model_dir}",
+        f"--data_dir={tasks_dir}",
+        "--tasks=lambada,arc_easy,wikitext",
+        "--json",
+        "--device=cpu",
+    ]
+    one, two = (json.loads(run_script("evaluate.py", *args, torchrun=n).stdout)["results"] for n in (0, 2))
+    for a, b in zip(one, two):
+        for name in a["metrics"]:
+            assert a["metrics"][name]["value"] == pytest.approx(b["metrics"][name]["value"], rel=1e-6)
+
+
+def test_shots_come_from_the_file_itself_or_a_training_file(tasks_dir):
+    write(tasks_dir, "sst2/dev.jsonl", [{"sentence": f"s{i}", "label": i % 2} for i in range(9)])
+    (loaded,) = load_tasks("sst2", str(tasks_dir), limit=4, shots=3, seed=1)
+    assert len(loaded.questions) == 4 and loaded.pool is None
+    for i, (pairs, _, _, before) in enumerate(loaded.questions):
+        shots = before.split("\n\n")[:-1]
+        assert len(shots) == 3 and all(shot.split("Answer: ")[1] in ("negative", "positive") for shot in shots)
+        assert not any(shot.startswith(f"s{i}\n") for shot in shots) and pairs[0][0].startswith(f"s{i}\n")
+    (again,) = load_tasks("sst2", str(tasks_dir), limit=4, shots=3, seed=1)
+    assert again.questions == loaded.questions != load_tasks("sst2", str(tasks_dir), 4, 3, 2)[0].questions
+    write(tasks_dir, "sst2/train.jsonl", [{"sentence": f"t{i}", "label": 1} for i in range(3)])
+    (loaded,) = load_tasks("sst2", str(tasks_dir), shots=3)
+    assert loaded.pool.name == "train.jsonl" and len({before for *_, before in loaded.questions}) == 1
+    assert loaded.questions[0][3].count("positive\n\n") == 3
+    (tasks_dir / "sst2/train.jsonl").unlink()
+
+
+def test_recipes_print_what_was_published(tasks_dir, model_dir):
+    write(tasks_dir, "arc_challenge/test.jsonl", [ROWS["arc_easy"][0]] * 4)
+    args = [f"--model={model_dir}", f"--data_dir={tasks_dir}", "--tasks=distilpythia", "--limit=2", "--device=cpu"]
+    out = run_script("evaluate.py", *args).stdout
+    assert "pythia-70m  distilled  constant" in out and "0.5985" in out and "420.7" in out
+    assert "SuperGLUE's, 104 sentences" in out
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--tasks=piqua"], "tasks: 'piqua' is none of piqa, winogrande"),
+        (["--tasks=piqua"], "did you mean 'piqa'?"),
+        (["--tasks="], "tasks is empty; name some of piqa"),
+        (["--tasks=wikitext", "--shots=2"], "shots=2, but wikitext is a text to read, without questions; leave it out"),
+        (["--tasks=arc_easy", "--shots=9"], "shots=9, but there are only 4 examples to draw from; lower it"),
+        (["--tasks=enwik8"], "cannot reach http://mattmahoney.net"),
+        (["--tasks=sciq", "--data_dir=broken"], "valid.jsonl, row 2: not an example of sciq (KeyError('distractor1'))"),
+        (["--tasks=piqa", "--data_dir=broken"], "valid.jsonl, row 1: not an example of piqa (ValueError('label 2 of 2"),
+        (["--tasks=boolq", "--data_dir=broken"], "val.jsonl, line 2: not a row of .jsonl"),
+        (["--tasks=rte", "--data_dir=broken"], "val.jsonl has no rows"),
+    ],
+)
+def test_what_a_user_gets_wrong_ends_in_one_line(args, message, tasks_dir, model_dir, tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    write(broken, "sciq/valid.jsonl", [ROWS["sciq"][0], {"a": 1}])
+    write(broken, "piqa/valid.jsonl", [ROWS["piqa"][0] | {"label": 2}])
+    write(broken, "rte/val.jsonl", [])
+    (broken / "boolq").mkdir()
+    (broken / "boolq/val.jsonl").write_text(json.dumps(ROWS["boolq"][0]) + "\n{")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
+    args = [arg.replace("=broken", f"={broken}") for arg in [f"--data_dir={tasks_dir}", *args]]
+    done = run_script("evaluate.py", f"--model={model_dir}", *args, ok=False)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_files_come_from_the_hub(hub, tmp_path):
+    """Its parquet files, by configuration and split, for BLiMP all; what is there already is not asked for again."""
+    parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    for repo, config, split, row in (
+        ("ybisk/piqa", "plain_text", "validation", ROWS["piqa"][0]),
+        ("nyu-mll/blimp", "x", "train", ROWS["blimp"][0]),
+        ("nyu-mll/blimp", "y", "train", ROWS["blimp"][0]),
+    ):
+        buffer, base = io.BytesIO(), f"/api/datasets/{repo}/parquet"
+        parquet.write_table(arrow.Table.from_pylist([row] * 3), buffer)
+        hub.files[f"{base}/{config}/{split}/0.parquet"] = buffer.getvalue()
+        index = json.loads(hub.files.get(base, b"{}")) | {config: {split: ["elsewhere"]}, "../up": {split: ["no"]}}
+        hub.files[base] = json.dumps(index).encode()
+    (piqa,) = find("piqa", TASKS["piqa"], str(tmp_path))
+    assert rows(piqa) == [ROWS["piqa"][0]] * 3
+    assert [path.name for path in find("blimp", TASKS["blimp"], str(tmp_path))] == [
+        "x_train.parquet",
+        "y_train.parquet",
+    ]
+    asked = len(hub.requests)
+    blimp, piqa = load_tasks("blimp,piqa", str(tmp_path))
+    assert len(blimp.questions) == 6 and len(piqa.questions) == 3 and len(hub.requests) == asked
+    with pytest.raises(FileNotFoundError, match="glue/parquet is not there .* or put rte/val.jsonl into"):
+        load_tasks("rte", str(tmp_path))
+    hub.files["/api/datasets/nyu-mll/glue/parquet"] = b'{"sst2": {"train": []}}'
+    with pytest.raises(ValueError, match="no configuration 'rte' with a split 'validation'; put rte/val.jsonl into"):
+        load_tasks("rte", str(tmp_path))
+    piqa.files[0].write_bytes(piqa.files[0].read_bytes()[:-40])
+    with pytest.raises(ValueError, match="plain_text_validation.parquet is damaged"):
+        load_tasks("piqa", str(tmp_path))
+
+
+def test_enwik8_is_its_last_five_million_bytes(tmp_path):
+    (tmp_path / "enwik8").mkdir()
+    with zipfile.ZipFile(tmp_path / "enwik8/enwik8.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("enwik8", "a" * 3_000_000 + "b" * 5_000_000)
+    (loaded,) = load_tasks("enwik8", str(tmp_path))
+    assert loaded.documents[0][0] == "b" * 5_000_000
+    (tmp_path / "enwik8/enwik8.zip").write_bytes(b"PK\3\4 no zip")
+    with pytest.raises(ValueError, match="enwik8.zip is damaged"):
+        load_tasks("enwik8", str(tmp_path))
+
+
+def test_wikitext_is_read_page_by_page_without_its_blanks(tasks_dir):
+    (loaded, tokens) = load_tasks("wikitext,wikitext_tokens", str(tasks_dir))
+    assert [seen for _, seen in loaded.documents] == [" = Al =\n\nHe ran-fast, so.\n\n", " = Bo =\n\nSo (it) was.\n"]
+    assert all(text == seen for text, seen in tokens.documents) and tokens.documents[0][0].startswith(" = Al = \n")
+
+
+def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
+    from conftest import TINY
+
+    args = [*TINY, f"--dataset={dataset}", "--max_steps=4", "--eval_tasks=lambada,arc_easy", "--eval_tasks_interval=2"]
+    args += [f"--eval_tasks_dir={tasks_dir}", "--eval_tasks_limit=3"]
+    alone = ["--weight_kl=0", "--weight_ce=1"]
+    run_script("train.py", *args, f"--out_dir={tmp_path / 't'}")
+    run_script("distill.py", *args, f"--out_dir={tmp_path / 'd'}", f"--teacher={tmp_path / 't'}", *alone)
+    for label in ("lambada", "arc_easy"):
+        logged = read_log(tmp_path / "t", label)
+        assert list(logged) == [0, 2, 4] and logged == read_log(tmp_path / "d", label)
+    done = run_script("train.py", *args, "--eval_tasks=piqua", f"--out_dir={tmp_path / 'e'}", ok=False)
+    assert done.returncode == 2 and "did you mean 'piqa'?" in done.stderr and not (tmp_path / "e").exists()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the tasks' files and the 260K-parameter LLaMA beside the project")
+def test_all_files_are_read_and_lambada_is_what_a_loop_finds():
+    tasks = load_tasks(",".join(name for name in ALL if name != "enwik8"), str(DATA), limit=20)
+    assert {t.name for t in tasks} == set(ALL) - {"enwik8"}
+    blimp, lambada = (next(t for t in tasks if t.name == name) for name in ("blimp", "lambada"))
+    assert len(blimp.questions) == 67 * 20 and len({q[2]["UID"] for q in blimp.questions}) == 67
+    folder = DATA / "checkpoints/stories260K_hf"
+    model, tokenizer = load_pretrained(folder), SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
+    sums, hits = [], []
+    for row in rows(lambada.files[0])[:20]:
+        context = [tokenizer.bos, *tokenizer.encode(row["text"].rpartition(" ")[0])]
+        ids = torch.tensor([tokenizer.bos, *tokenizer.encode(row["text"])])[-513:]
+        n = len(tokenizer.encode(row["text"])) + 1 - len(context)
+        logits = model(ids[None, :-1])[0, -n:, : tokenizer.vocab_size]
+        sums.append(-F.cross_entropy(logits, ids[-n:], reduction="sum").item())
+        hits.append((logits.argmax(-1) == ids[-n:]).all().item())
+    result = run_task(lambada, model, tokenizer, RUN)["metrics"]
+    assert result["word_ppl"][0] == pytest.approx(math.exp(-np.mean(sums)), rel=1e-4)
+    assert result["word_acc"][0] == np.mean(hits)
