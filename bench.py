@@ -57,6 +57,7 @@ text = "stdlib"  # tokenizer, bpe: the documents, as prepare_data.py's source
 dataset = "data/stdlib"  # loader
 data = ""  # hellaswag: .jsonl file; "" downloads the official one
 examples = 100  # hellaswag: of them, spread over the file
+model = ""  # hellaswag: a model's folder or name; "": a GPT-2 of 124M with random weights
 rounds = 5  # turns of each version
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -99,13 +100,18 @@ def main():
                 killed = f"{name} was killed by signal {-done.returncode}; 9 is mostly for want of memory"
                 sys.exit(killed if done.returncode < 0 else done.returncode)  # else it has said why
             results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
-    medians = {name: {k: statistics.median(r[k] for r in turns) for k in turns[0]} for name, turns in results.items()}
+    verdict = compare_scores(results) if part == "hellaswag" else ""
+    medians = {
+        name: {k: statistics.median(r[k] for r in turns) for k in turns[0] if k != "scores"}
+        for name, turns in results.items()
+    }
     if len({m.get("ids") for m in medians.values()}) > 1:
-        raise ValueError(f"the versions give different {'predictions' if part == 'hellaswag' else f'ids for {text}'}")
+        raise ValueError(f"the versions give different ids for {text}")
     if json:
         print(jsonlib.dumps({"config": config, "medians": medians, "turns": results}))
     else:
         table(medians)
+        print(verdict, end="\n" if verdict else "")
 
 
 def is_plain() -> bool:
@@ -150,16 +156,18 @@ def turn() -> dict:
     go, n_tokens, flops, grads = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part](run)
     before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
     times = []
-    for _ in range(1 + repeats):
+    warm = part != "hellaswag"  # which has warmed up
+    for _ in range(warm + repeats):
         start = time.perf_counter()
         made = go()
         if run.cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    used, seconds, peak = memory(run.cuda, peak=True), statistics.median(times[1:]), matmul_peak(run.device, run.dtype)
-    share, ids = flops / seconds / peak, {"ids": made} if part == "hellaswag" else {}  # of the predictions
+    used, seconds = memory(run.cuda, peak=True), statistics.median(times[warm:])
+    peak = matmul_peak(run.device, run.dtype)
+    share, found = flops / seconds / peak, {"scores": made.tolist()} if part == "hellaswag" else {}
     return {"seconds": seconds, "tokens_per_s": n_tokens / seconds, "share_of_peak": share, "peak_flops": peak,
-            "peak_bytes": used, "extra_bytes": used - before, **ids}  # fmt: skip
+            "peak_bytes": used, "extra_bytes": used - before, **found}  # fmt: skip
 
 
 def text_turn() -> dict:
@@ -303,53 +311,49 @@ def step_part(run):
     return go, n, n * flops, tuple(student.parameters())
 
 
-@torch.no_grad()
 def hellaswag_part(run):
-    """(one run, examples, the FLOPs it needs, no tensors) of scoring examples with a random GPT-2 of 124M."""
+    """(one run, examples, its FLOPs, no tensors) of scoring examples, by default with a random GPT-2 of 124M."""
     import hellaswag
+    from common.pretrained import load_pretrained
     from common.tokenizer import load_tokenizer
 
-    model, bpe = GPT(GPTConfig()).to(run.device).eval(), load_tokenizer(tokenizer)
+    net = load_pretrained(model, dtype=torch.float32) if model else GPT(GPTConfig(-(-vocab_size // 64) * 64))
+    net, bpe = net.to(run.device).eval(), load_tokenizer(model or tokenizer)
     found = hellaswag.load_examples(data)
     found = found[:: max(1, len(found) // examples)][:examples]
     groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
+    size, widths = net.config.block_size, [[len(ids) - 1 for ids, _ in g] for g in groups]
     if version == "nanodistill":
-        rows = [row for g in groups for row in hellaswag.lay_out([(i, *text) for i, text in enumerate(g)], 1024)]
+        rows = [row for g in groups for row in hellaswag.lay_out([(i, *text) for i, text in enumerate(g)], size)]
         positions, heads = sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows)
     else:
-        widths = [[len(ids) - 1 for ids, _ in g] for g in groups]
         positions = heads = sum(sum(w) if version == "straightforward" else 4 * max(w) for w in widths)
-    head = 2 * model.lm_head.weight.numel()
-    trunk = model.flops_per_token(1) - head
+    head = 2 * net.lm_head.weight.numel()
 
-    def go():
+    @torch.no_grad()
+    def go(groups=groups):
         if version == "nanodistill":
-            with run.autocast():
-                predictions = hellaswag.predict(model, bpe, found, run)
-        else:
-            one = one_ending if version == "straightforward" else four_endings
-            predictions = [one(model, g, bpe.vocab_size, run) for g in groups]
-        return (
-            zlib.crc32(np.array(predictions).tobytes()) if run.dtype == torch.float32 else 0
-        )  # bf16: near ties differ
+            return hellaswag.score(net, groups, bpe.vocab_size, run)[:, :2]
+        one = one_ending if version == "straightforward" else four_endings
+        return np.concatenate([one(net, [(ids[-size - 1 :], n) for ids, n in g], bpe.vocab_size, run) for g in groups])
 
-    return go, len(found), positions * trunk + heads * head, ()
+    go(groups[:4])  # to warm up
+    return go, len(found), positions * (net.flops_per_token(1) - head) + heads * head, ()
 
 
-def one_ending(model, group, n_ids, run):
-    """(prediction by sum, by mean) of an example, each ending through the model by itself."""
-    sums, means = [], []
+def one_ending(net, group, n_ids, run) -> np.ndarray:
+    """Summed log-probability and tokens of each ending, (4, 2); each goes through the model by itself."""
+    found = []
     for ids, n in group:
         ids = torch.tensor(ids, device=run.device)
         with run.autocast():
-            logits = model(ids[None, :-1])[0, :, :n_ids].float()
+            logits = net(ids[None, :-1])[0, :, :n_ids].float()
         losses = F.cross_entropy(logits, ids[1:], reduction="none")[-n:]
-        sums.append(losses.sum().item())
-        means.append(losses.mean().item())
-    return int(np.argmin(sums)), int(np.argmin(means))
+        found.append((-losses.double().sum().item(), len(losses)))
+    return np.array(found)
 
 
-def four_endings(model, group, n_ids, run):
+def four_endings(net, group, n_ids, run) -> np.ndarray:
     """The same with the endings as rows of one batch, padded: build-nanogpt's way."""
     ids = torch.zeros(len(group), max(len(ids) for ids, _ in group), dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -357,9 +361,22 @@ def four_endings(model, group, n_ids, run):
         ids[i, : len(row)], mask[i, len(row) - n : len(row)] = torch.tensor(row), 1
     ids, mask = ids.to(run.device), mask[:, 1:].to(run.device)
     with run.autocast():
-        logits = model(ids)[:, :-1, :n_ids].float()
+        logits = net(ids[:, :-1])[:, :, :n_ids].float()
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(mask) * mask
-    return losses.sum(1).argmin().item(), (losses.sum(1) / mask.sum(1)).argmin().item()
+    return torch.stack((-losses.double().sum(1), mask.sum(1)), dim=1).cpu().numpy()
+
+
+def compare_scores(turns: dict) -> str:
+    """What the versions found, of the first turn of each: predictions by sum and by mean, and the sums themselves."""
+    scores = {name: np.array(found[0]["scores"]) for name, found in turns.items()}
+    by = {name: (s[:, 0].reshape(-1, 4), (s[:, 0] / s[:, 1]).reshape(-1, 4)) for name, s in scores.items()}
+    base, ours = by["straightforward"], by["nanodistill"]
+    differ = [int((a.argmax(1) != b.argmax(1)).sum()) for a, b in zip(base, ours)]
+    largest = abs(base[0] - ours[0]).max()
+    return (
+        f"{len(base[0]):,} examples: {differ[0]} predictions by sum and {differ[1]} by mean differ; "
+        f"summed log-probabilities by at most {largest:.1e}"
+    )
 
 
 if __name__ == "__main__":

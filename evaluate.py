@@ -255,7 +255,7 @@ def score_documents(loaded: Loaded, model, tokenizer, run, stride, bar) -> dict:
 
 def table(results: list[dict], published: dict) -> str:
     """Tasks with their metrics, one a line, and a column for each published row."""
-    lines = [["task", "metric", "value", *published, "n", "time"]]
+    lines = [["task", "metric", "value", *published, "n", "time", "convention", "data"]]
     for result in results:
         shown = [(result["task"], name, value) for name, value in result["metrics"].items() if name != "byte_ppl"]
         fields = result.get("parts", {}).get("field", {})
@@ -264,7 +264,8 @@ def table(results: list[dict], published: dict) -> str:
             digits = 4 if abs(value) < 10 else 2
             beside = [str(row.get(f"{result['task']} {name}", "")) for row in published.values()]
             value = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
-            last = [f"{result['n']:,}", f"{result['seconds']:.1f} s"] if i == 0 else ["", ""]
+            last = [f"{result['n']:,}", f"{result['seconds']:.1f} s", result["convention"], result["data_sha256"][:8]]
+            last = last if i == 0 else [""] * len(last)
             lines.append([task if i == 0 or task[0] == " " else "", name, value, *beside, *last])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in lines)
@@ -286,7 +287,10 @@ def main():
             result["metrics"] = {k: {"value": v, "stderr": e} for k, (v, e) in result["metrics"].items()}
         run.say(jsonlib.dumps({"model": model, **hashes, "limit": limit, "results": results}))
     else:
-        run.say(f"{model}, weights {hashes['model_sha256'][:16]}, tokenizer {tokenizer.hash}, {shots} shots")
+        run.say(
+            f"{model}, weights {hashes['model_sha256'][:16]}, tokenizer {tokenizer.hash}, {shots} shots"
+            + f" drawn with seed {seed}" * bool(shots)
+        )
         run.say(table(results, {k: v for name in names for k, v in RECIPES.get(name, ("", {}))[1].items()}))
         for name in set(names) & set(NOTES):
             run.say(NOTES[name])

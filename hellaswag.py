@@ -184,6 +184,24 @@ def batch(rows: list[Row], width: int, device):
     return ids, positions, ((own | first) & (column <= column[:, None]))[:, None]
 
 
+def plan(groups, size: int, run: Runtime, progress="") -> tuple[list[Row], dict[int, list[int]]]:
+    """This rank's rows, longest first, and {number of a text: numbers of all that are the same} in a group."""
+    rows, same_as, number = [], {}, 0
+    for i, group in enumerate(groups):
+        texts = {}
+        for ids, n in group:
+            texts.setdefault((tuple(ids), n), []).append(number)
+            number += 1
+        same_as |= {numbers[0]: numbers for numbers in texts.values()}
+        if i % run.world == run.rank:
+            rows += lay_out([(numbers[0], list(ids), n) for (ids, n), numbers in texts.items()], size)
+    if progress and (cut := sum(len(ids) > size + 1 for group in groups for ids, _ in group)):
+        run.say(
+            f"{progress}: {cut:,} of {number:,} texts are beyond the model's {size} positions; they lose their first"
+        )
+    return sorted(rows, key=lambda row: -len(row.ids)), same_as
+
+
 @torch.no_grad()
 def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=False) -> np.ndarray:
     """(N, 3): of the last n ids of each text the summed log-probability in nats, n, and whether all are the likeliest.
@@ -191,38 +209,30 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     groups: a list for each example of its texts (ids, n), N in all; a common start is computed once, equal texts too,
     and the head is applied to scored positions alone. Padding is seen by no scored position. The last column is made
     for `greedy` alone. The ranks share the groups. `model` in eval mode; progress: the name at the bar.
+    Raises ValueError for a model that gives NaN.
     """
-    rows, number, same_as = [], 0, {}
-    size = raw(model).config.block_size
-    total = torch.zeros(sum(map(len, groups)), 3, dtype=torch.float64)
-    for i, group in enumerate(groups):
-        texts = {}
-        for ids, n in group:
-            texts.setdefault((tuple(ids), n), []).append(number)
-            number += 1
-        same_as.update({numbers[0]: numbers for numbers in texts.values()})
-        if i % run.world == run.rank:
-            rows += lay_out([(numbers[0], list(ids), n) for (ids, n), numbers in texts.items()], size)
-    rows.sort(key=lambda row: -len(row.ids))  # a batch that is too large for the memory fails at once
+    net, total = raw(model), torch.zeros(sum(map(len, groups)), 3, dtype=torch.float64)
+    size = net.config.block_size
+    rows, same_as = plan(groups, size, run, progress)
     budget, multiple = (32768, 64) if run.cuda else (1536, 8)  # columns; few shapes for the compiler and the kernels
-    bar = tqdm(
-        total=len(rows), unit="row", desc=progress, disable=not (progress and run.is_main and sys.stderr.isatty())
-    )
-    while rows:
+    show = progress and run.is_main and sys.stderr.isatty()
+    bar = tqdm(total=len(rows), unit="row", desc=progress, disable=not show)
+    while rows:  # a batch that is too large for the memory fails at once
         width = min(size, -(-len(rows[0].ids) // multiple) * multiple)
         now, rows = rows[: max(1, budget // width)], rows[max(1, budget // width) :]
-        columns, target, text = (np.array(x) for x in zip(*(
-            (i * width + column, *rest) for i, row in enumerate(now) for column, *rest in row.scored)))  # fmt: skip
         ids, positions, mask = batch(now, width, run.device)
-        columns, target = (torch.from_numpy(x).to(run.device) for x in (columns, target))
+        scored = [(i * width + column, *rest) for i, row in enumerate(now) for column, *rest in row.scored]
+        columns, target, text = torch.tensor(scored).T.to(run.device)
         with run.autocast():
             hidden = model(ids, hidden=True, positions=positions, mask=mask).flatten(0, 1)[columns]
-        losses, hits = token_losses(hidden, raw(model).lm_head.weight.to(run.dtype), target, vocab_size, greedy)
-        values = torch.stack((-losses, torch.ones_like(losses), ~hits), dim=1).double().cpu()
-        total.index_add_(0, torch.from_numpy(text), values)
+        losses, hits = token_losses(hidden, net.lm_head.weight.to(run.dtype), target, vocab_size, greedy)
+        values = torch.stack((-losses, torch.ones_like(losses), ~hits), dim=1)
+        total.index_add_(0, text.cpu(), values.double().cpu())
         bar.update(len(now))
     bar.close()
     total = run.all_sum(total)
+    if not total.isfinite().all():
+        raise ValueError("the model gives log-probabilities that are not finite; its weights are damaged or diverged")
     for first, numbers in same_as.items():
         total[numbers] = total[first].clone()
     total[:, 2] = total[:, 2] == 0

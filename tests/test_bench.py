@@ -36,6 +36,17 @@ def test_tokenizer_compares_with_the_reference(tmp_path):
     assert list(medians) == ["tokenizers", "nanodistill"] and all(m["peak_bytes"] > 1e7 for m in medians.values())
 
 
+def test_hellaswag(teacher, tmp_path):
+    """The versions agree, and the shared context leaves fewer FLOPs to do."""
+    rows = [{"ctx": f"ab {i}", "endings": ["c", "de", f"{i}", "c d"], "label": 0} for i in range(6)]
+    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    keys = [f"--model={teacher}", f"--data={tmp_path / 'h.jsonl'}", "--rounds=1", "--repeats=1", "--examples=6"]
+    table = run_script("bench.py", "--part=hellaswag", *keys).stdout.splitlines()
+    assert [line.split("  ")[0] for line in table[2:5]] == ["straightforward", "four rows", "nanodistill"]
+    assert table[5].startswith("6 examples: 0 predictions by sum and 0 by mean differ; summed log-probabilities by at")
+    assert float(table[5].split()[-1]) < 1e-4
+
+
 def test_loader(dataset):
     table = run_script("bench.py", "--part=loader", f"--dataset={dataset}", "--block_size=16", "--rounds=1").stdout
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["nanodistill"]
@@ -45,7 +56,7 @@ def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]
     for key, message in [
-        ("--part=body", "part='body' is not one of head, step, tokenizer, bpe, loader"),
+        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader"),
         ("--kl=x", "kl='x' is not one of"),
     ]:
         done = run_script("bench.py", key, ok=False)

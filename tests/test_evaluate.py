@@ -226,7 +226,7 @@ def test_command_line_scores_every_task(tasks_dir, model_dir):
     write(tasks_dir, "hellaswag/hellaswag_val.jsonl", [ROWS["hellaswag"][0] | {"activity_label": "Sitting"}] * 4)
     args = [f"--model={model_dir}", f"--data_dir={tasks_dir}", f"--tasks={','.join(names)}", "--device=cpu"]
     lines = run_script("evaluate.py", *args).stdout.splitlines()
-    assert lines[1].split() == ["task", "metric", "value", "n", "time"]
+    assert lines[1].split() == ["task", "metric", "value", "n", "time", "convention", "data"]
     shown = [line.split()[0] for line in lines[2:] if not line.startswith(" ")]
     assert shown == names and any(line.split()[0] == "syntax_semantics" for line in lines)
     found = json.loads(run_script("evaluate.py", *args, "--json", "--limit=3").stdout)
@@ -330,7 +330,7 @@ def test_files_come_from_the_hub(hub, tmp_path):
     asked = len(hub.requests)
     blimp, piqa = load_tasks("blimp,piqa", str(tmp_path))
     assert len(blimp.questions) == 6 and len(piqa.questions) == 3 and len(hub.requests) == asked
-    with pytest.raises(FileNotFoundError, match="glue/parquet is not there .* or put rte/val.jsonl into"):
+    with pytest.raises(FileNotFoundError, match=r"glue/parquet is not there .* or put rte/val.jsonl into"):
         load_tasks("rte", str(tmp_path))
     hub.files["/api/datasets/nyu-mll/glue/parquet"] = b'{"sst2": {"train": []}}'
     with pytest.raises(ValueError, match="no configuration 'rte' with a split 'validation'; put rte/val.jsonl into"):

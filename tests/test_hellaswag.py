@@ -132,6 +132,13 @@ def test_sum_and_count_by_hand():
     assert got[:, 1].tolist() == [2, 1, 3]
 
 
+def test_a_model_that_diverged_is_an_error_and_no_chance_score():
+    model = LLaMA(LLaMAConfig(300, 16, 1, 1, n_embd=8)).eval()
+    torch.nn.init.constant_(model.h[0].mlp.c_proj.weight, torch.nan)
+    with pytest.raises(ValueError, match="not finite; its weights are damaged or diverged"):
+        score(model, [[([1, 2, 3], 1)]], 257, RUN)
+
+
 def test_compiled_once_or_twice_for_all_lengths():
     """torch.compile sees one shape, then any: no compilation after the second, whatever the examples."""
     import torch._dynamo.testing as testing

@@ -68,7 +68,7 @@ def test_rotary_frequencies_survive_a_cast_of_the_whole_model():
     model = load_pretrained(GOLDEN[0].with_name("llama"), dtype=torch.bfloat16)
     _, rope = model.embed(torch.zeros(1, 1, dtype=torch.long), torch.tensor([63]))
     assert rope[0].dtype == torch.float32
-    assert torch.equal(rope[0], rope_table(torch.tensor([63]), 8, 10000.0, None)[0])
+    assert torch.equal(rope[0][0], rope_table(torch.tensor([63]), 8, 10000.0, None)[0])
 
 
 # ---------------------------------------------------------------------------------------------
