@@ -45,6 +45,7 @@ RECIPES = {  # their tasks, and what they published: {row: {task: {metric: value
     "distilpythia": ("piqa winogrande lambada arc_challenge sciq wsc273", {
         "pythia-70m": {"piqa acc": 0.5985, "winogrande acc": 0.5122, "lambada word_ppl": 140.81,
                        "lambada word_acc": 0.2140, "arc_challenge acc": 0.1715, "sciq acc": 0.65, "wsc273 acc": 0.3653},
+        "pythia-160m": {"lambada word_ppl": 30.03},
         "distilled": {"piqa acc": 0.5974, "winogrande acc": 0.5162, "lambada word_ppl": 420.70,
                       "lambada word_acc": 0.1582, "arc_challenge acc": 0.1715, "sciq acc": 0.613, "wsc273 acc": 0.3654},
         "constant": {"piqa acc": 0.5930, "winogrande acc": 0.5075, "lambada word_ppl": 403.78,

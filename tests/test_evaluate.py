@@ -276,7 +276,7 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
     write(tasks_dir, "arc_challenge/test.jsonl", [ROWS["arc_easy"][0]] * 4)
     args = [f"--model={model_dir}", f"--data_dir={tasks_dir}", "--tasks=distilpythia", "--limit=2", "--device=cpu"]
     out = run_script("evaluate.py", *args).stdout
-    assert "pythia-70m  distilled  constant" in out and "0.5985" in out and "420.7" in out
+    assert "pythia-70m  pythia-160m  distilled  constant" in out and "0.5985" in out and "420.7" in out
     assert "SuperGLUE's, 104 sentences" in out
 
 
@@ -333,10 +333,10 @@ def test_files_come_from_the_hub(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"glue/parquet is not there .* or put rte/val.jsonl into"):
         load_tasks("rte", str(tmp_path))
     hub.files["/api/datasets/nyu-mll/glue/parquet"] = b'{"sst2": {"train": []}}'
-    with pytest.raises(ValueError, match="no configuration 'rte' with a split 'validation'; put rte/val.jsonl into"):
+    with pytest.raises(ValueError, match=r"no configuration 'rte' with a split 'validation'; put rte/val.jsonl into"):
         load_tasks("rte", str(tmp_path))
     piqa.files[0].write_bytes(piqa.files[0].read_bytes()[:-40])
-    with pytest.raises(ValueError, match="plain_text_validation.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"plain_text_validation.parquet is damaged"):
         load_tasks("piqa", str(tmp_path))
 
 
@@ -347,7 +347,7 @@ def test_enwik8_is_its_last_five_million_bytes(tmp_path):
     (loaded,) = load_tasks("enwik8", str(tmp_path))
     assert loaded.documents[0][0] == "b" * 5_000_000
     (tmp_path / "enwik8/enwik8.zip").write_bytes(b"PK\3\4 no zip")
-    with pytest.raises(ValueError, match="enwik8.zip is damaged"):
+    with pytest.raises(ValueError, match=r"enwik8.zip is damaged"):
         load_tasks("enwik8", str(tmp_path))
 
 

@@ -22,7 +22,9 @@ from common.checkpoint import checkpoints
 from common.data import tokenizer_meta
 from common.pretrained import find_model, load_pretrained, save_pretrained
 from common.tokenizer import load_tokenizer
+from configurator import read_config_file
 from losses import COMPARED
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
 
@@ -319,11 +321,28 @@ def test_bad_teachers(more, message, args):
     assert message in fails("distill.py", *args("distill.py", "run", *more))
 
 
+@pytest.mark.parametrize(
+    "name, millions",
+    [("gpt_705m", 705), ("llama_360m", 360), ("58m", 58.3), ("58m_fixed", 58.3), ("58m_control", 58.3)],
+)
+def test_baby_llamas_published_sizes(name, millions):
+    """Built on the meta device with its BPE of 16,000: within 1 % of the published parameters."""
+    c = read_config_file(str(ROOT / f"config/babyllama_{name}.py"))
+    sizes = {key: c[key] for key in ("n_layer", "n_head", "n_embd", "n_inner", "tie_word_embeddings") if key in c}
+    model, config = {"gpt": (GPT, GPTConfig), "llama": (LLaMA, LLaMAConfig)}[c["arch"]]
+    with torch.device("meta"):
+        found = model(config(vocab_size=16000, block_size=c["block_size"], **sizes)).n_params()
+    assert found == pytest.approx(millions * 1e6, rel=0.01)
+
+
 def test_configs_name_what_to_run_first(tmp_path):
     for script, config, need in [
         ("train.py", "pretrain_124m", "data/fineweb_edu"),
         ("train.py", "pretrain_gpt2_124m", "data/openwebtext"),
         ("distill.py", "rkld_olmo", "data/fineweb_edu"),
+        ("train.py", "babyllama_gpt_705m", "data/babylm"),
+        ("distill.py", "babyllama_58m", "data/babylm"),
+        ("distill.py", "babyllama_58m_control", "data/babylm"),
     ]:
         done = run_script(script, ROOT / f"config/{config}.py", ok=False, cwd=tmp_path)
         assert done.returncode == 2 and f"data set {need} is not there; first run: python prepare" in done.stderr

@@ -1,0 +1,26 @@
+# Baby Llama's second teacher: a LLaMA of 360 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
+# python train.py config/babyllama_llama_360m.py
+# First: python prepare_data.py config/data_babylm.py
+# Hardware: one GPU. Result: not run at full length yet.
+
+out_dir = "out/babyllama/llama_360m"
+dataset = "data/babylm"
+block_size = 128
+random_offset = False  # contiguous chunks, in a new order every epoch
+
+arch = "llama"
+n_layer, n_head, n_embd, n_inner = 24, 8, 1024, 3072
+tie_word_embeddings = False  # 359.9 M parameters
+vocab_multiple = 1  # 16,000 as it is
+
+batch_size, grad_accum_steps = 16, 8  # 128 rows a step
+epochs = 4.0
+
+learning_rate, min_lr = 3e-4, 0.0  # cosine to 0
+warmup_steps = 300
+weight_decay = 0.1  # of the student's recipe; the teachers' is not stated
+beta2 = 0.999  # beta2 and clipping: as transformers' trainer has them by itself
+
+eval_interval = 900  # about once an epoch
+eval_rows = 8192  # fixed, random
+save_interval = 900
