@@ -130,12 +130,12 @@ def one_line(kind, error, trace):
     """
     frames = [Path(f.filename).resolve() for f in traceback.extract_tb(trace)]
     ours = frames and frames[-1].is_relative_to(HERE) and ".venv" not in frames[-1].parts
-    script = Path(sys.argv[0]).name
+    script, stderr = Path(sys.argv[0]).name, sys.__stderr__  # sys.stderr is a buffer within torch.distributed's hook
     if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{script}: interrupted", file=sys.stderr)
+        print(f"\n{script}: interrupted", file=stderr)
         sys.exit(128 + signal.SIGINT)
     if issubclass(kind, OSError) or (issubclass(kind, ValueError) and ours):
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # a file's name may hold anything
-        print(f"{script}: {text}", file=sys.stderr)
+        print(f"{script}: {text}", file=stderr, flush=True)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)

@@ -99,25 +99,25 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0) -> list[Load
 
     limit: the first rows of each file (0: all), of a text the first lines; shots: solved rows before each question.
     """
-    tasks = []
-    for name in [n.strip() for n in names.split(",") if n.strip()]:
-        for one in RECIPES[name][0].split() if name in RECIPES else [name]:
-            if one in ALL:
-                found = Loaded(one, ALL[one], find(one, ALL[one], data_dir), shots, seed)
-            elif Path(one).is_file():
-                text = Task(one, "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention="as it is")
-                found = Loaded(Path(one).name.replace(" ", "_"), text, [Path(one)], shots, seed)
-            else:
-                known = [*ALL, *RECIPES]
-                raise ValueError(f"tasks: {one!r} is none of {', '.join(known)}, nor a file{nearest(one, known)}")
-            if found.name not in [t.name for t in tasks]:
-                tasks.append(found)
-                if found.task.question:
-                    load_questions(found, limit, Path(data_dir) / one / "train.jsonl")
-                else:
-                    load_documents(found, limit)
+    tasks, known = [], [*ALL, *RECIPES]
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    for name in dict.fromkeys(one for n in wanted for one in (RECIPES[n][0].split() if n in RECIPES else [n])):
+        if name in ALL:
+            found = Loaded(name, ALL[name], find(name, ALL[name], data_dir), shots, seed)
+        elif Path(name).is_file():
+            text = Task(name, "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention="as it is")
+            alone = [Path(n).name for n in wanted].count(Path(name).name) == 1 and Path(name).name not in ALL
+            label = "_".join((Path(name).name if alone else name).split())  # log.txt has blanks between its columns
+            found = Loaded(label, text, [Path(name)], shots, seed)
+        else:
+            raise ValueError(f"tasks: {name!r} is none of {', '.join(known)}, nor a file{nearest(name, known)}")
+        tasks.append(found)
+        if found.task.question:
+            load_questions(found, limit, Path(data_dir) / name / "train.jsonl")
+        else:
+            load_documents(found, limit)
     if not tasks:
-        raise ValueError(f"tasks is empty; name some of {', '.join([*ALL, *RECIPES])}, or a text file")
+        raise ValueError(f"tasks is empty; name some of {', '.join(known)}, or a text file")
     return tasks
 
 
@@ -140,12 +140,20 @@ def read_questions(path: Path, loaded: Loaded, limit: int | None) -> list:
     found = []
     for number, row in enumerate(rows(path)[:limit], 1):
         try:
-            pairs, label = loaded.task.question(row)
+            asked = loaded.task.question(row)
+            if asked is None:
+                continue
+            pairs, label = asked
             if not 0 <= label < len(pairs):
                 raise ValueError(f"label {label} of {len(pairs)} choices")
+            if not all(isinstance(text, str) for pair in pairs for text in pair):
+                raise TypeError("a choice is no text")
             found.append((pairs, label, {part: row[part].replace("/", "_") for part in loaded.task.parts}))
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path}, row {number}: not an example of {loaded.name} ({error!r})") from None
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path}, row {number}: not an example of {loaded.name}, see common/tasks.py ({reason})"
+            ) from None
     return found
 
 
@@ -154,9 +162,10 @@ def load_documents(loaded: Loaded, limit: int):
         raise ValueError(f"shots={loaded.shots}, but {loaded.name} is a text to read, without questions; leave it out")
     text = read_text(loaded.files[0])
     text = "".join(text.splitlines(keepends=True)[:limit]) if limit else text
-    loaded.documents = list((loaded.task.prepare or (lambda text: [(text, text)]))(text))
     if not text.strip():
-        raise ValueError(f"{loaded.name}: {loaded.files[0]} has no text")
+        part = f" in its first {limit} lines; raise limit" if limit else ""
+        raise ValueError(f"{loaded.name}: {loaded.files[0]} has no text{part}")
+    loaded.documents = list((loaded.task.prepare or (lambda text: [(text, text)]))(text))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -209,7 +218,7 @@ def metric(name: str, answers) -> tuple[float, float | None]:
     if name in shares:
         return shares[name].mean().item(), standard_error(shares[name].mean(), n)
     if name == "word_ppl":  # of the error, to first order
-        value = math.exp(min(700, -right.mean()))
+        value = exp(-right.mean())
         return value, value * right.std(ddof=1).item() / math.sqrt(n) if n > 1 else 0.0
     table = np.zeros((3, 3))  # of label and prediction
     np.add.at(table, (label, by_sum), 1)
@@ -219,6 +228,10 @@ def metric(name: str, answers) -> tuple[float, float | None]:
         product = table[0].sum() * table[1].sum() * table[:, 0].sum() * table[:, 1].sum()
         return (table[1, 1] * table[0, 0] - table[0, 1] * table[1, 0]) / math.sqrt(product or 1), None
     return (f1[1] if name == "f1" else f1.mean()).item(), None
+
+
+def exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
 
 
 def windows(ids: list[int], size: int, stride: int):
@@ -242,7 +255,7 @@ def score_documents(loaded: Loaded, model, tokenizer, run, stride, bar) -> dict:
     loss, n, texts = -sums.sum(), n.sum(), [text for text, _ in loaded.documents]
     words = sum(len(re.split(r"\s+", text)) for text in texts)  # as the harness counts: "a b\n" has three
     n_bytes = sum(len(text.encode()) for text in texts)
-    values = {"ppl": math.exp(min(700, loss / n)), "word_ppl": math.exp(min(700, loss / words)),
+    values = {"ppl": exp(loss / n), "word_ppl": exp(loss / words),
               "bits_per_byte": loss / math.log(2) / n_bytes}  # fmt: skip
     values |= {"byte_ppl": 2 ** values["bits_per_byte"]}
     names = dict.fromkeys((*loaded.task.metrics, *values))
@@ -262,14 +275,19 @@ def table(results: list[dict], published: dict) -> str:
         fields = result.get("parts", {}).get("field", {})
         shown += [(f"  {value}", "acc", found) for value, found in fields.items()]
         for i, (task, name, (value, error)) in enumerate(shown):
-            digits = 4 if abs(value) < 10 else 2
+            digits = ".4f" if abs(value) < 10 else ".2f" if abs(value) < 1e6 else ".3e"
             beside = [str(row.get(f"{result['task']} {name}", "")) for row in published.values()]
-            value = f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+            value = f"{value:{digits}}" + ("" if error is None else f" ± {error:{digits}}")
             last = [f"{result['n']:,}", f"{result['seconds']:.1f} s", result["convention"], result["data_sha256"][:8]]
             last = last if i == 0 else [""] * len(last)
             lines.append([task if i == 0 or task[0] == " " else "", name, value, *beside, *last])
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
+def finite(value: float, error: float | None) -> dict:
+    """A metric for JSON, which has no inf and no nan: null."""
+    return {k: x if x is None or math.isfinite(x) else None for k, x in (("value", value), ("stderr", error))}
 
 
 def main():
@@ -281,11 +299,11 @@ def main():
     net = load_pretrained(model, run.device, torch.float32).eval()
     check_fits(net, model, 1, tokenizer.vocab_size)
     net = run.compile(net, compile)
-    results = [run_task(task, net, tokenizer, run, stride, progress=not json) for task in loaded]
+    results = [run_task(task, net, tokenizer, run, stride, progress=True) for task in loaded]
     hashes = {"model_sha256": weights_sha256(find_model(model)), "tokenizer_hash": tokenizer.hash}
     if json:
         for result in results:
-            result["metrics"] = {k: {"value": v, "stderr": e} for k, (v, e) in result["metrics"].items()}
+            result["metrics"] = {k: finite(*pair) for k, pair in result["metrics"].items()}
         run.say(jsonlib.dumps({"model": model, **hashes, "limit": limit, "results": results}))
     else:
         run.say(
@@ -303,7 +321,7 @@ if __name__ == "__main__":
     tasks = ""  # tasks, recipes and text files, with commas between
     data_dir = "data/eval"  # their files, as {task}/{split}.jsonl; fetched where they are not there
     limit = 0  # the first rows of each file only (lines of a text); 0: all
-    shots = 0  # solved examples before each question, from the same file, the same for all but themselves
+    shots = 0  # solved examples before each question, of {task}/train.jsonl if it is there, else of the file itself
     seed = 1337  # of their draw
     stride = 0  # tokens of a text scored in each window; 0: all that a window holds
     json = False  # print one JSON object instead of a table

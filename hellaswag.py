@@ -35,9 +35,10 @@ import torch
 from tqdm import tqdm
 
 from common.download import download
-from common.files import file_sha256
+from common.files import file_sha256, read_utf8
 from common.pretrained import check_fits, find_model, load_pretrained, weights_sha256
 from common.runtime import Runtime
+from common.tasks import to_label
 from common.tokenizer import load_tokenizer
 from configurator import at_least, configure, one_of
 from losses import blocks, head_terms, logits_in_chunks
@@ -65,13 +66,16 @@ def load_examples(path: str = "", limit: int = 0, split="val", convention="compl
     path: as of `data_file`. Raises FileNotFoundError, or ValueError naming the line and the field that is wrong.
     """
     file, examples = data_file(path, split), []
-    lines = file.read_bytes().decode("utf-8", errors="replace").strip("\n").split("\n")
-    for number, line in enumerate(lines[: limit or None] if any(lines) else [], 1):
+    lines = read_utf8(file).split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or len(examples) == limit > 0:
+            continue
         try:
             row = jsonlib.loads(line)
             example = question(row, convention)
         except (jsonlib.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{file}, line {number}: expected JSON with ctx, endings and label ({error!r})") from None
+            columns = "ctx, endings and label" + ", and activity_label" * (convention == "harness")
+            raise ValueError(f"{file}, line {number}: expected JSON with {columns} ({error!r})") from None
         if not 0 <= example["label"] < len(example["endings"]):
             raise ValueError(f"{file}, line {number}: label {example['label']} of {len(example['endings'])} endings")
         examples.append(example)
@@ -82,11 +86,12 @@ def load_examples(path: str = "", limit: int = 0, split="val", convention="compl
 
 def question(row: dict, convention="completion") -> dict:
     """An example as a convention has it. KeyError, TypeError or ValueError for a row that is none."""
-    ctx, endings, label = row["ctx"], row["endings"], int(row["label"])
+    ctx, endings, label = row["ctx"], row["endings"], to_label(row["label"])
     if not (isinstance(endings, list) and all(isinstance(text, str) for text in (ctx, *endings))):
         raise TypeError("ctx must be a text and endings a list of texts")
     if convention == "harness":
-        ctx = f"{row['activity_label']}: {row.get('ctx_a', ctx)} {row.get('ctx_b', '').capitalize()}"
+        first, second = (row["ctx_a"], row.get("ctx_b") or "") if row.get("ctx_a") else (ctx, "")
+        ctx = f"{row['activity_label']}: {first} {second.capitalize()}"
         ctx, endings = without_brackets(ctx), [without_brackets(ending) for ending in endings]
     return {"ctx": ctx, "endings": endings, "label": label}
 
@@ -102,7 +107,8 @@ def draw_shots(pool: list[str], k: int, seed: int, itself: int | None = None) ->
     drawn = random.Random(seed).sample(range(len(pool)), min(k + 1, len(pool))) if k else []
     drawn = [i for i in drawn if i != itself][:k]
     if len(drawn) < k:
-        raise ValueError(f"shots={k}, but there are only {len(pool)} examples to draw from; lower it")
+        there = len(pool) - (itself is not None)
+        raise ValueError(f"shots={k}, but there are only {there} other examples to draw from; lower it")
     return "".join(f"{pool[i]}\n\n" for i in drawn)
 
 
@@ -195,10 +201,9 @@ def plan(groups, size: int, run: Runtime, progress="") -> tuple[list[Row], dict[
         same_as |= {numbers[0]: numbers for numbers in texts.values()}
         if i % run.world == run.rank:
             rows += lay_out([(numbers[0], list(ids), n) for (ids, n), numbers in texts.items()], size)
-    if progress and (cut := sum(len(ids) > size + 1 for group in groups for ids, _ in group)):
-        run.say(
-            f"{progress}: {cut:,} of {number:,} texts are beyond the model's {size} positions; they lose their first"
-        )
+    if progress and run.is_main and (cut := sum(len(ids) > size + 1 for group in groups for ids, _ in group)):
+        said = f"{progress}: {cut:,} of {number:,} texts are beyond the model's {size} positions; they lose their first"
+        print(said, file=sys.stderr)
     return sorted(rows, key=lambda row: -len(row.ids)), same_as
 
 
@@ -281,7 +286,7 @@ def accuracy(model, tokenizer, examples: list[dict], run: Runtime, **how) -> tup
 
 def standard_error(share: float, n: int) -> float:
     """Of the mean of n zeros and ones: the sample's standard deviation / sqrt(n)."""
-    return math.sqrt(share * (1 - share) / max(1, n - 1))
+    return math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else math.nan
 
 
 def main():
@@ -298,7 +303,7 @@ def main():
     net = load_pretrained(model, run.device, torch.float32).eval()
     check_fits(net, model, 1, tokenizer.vocab_size)
     start = time.perf_counter()
-    how = {"convention": convention, "prompts": prompts, "progress": not json}
+    how = {"convention": convention, "prompts": prompts, "progress": True}
     found = accuracy(run.compile(net, compile), tokenizer, examples, run, **how)
     speed, n = len(examples) / (time.perf_counter() - start), len(examples)
     (acc, e), (acc_norm, e_norm) = ((x, standard_error(x, n)) for x in found)

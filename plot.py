@@ -238,7 +238,7 @@ def main():
     if title:
         figure.suptitle(textwrap.fill(title, int(9 * figure.get_figwidth())))  # at 9 characters an inch
     figure.savefig(out, dpi=120)
-    print(f"curves: {out}")
+    print(f"{'bars' if bars else 'curves'}: {out}")
 
 
 if __name__ == "__main__":

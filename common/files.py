@@ -17,6 +17,14 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def read_utf8(path: Path) -> str:
+    """A text file without its byte order mark. ValueError for what is no UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start:,}); decompress or convert it") from None
+
+
 def by_step(out_dir: str | Path) -> list[Path]:
     """The folders out_dir/step_N by N, as a number: step_1000000 comes after step_999999."""
     folders = (p for p in Path(out_dir).glob("step_*") if p.name.removeprefix("step_").isdecimal())

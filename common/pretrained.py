@@ -38,6 +38,10 @@ REOPEN = 16e6  # bytes read from a file before it is opened anew: its mapped pag
 def find_model(where: str | Path) -> Path:
     """The model folder that `where` names: itself, the newest checkpoint of a run's out_dir, or a hub repository's."""
     folder = Path(where)
+    if not str(where):
+        raise ValueError(
+            "no model is named; give a folder with config.json and weights, a run's out_dir, or a hub name"
+        )
     if (folder / "config.json").is_file():
         return folder
     if steps := [p for p in by_step(folder) if (p / "config.json").is_file()]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.corpus import articles, need
 from common.download import download, endpoint
-from common.files import read_json
+from common.files import read_json, read_utf8
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,35 @@ class Task:
 # questions
 
 
+def to_label(label) -> int:
+    """1, True or "1" as a number. ValueError for anything else, as 1.5 or "": rows of a test split have none."""
+    if isinstance(label, int) or (isinstance(label, str) and label.strip().isdecimal()):
+        return int(label)
+    raise ValueError(f"label {label!r} is no whole number")
+
+
 def choice(context: str, endings: list[str], label) -> tuple[list[tuple[str, str]], int]:
-    return [(context, ending) for ending in endings], int(label)
+    return [(context, ending) for ending in endings], to_label(label)
+
+
+def lettered(row) -> tuple[list[str], int]:
+    """Choices with letters of their own, and the place of the right one."""
+    texts, letters = row["choices"]["text"], row["choices"]["label"]
+    if len(texts) != len(letters) or row["answerKey"].strip() not in letters:
+        raise ValueError(f"answerKey {row['answerKey']!r} is not one of {len(texts)} choices, {', '.join(letters)}")
+    return texts, letters.index(row["answerKey"].strip())
 
 
 def partial(before: str, options: list[str], after: str, label) -> tuple[list[tuple[str, str]], int]:
     """Which option in front of what follows, which alone is scored?"""
-    return [(before + option, after) for option in options], int(label)
+    return [(before + option, after) for option in options], to_label(label)
 
 
 def winogrande(row):
-    before, _, after = row["sentence"].partition("_")
-    return partial(before, [row["option1"], row["option2"]], after.strip(), int(row["answer"]) - 1)
+    before, mark, after = row["sentence"].partition("_")
+    if not mark:
+        raise ValueError("its sentence has no _")
+    return partial(before, [row["option1"], row["option2"]], after.strip(), to_label(row["answer"]) - 1)
 
 
 def wsc273(row):
@@ -55,6 +72,8 @@ def wsc273(row):
     """
     pronoun, options = row.get("pronoun", "[MASK]"), row.get("options") or row["candidates"]
     text, at = row["text"].replace("  ", " "), row.get("pronoun_loc", row["text"].find(pronoun))
+    if at < 0:
+        raise ValueError("its text has no [MASK]")
     upper = ("A", "An", "The", "She", "He", "It", "They", "My", "His", "Her", "Their")
 
     def fitted(option):
@@ -70,24 +89,22 @@ def piqa(row):
 
 
 def arc(row):
-    label = row["choices"]["label"].index(row["answerKey"])
-    return choice(f"Question: {row['question']}\nAnswer:", row["choices"]["text"], label)
+    return choice(f"Question: {row['question']}\nAnswer:", *lettered(row))
 
 
 def openbookqa(row):
-    return choice(row["question_stem"], row["choices"]["text"], row["choices"]["label"].index(row["answerKey"].strip()))
+    return choice(row["question_stem"], *lettered(row))
 
 
 def commonsense_qa(row):
-    options = "".join(f"{k}. {text}\n" for k, text in zip("ABCDE", row["choices"]["text"]))
-    return choice(
-        f"Question: {row['question'].strip()}\n{options}Answer:", list("ABCDE"), "ABCDE".index(row["answerKey"])
-    )
+    texts, label = lettered(row)
+    options = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCDE", texts))
+    return choice(f"Question: {row['question'].strip()}\n{options}Answer:", list("ABCDE"), label)
 
 
 def social_iqa(row):
     endings = [row[f"answer{k}"] for k in "ABC"]
-    return choice(f"Q: {row['context']} {row['question']}\nA:", endings, int(row["label"]) - 1)
+    return choice(f"Q: {row['context']} {row['question']}\nA:", endings, to_label(row["label"]) - 1)
 
 
 def sciq(row):
@@ -117,7 +134,10 @@ def rte(row):
 
 
 def snli(row):
+    """None for the few on whose label the annotators did not agree."""
     labels = ("entailment", "neutral", "contradiction")
+    if row.get("gold_label") == "-" or row.get("label") == -1:
+        return None
     label = labels.index(row["gold_label"]) if "gold_label" in row else row["label"]
     first, second = (row[a] if a in row else row[b] for a, b in (("sentence1", "premise"), ("sentence2", "hypothesis")))
     context = f"{first}\nQuestion: {second} True, False, or Neither?\nAnswer:"
@@ -146,6 +166,8 @@ def blimp(row):
 def lambada(row):
     """The last word of a text, after its last blank; that it is the likeliest is `acc`."""
     context, _, word = row["text"].rpartition(" ")
+    if not (context and word):
+        raise ValueError("its text has no last word")
     return choice(context, [word], 0)
 
 
@@ -221,7 +243,7 @@ def find(name: str, task: Task, data_dir: str) -> list[Path]:
     """A task's files in data_dir, which are fetched where they are not there."""
     folder, patterns = Path(data_dir), task.files.split()
     for pattern in patterns:
-        if found := sorted(folder.glob(pattern)):
+        if found := sorted(p for p in folder.glob(pattern) if p.is_file() and not p.stem.endswith("train")):
             return found
     instead = f"put {patterns[0]} into {data_dir}"
     if ":" in task.source:
@@ -238,15 +260,24 @@ def find(name: str, task: Task, data_dir: str) -> list[Path]:
     return [download(url, path, instead=instead) for url, path in files.items()]
 
 
+class Columns(dict):
+    """A row, whose columns without a value are an error where they are used."""
+
+    def __getitem__(self, name):
+        if (value := super().__getitem__(name)) is None:
+            raise ValueError(f"its {name} is null")
+        return value
+
+
 def rows(path: Path) -> list[dict]:
     """The rows of a .jsonl, .parquet, or CoLA's .tsv (source, label, mark, sentence)."""
     if path.suffix == ".parquet":
         try:
-            return need("pyarrow.parquet", path).read_table(path).to_pylist()
+            return [Columns(row) for row in need("pyarrow.parquet", path).read_table(path).to_pylist()]
         except (need("pyarrow", path).ArrowInvalid, OSError) as error:
             raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); delete it to fetch it again") from None
     found = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8", errors="replace").split("\n"), 1):
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -254,9 +285,10 @@ def rows(path: Path) -> list[dict]:
                 _, label, _, sentence = line.rstrip("\r").split("\t")
                 found.append({"sentence": sentence, "label": int(label)})
             else:
-                found.append(json.loads(line))
+                found.append(json.loads(line, object_hook=Columns))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not a row of {path.suffix} ({error}); fetch it again") from None
+            form = "source, label, mark, sentence with tabs" if path.suffix == ".tsv" else "one JSON object a line"
+            raise ValueError(f"{path}, line {number}: expected {form} ({error})") from None
     return found
 
 
@@ -266,8 +298,10 @@ def read_text(path: Path) -> str:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
                 data = archive.read(archive.namelist()[0])
-        else:
+        elif path.stem == "enwik8":
             data = path.read_bytes()
+        else:
+            return read_utf8(path)
     except (zipfile.BadZipFile, zlib.error, EOFError, IndexError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to fetch it again") from None
-    return data[-5_000_000 if path.stem == "enwik8" else 0 :].decode("utf-8", errors="replace")
+    return data[-5_000_000:].decode("utf-8", errors="ignore")  # of a character cut in two, the second half goes

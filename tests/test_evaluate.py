@@ -81,6 +81,58 @@ def test_every_task_has_a_row_here_and_every_recipe_its_tasks():
         assert {key.split()[0] for row in published.values() for key in row} <= set(names.split())
 
 
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("piqa", {"goal": None}, "its goal is null"),
+        ("piqa", {"sol1": 3}, "a choice is no text"),
+        ("piqa", {"label": 0.7}, "label 0.7 is no whole number"),
+        ("piqa", {"label": ""}, "label '' is no whole number"),
+        ("winogrande", {"sentence": "no mark"}, "its sentence has no _"),
+        ("wsc273", {"text": "no mark"}, "its text has no .MASK"),
+        ("lambada", {"text": "word"}, "its text has no last word"),
+        ("lambada", {"text": "a blank "}, "its text has no last word"),
+        ("arc_easy", {"answerKey": ""}, "answerKey '' is not one of 3 choices, A, B, C"),
+        ("arc_easy", {"choices": {"text": ["one"], "label": list("ABC")}}, "answerKey 'C' is not one of 1 choices"),
+        ("commonsense_qa", {"answerKey": "CD"}, "answerKey 'CD' is not one of 5 choices"),
+    ],
+)
+def test_rows_that_lack_something_are_errors(name, change, message, tmp_path):
+    write(tmp_path, TASKS[name].files.split()[0], [ROWS[name][0], ROWS[name][0] | change])
+    with pytest.raises(ValueError, match=f"row 2: not an example of {name}, see common/tasks.py .{message}"):
+        load_tasks(name, str(tmp_path))
+
+
+def test_pairs_without_a_gold_label_are_left_out(tmp_path):
+    """SNLI's annotators did not always agree."""
+    write(tmp_path, "snli/snli_test.jsonl", [ROWS["snli"][0], ROWS["snli"][0] | {"gold_label": "-"}])
+    (loaded,) = load_tasks("snli", str(tmp_path))
+    assert len(loaded.questions) == 1
+    assert TASKS["snli"].question({"premise": "P", "hypothesis": "H", "label": -1}) is None
+
+
+def test_training_files_are_not_scored_and_texts_keep_apart(tasks_dir, tmp_path):
+    for name in ("x", "train"):
+        write(tmp_path, f"blimp/{name}.jsonl", [ROWS["blimp"][0]] * 3)
+    (blimp,) = load_tasks("blimp", str(tmp_path))
+    assert len(blimp.questions) == 3
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(folder)
+        (tmp_path / folder / "piqa").write_text("no task")
+    names = [f"{tmp_path}/a/x.txt", f"{tmp_path}/b/x.txt", f"{tmp_path}/a/piqa", "piqa"]
+    found = load_tasks(",".join(names), str(tasks_dir))
+    assert [t.name for t in found] == names and [len(t.questions) for t in found] == [0, 0, 0, 4]
+
+
+def test_a_perplexity_beyond_numbers_is_inf_in_the_table_and_null_in_json(model_dir, tmp_path):
+    (tmp_path / "t.txt").write_text("字" * 400)  # one "word"
+    args = [f"--model={model_dir}", f"--tasks={tmp_path / 't.txt'}", "--device=cpu"]
+    assert "word_ppl       inf" in run_script("evaluate.py", *args).stdout
+    (result,) = json.loads(run_script("evaluate.py", *args, "--json").stdout)["results"]
+    assert result["metrics"]["word_ppl"] == {"value": None, "stderr": None} and result["metrics"]["ppl"]["value"] > 1
+
+
 def test_hub_columns_give_the_same_questions():
     """The hub's parquet files name some columns otherwise than the published files do."""
     wsc = {"text": "Al hit Bo because he was mad.", "pronoun": "he", "pronoun_loc": 18, "label": 0}
@@ -287,12 +339,21 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
         (["--tasks=piqua"], "did you mean 'piqa'?"),
         (["--tasks="], "tasks is empty; name some of piqa"),
         (["--tasks=wikitext", "--shots=2"], "shots=2, but wikitext is a text to read, without questions; leave it out"),
-        (["--tasks=arc_easy", "--shots=9"], "shots=9, but there are only 4 examples to draw from; lower it"),
+        (["--tasks=arc_easy", "--shots=9"], "shots=9, but there are only 3 other examples to draw from; lower it"),
         (["--tasks=enwik8"], "cannot reach http://mattmahoney.net"),
-        (["--tasks=sciq", "--data_dir=broken"], "valid.jsonl, row 2: not an example of sciq (KeyError('distractor1'))"),
-        (["--tasks=piqa", "--data_dir=broken"], "valid.jsonl, row 1: not an example of piqa (ValueError('label 2 of 2"),
-        (["--tasks=boolq", "--data_dir=broken"], "val.jsonl, line 2: not a row of .jsonl"),
+        (
+            ["--tasks=sciq", "--data_dir=broken"],
+            "valid.jsonl, row 2: not an example of sciq, see common/tasks.py (no 'distractor1')",
+        ),
+        (
+            ["--tasks=piqa", "--data_dir=broken"],
+            "valid.jsonl, row 1: not an example of piqa, see common/tasks.py (label 2 of 2 choices)",
+        ),
+        (["--tasks=boolq", "--data_dir=broken"], "val.jsonl, line 2: expected one JSON object a line"),
         (["--tasks=rte", "--data_dir=broken"], "val.jsonl has no rows"),
+        (["--tasks={}/gz.txt"], "gz.txt is not UTF-8 (byte 1); decompress or convert it"),
+        (["--tasks=wikitext", "--limit=1"], "wiki.test.tokens has no text in its first 1 lines; raise limit"),
+        (["--tasks=piqa", "--model="], "no model is named; give a folder"),
     ],
 )
 def test_what_a_user_gets_wrong_ends_in_one_line(args, message, tasks_dir, model_dir, tmp_path, monkeypatch):
@@ -302,8 +363,10 @@ def test_what_a_user_gets_wrong_ends_in_one_line(args, message, tasks_dir, model
     write(broken, "rte/val.jsonl", [])
     (broken / "boolq").mkdir()
     (broken / "boolq/val.jsonl").write_text(json.dumps(ROWS["boolq"][0]) + "\n{")
+    (broken / "gz.txt").write_bytes(b"\x1f\x8b\x08 no text")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
-    args = [arg.replace("=broken", f"={broken}") for arg in [f"--data_dir={tasks_dir}", *args]]
+    args = [arg.replace("=broken", f"={broken}").replace("{}", str(broken)) for arg in args]
+    args = [f"--data_dir={tasks_dir}", *args]
     done = run_script("evaluate.py", f"--model={model_dir}", *args, ok=False)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 

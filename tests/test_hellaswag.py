@@ -207,7 +207,7 @@ def test_shots_are_fixed_by_the_seed_and_never_the_question_itself():
         assert len(shots) == 3 and pool[i] not in shots
     assert draw_shots(pool, 0, 5) == ""
     assert len(draw_shots(pool, 6, 5).split("\n\n")) == 7
-    with pytest.raises(ValueError, match="shots=6, but there are only 6 examples"):
+    with pytest.raises(ValueError, match="shots=6, but there are only 5 other examples"):
         draw_shots(pool, 6, 5, 2)
 
 
@@ -219,6 +219,7 @@ def write_rows(path, rows):
 def test_command_line(teacher, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "e"], "label": "1"}] * 3  # the official file has labels as text
     args = [f"--model={teacher}", f"--data={write_rows(tmp_path / 'h.jsonl', rows)}", "--device=cpu"]
+    (tmp_path / "h.jsonl").write_text((tmp_path / "h.jsonl").read_text().replace("\n", "\r\n\r\n") + "\r\n \n")
     line = run_script("hellaswag.py", *args, "--limit=2").stdout.splitlines()[-1]
     assert line.startswith("hellaswag n=2 acc=") and line.endswith("examples/s)") and "±0.0000 acc_norm=" in line
     pool = write_rows(tmp_path / "train.jsonl", [{"ctx": f"{i}", "endings": ["x", "y"], "label": 0} for i in range(9)])
@@ -229,6 +230,13 @@ def test_command_line(teacher, tmp_path):
     (result,) = found["results"]
     assert found["tokenizer_hash"] == load_tokenizer(teacher).hash and len(found["model_sha256"]) == 64
     assert result["shots"] == 2 and len(result["data_sha256"]) == 64 and result["metrics"]["acc"]["value"] in (0, 1)
+
+
+def test_texts_beyond_the_window_are_announced(teacher, tmp_path):
+    data = write_rows(tmp_path / "h.jsonl", [{"ctx": "abc" * 20, "endings": ["d", "e"], "label": 0}] * 2)
+    for more in ([], ["--json"]):
+        done = run_script("hellaswag.py", f"--model={teacher}", f"--data={data}", "--device=cpu", *more)
+        assert "hellaswag: 4 of 4 texts are beyond the model's 16 positions; they lose their first" in done.stderr
 
 
 def test_two_ranks_share_the_examples(teacher, tmp_path):
@@ -251,7 +259,7 @@ def test_two_ranks_share_the_examples(teacher, tmp_path):
     ],
 )
 def test_bad_files_are_named(text, message, tmp_path):
-    (tmp_path / "h.jsonl").write_text(text)
+    (tmp_path / "h.jsonl").write_text("\ufeff" + text)
     with pytest.raises(ValueError, match=message):
         load_examples(str(tmp_path / "h.jsonl"))
     with pytest.raises(FileNotFoundError, match="no HellaSwag file"):
@@ -262,8 +270,8 @@ def test_bad_settings_end_in_one_line(teacher, tmp_path):
     data = write_rows(tmp_path / "h.jsonl", [{"ctx": "a", "endings": ["b", "c"], "label": 0}])
     for args, message in [
         (["--convention=karpathy"], "convention='karpathy' is not one of completion, harness"),
-        (["--convention=harness"], "line 1: expected JSON with ctx, endings and label (KeyError('activity_label'))"),
-        (["--shots=1", f"--shots_data={data}"], "shots=1, but there are only 1 examples to draw from; lower it"),
+        (["--convention=harness"], "line 1: expected JSON with ctx, endings and label, and activity_label (KeyError"),
+        (["--shots=1", f"--shots_data={data}"], "shots=1, but there are only 0 other examples to draw from; lower it"),
         (["--split=dev"], "split='dev' is not one of val, train, test"),
     ]:
         done = run_script("hellaswag.py", f"--model={teacher}", f"--data={data}", *args, ok=False)

@@ -335,6 +335,12 @@ def test_baby_llamas_published_sizes(name, millions):
     assert found == pytest.approx(millions * 1e6, rel=0.01)
 
 
+def test_errors_of_two_ranks_are_said(args):
+    """Once a process group is there, torch puts a hook of its own around ours."""
+    done = run_script("train.py", *args("train.py", "run", "--arch=gpt3"), ok=False, torchrun=2)
+    assert done.returncode and "train.py: arch='gpt3' is not one of gpt, llama" in done.stderr, done.stderr
+
+
 def test_configs_name_what_to_run_first(tmp_path):
     for script, config, need in [
         ("train.py", "pretrain_124m", "data/fineweb_edu"),

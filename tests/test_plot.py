@@ -244,13 +244,13 @@ SCORE = '{{"task": "piqa", "metrics": {{"acc": {{"value": {}}}}}}}'
         (["--bars={},{}"], RESULT.format(SCORE.format(1)), "2 bars need as many different labels, not a, a"),
     ],
 )
-def test_errors_are_one_line(args, text, message, plot, tmp_path, capsys):
+def test_errors_are_one_line(args, text, message, plot, tmp_path, capfd):
     (tmp_path / "x").write_text(text)
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         plot(*(arg.format(*[tmp_path / "x"] * 2) for arg in args))
     with pytest.raises(SystemExit) as left:  # what a process would do with it
         one_line(caught.type, caught.value, caught.tb)
-    stderr = capsys.readouterr().err
+    stderr = capfd.readouterr().err
     assert left.value.code == 2 and message in stderr and stderr.count("\n") == 1, stderr
     assert not (tmp_path / "p.png").exists()
 
