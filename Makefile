@@ -7,7 +7,7 @@ RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was sto
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (under 8 minutes on 2 cores)"
-	@echo "make test         the tests (about 5 minutes on 2 cores)"
+	@echo "make test         the tests (about 7 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
 
 .venv/done: requirements.txt requirements-dev.txt
