@@ -4,8 +4,9 @@ config.json, model.safetensors   the model, under its family's Hugging Face name
 meta.json, tokenizer.*           its tokenizer
 trainer.pt                       step, seconds, knobs, optimisers; loads with weights_only=True
 
-A folder is written aside, flushed to the disk and renamed, so a `step_` folder is a complete one. No
-random state is kept: batches and dropout are pure functions of (seed, step).
+A folder is written aside, flushed to the disk and renamed, and renamed again before it is deleted, so
+a `step_` folder is a complete one at every instant. No random state is kept: batches and dropout are
+pure functions of (seed, step).
 """
 
 import shutil
@@ -107,14 +108,15 @@ def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0):
     """
     final = Path(out_dir) / f"step_{state['step']:06d}"
     aside = final.with_name(f".{final.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
+    for left in Path(out_dir).glob(".step_*"):  # of a run killed while it wrote or deleted
+        shutil.rmtree(left, ignore_errors=True)
     try:
         save_pretrained(model, aside, tokenizer)
         torch.save(state, aside / "trainer.pt")
         for path in [*aside.iterdir(), aside]:
             flush(path)
         if final.exists():  # a checkpoint that could not be resumed, say
-            shutil.rmtree(final)
+            remove(final)
         aside.rename(final)
         flush(final.parent)
     except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
@@ -123,4 +125,9 @@ def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0):
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     for old in checkpoints(out_dir)[:-keep] if keep else []:
-        shutil.rmtree(old)
+        remove(old)
+
+
+def remove(folder: Path):
+    """Delete a checkpoint; a kill on the way leaves no `step_` folder that is half there."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.removing")))

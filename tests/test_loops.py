@@ -152,11 +152,31 @@ def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(script, args, tmp_
     wait_for(lambda: (tmp_path / "killed/step_000009").exists(), process)
     process.kill()
     process.communicate()
-    (tmp_path / "killed/.step_000099.writing").mkdir()  # as a kill during a save leaves it
+    for left in (".step_000099.writing", ".step_000003.removing"):  # as a kill during a save leaves them
+        (tmp_path / "killed" / left).mkdir(exist_ok=True)
     run_script(script, *args(script, "killed", *more, "--init_from=resume"))
     assert (tmp_path / "whole/log.txt").read_text() == (tmp_path / "killed/log.txt").read_text()
     assert same_checkpoint(tmp_path / "whole/step_000060", tmp_path / "killed/step_000060")
-    assert sorted(p.name for p in (tmp_path / "killed").glob("step_*")) == ["step_000057", "step_000060"]
+    assert sorted(p.name for p in (tmp_path / "killed").glob("*step_*")) == ["step_000057", "step_000060"]
+
+
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(args, tmp_path):
+    """The process dies as soon as the first file of the first checkpoint is gone."""
+    die = """import os, runpy, sys
+unlink = os.unlink
+def last(name, **where):
+    unlink(name, **where)
+    if str(name).endswith("trainer.pt"):
+        os._exit(9)
+os.unlink = last
+runpy.run_path("train.py", run_name="__main__")"""
+    more = ["--max_steps=4", "--save_interval=1", "--keep_checkpoints=1"]
+    done = subprocess.run([sys.executable, "-c", die, *args("train.py", "run", *more)], cwd=ROOT, capture_output=True)
+    names = sorted(p.name for p in (tmp_path / "run").glob("*step_*"))
+    assert done.returncode == 9 and names == [".step_000001.removing", "step_000002"]
+    assert (tmp_path / "run/step_000002/trainer.pt").is_file()
+    run_script("train.py", *args("train.py", "run", *more, "--init_from=resume"))
+    assert [p.name for p in (tmp_path / "run").glob("*step_*")] == ["step_000004"]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
