@@ -3,10 +3,11 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart test clean
+.PHONY: help quickstart study-babyllama test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (under 8 minutes on 2 cores)"
+	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama.md (under 2 hours on 2 cores)"
 	@echo "make test         the tests (about 7 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
 
@@ -39,6 +40,10 @@ $(Q)/forward_kl/summary.json: | $(Q)/teacher/summary.json
 
 $(Q)/reverse_kl/summary.json: | $(Q)/teacher/summary.json
 	$(RUN) distill.py config/quickstart_student.py --out_dir=$(@D) --kl=reverse $(RESUME)
+
+# CORPUS: folder of <domain>.train and <domain>.dev, else BabyLM of 2023 is downloaded; EVAL: folder with blimp/, likewise
+study-babyllama: .venv/done
+	$(RUN) -m studies.babyllama --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
 
 clean:
 	rm -rf data/stdlib $(Q)

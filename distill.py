@@ -352,7 +352,7 @@ for step in range(first_step, max_steps + 1):
 if last:
     log.summary(
         parameters=raw_model.n_params(), steps=step, tokens=step * tokens_per_step, seconds=seconds,
-        val=val, bits_per_byte=val_data.bits_per_byte(val), config=config,
+        flops=step * tokens_per_step * flops, val=val, bits_per_byte=val_data.bits_per_byte(val), config=config,
     )  # fmt: skip
 del model  # DDP must go before its process group
 run.close()

@@ -1,0 +1,266 @@
+"""Does it distil? Baby Llama's claim in small: teachers, students and controls over several seeds.
+
+    python -m studies.babyllama --corpus=<folder of <domain>.train and <domain>.dev>
+    python -m studies.babyllama --corpus=<folder> --only=data       # the data of config/babyllama_*_small.py, no runs
+
+Cuts a subset from the corpus, prepares it, tries learning rates and epochs on the first seed, trains every row with
+every seed, scores them, and writes studies/babyllama.md, its pictures and studies/logs/. What is finished is not done
+again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from common.corpus import find_files
+from common.data import read_meta
+from common.files import read_json
+from configurator import at_least, configure, one_of
+from studies.babyllama_report import write_report
+
+TEXT, DATA, CONFIGS = Path("data/babylm_small_text"), Path("data/babylm_small"), "config/babyllama"
+PASSAGE = 4096  # bytes
+TRIALS = [(rate, epochs) for rate in (1e-3, 3e-3) for epochs in (4.0, 6.0)]  # for each who has any
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table: a script, a config, what is changed in it, and whose learning rate and epochs it takes."""
+
+    title: str
+    script: str
+    config: str
+    like: str
+    changed: tuple = ()
+    teachers: tuple = ()
+
+
+BOTH = ("gpt", "llama")
+ROWS = {
+    "gpt": Row("GPT teacher", "train.py", "gpt_small", "gpt"),
+    "llama": Row("LLaMA teacher", "train.py", "llama_small", "llama"),
+    "control": Row("control: no teacher", "distill.py", "small_control", "control"),
+    "from_gpt": Row("student ← GPT", "distill.py", "small_fixed", "student", (), ("gpt",)),
+    "from_llama": Row("student ← LLaMA", "distill.py", "small_fixed", "student", (), ("llama",)),
+    "student": Row("student ← both", "distill.py", "small_fixed", "student", (), BOTH),
+    "published": Row("student ← both, published scale", "distill.py", "small", "student", (), BOTH),
+    "reverse": Row("student ← both, reverse KL", "distill.py", "small_fixed", "student", ("--kl=reverse",), BOTH),
+    "control_offset": Row(
+        "control, random offset", "distill.py", "small_control", "control", ("--random_offset=True",)
+    ),
+    "offset": Row(
+        "student ← both, random offset", "distill.py", "small_fixed", "student", ("--random_offset=True",), BOTH
+    ),
+}
+POINTS = {  # the first seed only
+    "T1": Row("T = 1", "distill.py", "small_fixed", "student", ("--temperature=1",), BOTH),
+    "T4": Row("T = 4", "distill.py", "small_fixed", "student", ("--temperature=4",), BOTH),
+    "longer": Row("half as many epochs again", "distill.py", "small_fixed", "student", (), BOTH),
+    "control_longer": Row("half as many epochs again, no teacher", "distill.py", "small_control", "control"),
+    "wider": Row(
+        "1.9 times the parameters (4 × 128)", "distill.py", "small_fixed", "student",
+        ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"), BOTH,
+    ),
+    "control_wider": Row(
+        "1.9 times the parameters (4 × 128), no teacher", "distill.py", "small_control", "control",
+        ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """One run: a row, a seed, and the learning rate and epochs it is given."""
+
+    row: str
+    seed: int
+    rate: float
+    epochs: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}_seed{self.seed}_lr{self.rate:g}_epochs{self.epochs:g}"
+
+
+# ---------------------------------------------------------------------------------------------
+# data
+
+
+def passages(text: str, every: int) -> str:
+    """One of every `every` passages, of about PASSAGE bytes and whole lines each, evenly spread.
+
+    >>> passages("a\\n" * PASSAGE * 3 + "end\\n", 6) == "a\\n" * (PASSAGE // 2)
+    True
+    """
+    found, now, size = [], [], 0
+    for line in text.splitlines(keepends=True):
+        now.append(line)
+        size += len(line.encode())
+        if size >= PASSAGE:
+            found.append("".join(now))
+            now, size = [], 0
+    return "".join(found[every // 2 :: every])
+
+
+def cut_corpus(corpus: str, every_train: int, every_dev: int):
+    """Write the passages kept of each domain to TEXT, and prepare them as DATA."""
+    TEXT.mkdir(parents=True, exist_ok=True)
+    for file in find_files("babylm", corpus, Path("data/downloads/babylm")):
+        every = {"train": every_train, "val": every_dev}.get(file.split, 0)
+        kept = passages(file.path.read_text(encoding="utf-8", errors="replace"), every) if every else ""
+        if not kept:
+            raise ValueError(
+                f"{file.path} gives no passage; corpus is a folder of <domain>.train and <domain>.dev, each of more "
+                f"than {PASSAGE * max(every_train, every_dev):,} bytes, or --every_train and --every_dev are smaller"
+            )
+        path = TEXT / file.path.name
+        if not path.exists() or path.read_text(encoding="utf-8") != kept:  # the time of a file tells of a new one
+            path.write_text(kept, encoding="utf-8")
+    call([sys.executable, "prepare_data.py", "config/data_babylm_small.py"], None)
+
+
+# ---------------------------------------------------------------------------------------------
+# runs
+
+
+def call(command: list[str], log: Path | None):
+    """Run a command on one core, its output in a file; ValueError with its last line unless it ends well."""
+    with open(log or os.devnull, "w") as out:
+        done = subprocess.run(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=subprocess.PIPE, text=True
+        )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ValueError(f"{' '.join(command[1:])}: {said}")
+    return done
+
+
+class Study:
+    """The runs, `jobs` of them at a time, each in a folder of out_dir; what is there is not run again."""
+
+    def __init__(self, out_dir: str, eval_dir: str, blimp_limit: int, jobs: int):
+        self.out, self.eval_dir, self.blimp_limit, self.jobs = Path(out_dir), eval_dir, blimp_limit, jobs
+        self.rows, self.chosen, self.lock = ROWS | POINTS, {}, threading.Lock()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.clock, self.started = self.out / "seconds.json", time.perf_counter()
+        self.before = read_json(self.clock)["seconds"] if self.clock.exists() else 0.0
+
+    def seconds(self) -> float:
+        """What the study has taken, this time and the times before."""
+        return self.before + time.perf_counter() - self.started
+
+    def run(self, runs: list[Trained], blimp: bool):
+        """Train and score the runs that are not there yet."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            waiting = [pool.submit(self.run_one, run, blimp) for run in runs]
+            try:
+                for future in waiting:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def run_one(self, run: Trained, blimp: bool):
+        folder, started = self.out / run.name, time.perf_counter()
+        command = self.command(run, folder)
+        if (folder / "summary.json").exists():
+            self.check_same(folder, command)
+        else:
+            folder.mkdir(exist_ok=True)
+            resume = ["--init_from=resume"] if list(folder.glob("step_*")) else []
+            call(command + resume, folder / "output.txt")
+        if not (folder / "dev/summary.json").exists():  # all rows of the dev split, and of each domain
+            args = [f"--init_from={folder}", f"--out_dir={folder}/dev", f"--dataset={DATA}", "--max_steps=0"]
+            call([sys.executable, "train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"], None)
+        scores = folder / "blimp.json"
+        if blimp and not scores.exists():
+            args = [f"--model={folder}", "--tasks=blimp", f"--data_dir={self.eval_dir}", f"--limit={self.blimp_limit}"]
+            aside = scores.with_suffix(".writing")
+            call([sys.executable, "evaluate.py", *args, "--json=true"], aside)
+            aside.rename(scores)
+        with self.lock:
+            self.clock.write_text(json.dumps({"seconds": self.seconds()}))
+            val = read_json(folder / "dev/summary.json")["val"]
+            print(f"{run.name}: dev {val:.4f} nats/token, {time.perf_counter() - started:.0f} s", flush=True)
+
+    def command(self, run: Trained, folder: Path) -> list[str]:
+        row = self.rows[run.row]
+        args = [f"--out_dir={folder}", f"--seed={run.seed}", f"--learning_rate={run.rate}", f"--epochs={run.epochs}"]
+        if row.teachers:
+            places = (self.out / dataclasses.replace(self.chosen[t], seed=run.seed).name for t in row.teachers)
+            args.append("--teacher=" + ",".join(map(str, places)))
+        return [sys.executable, row.script, f"{CONFIGS}_{row.config}.py", *args, *row.changed]
+
+    def check_same(self, folder: Path, command: list[str]):
+        """ValueError if a finished run was one of other settings, as after a change of the study."""
+        was = read_json(folder / "summary.json")["config"]
+        for key, _, value in (arg[2:].partition("=") for arg in command if arg.startswith("--")):
+            if str(was.get(key)) != value and str(was.get(key)) != f"{value}.0":
+                raise ValueError(
+                    f"{folder} is of a run with {key}={was.get(key)!r}, not {value}; delete it, or choose another "
+                    "--out_dir"
+                )
+
+    def dev(self, run: Trained) -> float:
+        return read_json(self.out / run.name / "dev/summary.json")["val"]
+
+    def choose(self, rows: list[str], seed: int, others=()):
+        """Try TRIALS with each of the rows on one seed, and keep those with the least dev loss; run the others too."""
+        trials = {row: [Trained(row, seed, *trial) for trial in TRIALS] for row in rows}
+        self.run([run for row in rows for run in trials[row]] + list(others), blimp=False)
+        self.chosen |= {row: min(runs, key=self.dev) for row, runs in trials.items()}
+        return trials
+
+    def settled(self, row: str, seed: int) -> Trained:
+        """The run of a row with the chosen learning rate and epochs."""
+        chosen = self.chosen[self.rows[row].like]
+        return Trained(row, seed, chosen.rate, chosen.epochs * (1.5 if row.endswith("longer") else 1))
+
+
+def main():
+    numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
+    if len(numbers) < 2 or len(set(numbers)) != len(seeds.split(",")):
+        raise ValueError(f"seeds={seeds!r}: expected two or more different whole numbers, as in --seeds=0,1,2")
+    cut_corpus(corpus, every_train, every_dev)
+    meta = read_meta(DATA)
+    print(f"{DATA}: {meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out", flush=True)
+    if only == "data":
+        return
+    meta |= {"every_train": every_train, "every_dev": every_dev}
+    study = Study(out_dir, eval_dir, blimp_limit, jobs)
+    used = study.out / "data.json"  # runs of one out_dir are of one corpus
+    if used.exists() and read_json(used) != meta["files"]:
+        raise ValueError(f"{study.out} holds runs on another corpus; delete it, or choose another --out_dir")
+    used.write_text(json.dumps(meta["files"]))
+
+    trials = study.choose(["gpt", "llama", "control"], numbers[0])
+    teachers = [study.settled(row, seed) for row in BOTH for seed in numbers[1:]]
+    trials |= study.choose(["student"], numbers[0], teachers)
+    table = {row: [study.settled(row, seed) for seed in numbers] for row in ROWS}
+    study.run([run for i in range(len(numbers)) for runs in table.values() for run in runs[i : i + 1]], blimp=True)
+    points = {row: [study.settled(row, numbers[0])] for row in POINTS}
+    study.run([run for runs in points.values() for run in runs], blimp=True)
+    write_report(study, table, points, trials, meta)
+
+
+if __name__ == "__main__":
+    corpus = ""  # folder of <domain>.train and <domain>.dev; "": BabyLM of 2023 is downloaded
+    every_train = 150  # one of so many passages of the training texts is kept
+    every_dev = 20  # likewise of the dev texts
+    eval_dir = "data/eval"  # where BLiMP lies, or is downloaded to
+    blimp_limit = 200  # minimal pairs of each of the 67 paradigms, of 1,000; 0: all
+    seeds = "0,1,2"  # of weights, order and teachers; learning rates and epochs are chosen on the first
+    jobs = 2  # runs at a time, on one core each
+    out_dir = "out/babyllama_small"
+    only = ""  # "data": no runs
+    config = configure(globals())
+    at_least(config, 1, "every_train every_dev jobs")
+    at_least(config, 0, "blimp_limit")
+    one_of(config, only=("", "data"))
+    main()
