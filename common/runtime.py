@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import json
 import math
 import os
 import re
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from common.writing import write_json
 
 
 class Runtime:
@@ -214,8 +215,7 @@ class Log:
     def summary(self, **values):
         """Write out_dir/summary.json: what a finished run took and reached; plot.py prints it as a table."""
         if self.file:
-            text = json.dumps(values, indent=2) + "\n"
-            (self.out_dir / "summary.json").write_text(text, encoding="utf-8")
+            write_json(self.out_dir / "summary.json", values)
 
 
 def eta(seconds: float) -> str:

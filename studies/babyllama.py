@@ -5,22 +5,24 @@
 
 Cuts a subset from the corpus, prepares it, tries learning rates and epochs on the first seed, trains every row with
 every seed, scores them, and writes studies/babyllama.md, its pictures and studies/logs/. What is finished is not done
-again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py.
+again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py, on one core.
 """
 
 import dataclasses
-import json
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from common.corpus import find_files
 from common.data import read_meta
 from common.files import read_json
+from common.writing import write_json
 from configurator import at_least, configure, one_of
 from studies.babyllama_report import write_report
 
@@ -109,7 +111,7 @@ def passages(text: str, every: int) -> str:
 
 
 def cut_corpus(corpus: str, every_train: int, every_dev: int):
-    """Write the passages kept of each domain to TEXT, and prepare them as DATA."""
+    """Write the passages kept of each domain to TEXT."""
     TEXT.mkdir(parents=True, exist_ok=True)
     for file in find_files("babylm", corpus, Path("data/downloads/babylm")):
         every = {"train": every_train, "val": every_dev}.get(file.split, 0)
@@ -122,23 +124,10 @@ def cut_corpus(corpus: str, every_train: int, every_dev: int):
         path = TEXT / file.path.name
         if not path.exists() or path.read_text(encoding="utf-8") != kept:  # the time of a file tells of a new one
             path.write_text(kept, encoding="utf-8")
-    call([sys.executable, "prepare_data.py", "config/data_babylm_small.py"], None)
 
 
 # ---------------------------------------------------------------------------------------------
 # runs
-
-
-def call(command: list[str], log: Path | None):
-    """Run a command on one core, its output in a file; ValueError with its last line unless it ends well."""
-    with open(log or os.devnull, "w") as out:
-        done = subprocess.run(
-            command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=out, stderr=subprocess.PIPE, text=True
-        )
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ValueError(f"{' '.join(command[1:])}: {said}")
-    return done
 
 
 class Study:
@@ -147,7 +136,13 @@ class Study:
     def __init__(self, out_dir: str, eval_dir: str, blimp_limit: int, jobs: int):
         self.out, self.eval_dir, self.blimp_limit, self.jobs = Path(out_dir), eval_dir, blimp_limit, jobs
         self.rows, self.chosen, self.lock = ROWS | POINTS, {}, threading.Lock()
+        self.children, self.stopped = set(), False
         self.out.mkdir(parents=True, exist_ok=True)
+        self.held = open(self.out / "lock", "w")  # the runs inherit it, and so hold it should this process be killed
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{out_dir}: another study, or a run it left behind, is at work there; wait for it") from None
         self.clock, self.started = self.out / "seconds.json", time.perf_counter()
         self.before = read_json(self.clock)["seconds"] if self.clock.exists() else 0.0
 
@@ -155,15 +150,32 @@ class Study:
         """What the study has taken, this time and the times before."""
         return self.before + time.perf_counter() - self.started
 
+    def call(self, command: list[str], log: str | Path = os.devnull):
+        """Run a script on one core, its output in a file. ValueError with its last line unless it ends well."""
+        settings = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "pass_fds": [self.held.fileno()], "text": True}
+        with open(log, "w") as out, self.lock:
+            if self.stopped:
+                raise ValueError("stopped")
+            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=subprocess.PIPE, **settings)
+            self.children.add(process)
+        _, said = process.communicate()
+        self.children.discard(process)
+        if process.returncode:
+            reason = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+            raise ValueError(f"{' '.join(command)}: {reason}")
+
     def run(self, runs: list[Trained], blimp: bool):
-        """Train and score the runs that are not there yet."""
+        """Train and score the runs that are not there yet. One that fails stops the others, which save first."""
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting = [pool.submit(self.run_one, run, blimp) for run in runs]
             try:
-                for future in waiting:
+                for future in as_completed(waiting):
                     future.result()
             except BaseException:
-                pool.shutdown(cancel_futures=True)
+                with self.lock:
+                    self.stopped = True
+                for child in list(self.children):
+                    child.terminate()
                 raise
 
     def run_one(self, run: Trained, blimp: bool):
@@ -174,18 +186,18 @@ class Study:
         else:
             folder.mkdir(exist_ok=True)
             resume = ["--init_from=resume"] if list(folder.glob("step_*")) else []
-            call(command + resume, folder / "output.txt")
+            self.call(command + resume, folder / "output.txt")
         if not (folder / "dev/summary.json").exists():  # all rows of the dev split, and of each domain
             args = [f"--init_from={folder}", f"--out_dir={folder}/dev", f"--dataset={DATA}", "--max_steps=0"]
-            call([sys.executable, "train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"], None)
+            self.call(["train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"])
         scores = folder / "blimp.json"
         if blimp and not scores.exists():
             args = [f"--model={folder}", "--tasks=blimp", f"--data_dir={self.eval_dir}", f"--limit={self.blimp_limit}"]
             aside = scores.with_suffix(".writing")
-            call([sys.executable, "evaluate.py", *args, "--json=true"], aside)
+            self.call(["evaluate.py", *args, "--json=true"], aside)
             aside.rename(scores)
         with self.lock:
-            self.clock.write_text(json.dumps({"seconds": self.seconds()}))
+            write_json(self.clock, {"seconds": self.seconds()})
             val = read_json(folder / "dev/summary.json")["val"]
             print(f"{run.name}: dev {val:.4f} nats/token, {time.perf_counter() - started:.0f} s", flush=True)
 
@@ -195,7 +207,7 @@ class Study:
         if row.teachers:
             places = (self.out / dataclasses.replace(self.chosen[t], seed=run.seed).name for t in row.teachers)
             args.append("--teacher=" + ",".join(map(str, places)))
-        return [sys.executable, row.script, f"{CONFIGS}_{row.config}.py", *args, *row.changed]
+        return [row.script, f"{CONFIGS}_{row.config}.py", *args, *row.changed]
 
     def check_same(self, folder: Path, command: list[str]):
         """ValueError if a finished run was one of other settings, as after a change of the study."""
@@ -227,17 +239,18 @@ def main():
     numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
     if len(numbers) < 2 or len(set(numbers)) != len(seeds.split(",")):
         raise ValueError(f"seeds={seeds!r}: expected two or more different whole numbers, as in --seeds=0,1,2")
+    study = Study(out_dir, eval_dir, blimp_limit, jobs)
     cut_corpus(corpus, every_train, every_dev)
+    study.call(["prepare_data.py", "config/data_babylm_small.py"])
     meta = read_meta(DATA)
     print(f"{DATA}: {meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out", flush=True)
     if only == "data":
         return
     meta |= {"every_train": every_train, "every_dev": every_dev}
-    study = Study(out_dir, eval_dir, blimp_limit, jobs)
     used = study.out / "data.json"  # runs of one out_dir are of one corpus
     if used.exists() and read_json(used) != meta["files"]:
         raise ValueError(f"{study.out} holds runs on another corpus; delete it, or choose another --out_dir")
-    used.write_text(json.dumps(meta["files"]))
+    write_json(used, meta["files"])
 
     trials = study.choose(["gpt", "llama", "control"], numbers[0])
     teachers = [study.settled(row, seed) for row in BOTH for seed in numbers[1:]]
@@ -263,4 +276,5 @@ if __name__ == "__main__":
     at_least(config, 1, "every_train every_dev jobs")
     at_least(config, 0, "blimp_limit")
     one_of(config, only=("", "data"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main()

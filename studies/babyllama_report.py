@@ -1,4 +1,4 @@
-"""What studies/babyllama.py writes when its runs are done: tables, pictures and the answer, all from the runs' files."""
+"""What studies/babyllama.py writes when its runs are done: the answer, tables and pictures, all from their files."""
 
 import math
 import shutil
@@ -18,7 +18,7 @@ def measure(folder: Path) -> dict:
     """What one run took and reached; losses in nats per token of the dev split, at T = 1."""
     run, dev = read_json(folder / "summary.json"), read_json(folder / "dev/summary.json")
     found = {key: run[key] for key in ("parameters", "tokens")}
-    found |= {"petaflop": run["flops"] / 1e15, "minutes": run["seconds"] / 60}
+    found |= {"teraflop": run["flops"] / 1e12, "minutes": run["seconds"] / 60}
     found |= {"dev": dev["val"], "bits": dev["bits_per_byte"]}
     log = read_log(str(folder / "dev"))
     found["domains"] = {label.removeprefix("val/"): v[0] for label, (_, v) in log.items() if label.startswith("val/")}
@@ -43,21 +43,31 @@ def paired(a: list[float], b: list[float]) -> tuple[float, float]:
     return statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
 
+def bound(n: int) -> float:
+    """Standard errors that a mean of n must be away from 0, by Student's t at 95 %."""
+    return T95[min(n, max(T95))]
+
+
 def verdict(a: list[float], b: list[float]) -> str:
-    """ "lower", "higher" or "not told apart", by a paired t-test at 95 %.
+    """Whether a is "lower", "higher" than b or "not told apart" from it, by a paired t-test at 95 %.
 
     >>> verdict([1.0, 1.1, 1.0], [2.0, 2.2, 2.0]), verdict([1.0, 2.0, 4.0], [2.0, 2.0, 3.0])
     ('lower', 'not told apart')
     """
     mean, error = paired(a, b)
-    if abs(mean) <= T95.get(len(a), 2.3) * error:
+    if abs(mean) <= bound(len(a)) * error:
         return "not told apart"
     return "lower" if mean < 0 else "higher"
 
 
-def difference(a: list[float], b: list[float]) -> str:
+def difference(a: list[float], b: list[float], form="+.4f") -> str:
+    """The mean of a - b and its standard error, as text.
+
+    >>> difference([1.0, 2.0, 4.0], [2.0, 2.0, 3.0], "+.2f")
+    '+0.00 ± 0.58'
+    """
     mean, error = paired(a, b)
-    return f"{mean:+.4f} ± {error:.4f}"
+    return f"{mean:{form}} ± {error:{form.removeprefix('+')}}"
 
 
 def grid(head: list[str], rows: list[list]) -> str:
@@ -80,10 +90,10 @@ def of(results: dict, row: str, key: str) -> list[float]:
 
 
 def main_table(study, results: dict) -> str:
-    head = ["", "parameters", "tokens", "PFLOP", "core minutes", "dev nats/token", "bits/byte", "BLiMP"]
+    head = ["", "parameters", "tokens", "TFLOP", "core minutes", "dev nats/token", "bits/byte", "BLiMP"]
     rows = []
     for row, runs in results.items():
-        cost = [f"{runs[0]['parameters']:,}", f"{runs[0]['tokens']:,}", f"{runs[0]['petaflop']:.1f}"]
+        cost = [f"{runs[0]['parameters']:,}", f"{runs[0]['tokens']:,}", f"{runs[0]['teraflop']:,.0f}"]
         cost.append(f"{statistics.mean(r['minutes'] for r in runs):.1f}")
         scores = [mean_sd(of(results, row, "dev")), mean_sd(of(results, row, "bits"))]
         scores.append(mean_sd([100 * x for x in of(results, row, "blimp")], ".1f"))
@@ -97,21 +107,21 @@ def difference_table(study, results: dict) -> str:
     for row in results:
         if row in ("gpt", "llama", "control"):
             continue
-        cells = [
-            difference(of(results, row, "dev"), of(results, other, "dev")) for other in ("control", "gpt", "llama")
-        ]
+        dev = of(results, row, "dev")
+        cells = [difference(dev, of(results, other, "dev")) for other in ("control", "gpt", "llama")]
         accuracies = ([100 * x for x in of(results, r, "blimp")] for r in (row, "control"))
-        mean, error = paired(*accuracies)
-        rows.append([study.rows[row].title, *cells, f"{mean:+.2f} ± {error:.2f}"])
+        rows.append([study.rows[row].title, *cells, difference(*accuracies, "+.2f")])
     return grid(["dev nats/token", "− control", "− GPT teacher", "− LLaMA teacher", "BLiMP, − control"], rows)
 
 
 def parts_table(study, results: dict, key: str, form: str, factor=1.0) -> str:
-    """Means over seeds of the parts of a score: rows are parts, columns the rows of the study."""
+    """Means over seeds of the parts of a score, a column each."""
     names = list(next(iter(results.values()))[0][key])
-    means = [[factor * statistics.mean(run[key][name] for run in runs) for runs in results.values()] for name in names]
-    rows = [[name, *(f"{mean:{form}}" for mean in line)] for name, line in zip(names, means)]
-    return grid(["", *(study.rows[row].title for row in results)], rows)
+    rows = []
+    for row, runs in results.items():
+        means = [factor * statistics.mean(run[key][name] for run in runs) for name in names]
+        rows.append([study.rows[row].title, *(f"{mean:{form}}" for mean in means)])
+    return grid(["", *names], rows)
 
 
 def trial_table(study, trials: dict) -> str:
@@ -144,30 +154,40 @@ def point_table(study, results: dict, points: dict[str, list[dict]]) -> str:
 def answer(results: dict) -> str:
     """The claim, part by part, as the numbers have it."""
     n = len(results["student"])
-    student, control, published = (of(results, row, "dev") for row in ("student", "control", "published"))
-    said = []
-    words = {"lower": "Yes", "higher": "No, it hurts", "not told apart": "Not measurably"}
+    dev = {row: of(results, row, "dev") for row in results}
+    blimp = {row: [100 * x for x in of(results, row, "blimp")] for row in results}
+    student, control = dev["student"], dev["control"]
+    yes = {"lower": "Yes", "higher": "No: it hurts", "not told apart": "Not measurably"}[verdict(student, control)]
+    better = {"lower": "worse", "higher": "better", "not told apart": "not told apart"}
+    cost = {row: statistics.mean(of(results, row, "teraflop")) for row in ("gpt", "llama", "student", "control")}
+    said = [
+        f"**Does it distil? {yes}.** Taught by both teachers, with the KL of the formula, the student reaches "
+        f"{statistics.mean(student):.4f} nats per token of held-out text. Without a teacher the same model, from the "
+        f"same weights on the same data, reaches {statistics.mean(control):.4f}. The difference is "
+        f"**{difference(student, control)}** (± standard error, paired over {n} seeds); on BLiMP it is "
+        f"{difference(blimp['student'], blimp['control'], '+.2f')} points "
+        f"({better[verdict(blimp['student'], blimp['control'])]} at 95 %). The student's run costs "
+        f"{cost['student'] / cost['control']:.1f} times the control's, and its teachers' training "
+        f"{(cost['gpt'] + cost['llama']) / cost['control']:.0f} times."
+    ]
+    beaten = [row for row in ("gpt", "llama") if verdict(student, dev[row]) == "lower"]
+    short = {2: "Yes, both", 1: "One of the two", 0: "No"}[len(beaten)]
+    standing = [
+        f"to the {name} {difference(student, dev[row])}, lower in {sum(s < t for s, t in zip(student, dev[row]))} of "
+        f"{n} seeds (the control: {difference(control, dev[row])})"
+        for row, name in (("gpt", "GPT"), ("llama", "LLaMA"))
+    ]
+    said.append(f"**Does it beat its teachers? {short}.** It stands {', and '.join(standing)}.")
+    scale, reverse = dev["published"], dev["reverse"]
     said.append(
-        f"**Does it distil? {words[verdict(student, control)]}.** Taught by both teachers, with the KL of the formula, "
-        f"the student reaches {statistics.mean(student):.4f} nats per token of held-out text; the same model, data, "
-        f"order and weights at the start without a teacher reach {statistics.mean(control):.4f}: a difference of "
-        f"{difference(student, control)} (standard error over {n} seeds, paired)."
+        f"**Does the published scale of the KL matter?** With it the student ends {difference(scale, student)} from "
+        f"the formula's ({verdict(scale, student)} at 95 %), and {difference(scale, control)} from the control."
     )
-    blimp = [[100 * x for x in of(results, row, "blimp")] for row in ("student", "control")]
-    mean, error = paired(*blimp)
-    better = {"lower": "worse", "higher": "better", "not told apart": "not told apart"}[verdict(*blimp)]
-    said.append(f"On BLiMP the difference is {mean:+.2f} ± {error:.2f} points ({better} at 95 %).")
-    for row, name in (("gpt", "GPT"), ("llama", "LLaMA")):
-        teacher = of(results, row, "dev")
-        won = sum(s < t for s, t in zip(student, teacher))
-        said.append(
-            f"**Does it beat its {name} teacher?** In {won} of {n} seeds, by {difference(student, teacher)}"
-            f" ({verdict(student, teacher)} at 95 %); without any teacher the control stands at "
-            f"{difference(control, teacher)} to it."
-        )
     said.append(
-        f"**The published scale of the KL**, {difference(published, student)} from the formula's, is "
-        f"{verdict(published, student)} at 95 %."
+        f"**The other choices**, against the same student: the GPT alone {difference(dev['from_gpt'], student)}, the "
+        f"LLaMA alone {difference(dev['from_llama'], student)}, reverse KL {difference(reverse, student)}, a random "
+        f"offset {difference(dev['offset'], student)} (which gives the control "
+        f"{difference(dev['control_offset'], control)})."
     )
     return "\n\n".join(said)
 
@@ -196,7 +216,7 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     logs = HERE / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
-    every = {run for runs in (table | points).values() for run in runs} | {r for runs in trials.values() for r in runs}
+    every = {run for rows in (table, points, trials) for runs in rows.values() for run in runs}
     for run in every:
         shutil.copy(study.out / run.name / "log.txt", logs / f"{run.name}.txt")
     draw_rows(study, results).savefig(HERE / "babyllama.png", dpi=120)
@@ -204,69 +224,74 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     curves = {study.rows[row].title: read_log(str(study.out / table[row][0].name)) for row in shown}
     draw_curves(curves, curve="").savefig(HERE / "babyllama_curves.png", dpi=120)
 
-    n, student = len(table["student"]), results["student"][0]
-    ratios = [results[row][0]["parameters"] / student["parameters"] for row in ("gpt", "llama")]
-    chosen = ", ".join(f"{study.rows[row].title} {r.rate:g} and {r.epochs:g}" for row, r in study.chosen.items())
-    (HERE / "babyllama.md").write_text(
-        f"""# Does it distil? Baby Llama in small, with controls and error bars
+    n, size = len(table["student"]), results["student"][0]["parameters"]
+    page = PAGE.format(
+        answer=answer(results), n=n, bound=bound(n), val=meta["val_tokens"], pairs=study.blimp_limit or 1000,
+        rows=main_table(study, results), differences=difference_table(study, results), meta=meta,
+        gpt=results["gpt"][0]["parameters"] / size, llama=results["llama"][0]["parameters"] / size,
+        share=meta["train_tokens"] / size, trials=trial_table(study, trials),
+        points=point_table(study, results, further), domains=parts_table(study, results, "domains", ".3f"),
+        fields=parts_table(study, results, "fields", ".1f", 100), runs=len(every), jobs=study.jobs,
+        minutes=study.seconds() / 60,
+    )  # fmt: skip
+    (HERE / "babyllama.md").write_text(page, encoding="utf-8")
+    print(f"studies/babyllama.md, after {study.seconds() / 60:.0f} minutes")
 
-Written by `make study-babyllama` ([studies/babyllama.py](babyllama.py)); the numbers are of the runs in [logs](logs).
 
-{answer(results)}
+PAGE = """# Does it distil? Baby Llama in small, with controls and error bars
+
+Written by `make study-babyllama` ([babyllama.py](babyllama.py), [babyllama_report.py](babyllama_report.py)) from the
+runs whose logs lie in [logs](logs).
+
+{answer}
 
 ![dev loss and BLiMP of every row and seed](babyllama.png)
 
 ## Rows
 
-Mean ± standard deviation over {n} seeds. A seed has its own teachers, weights and order of rows. PFLOP and minutes, of
-one core, are the row's own: a student's hold its teachers' forward passes, not their training. Dev: all
-{meta["val_tokens"]:,} held-out tokens in rows of 128. BLiMP: {study.blimp_limit or 1000} pairs of each of 67 paradigms,
-chance 50.
+Mean ± standard deviation over {n} seeds. A seed has its own teachers, weights and order of rows. TFLOP and minutes, of
+one core, are the row's own: a student's hold its teachers' forward passes, not their training. Dev: all {val:,}
+held-out tokens, in rows of 128. BLiMP: the first {pairs} pairs of each of 67 paradigms; chance is 50.
 
-{main_table(study, results)}
+{rows}
 
-Differences, paired by seed: mean ± standard error. With {n} seeds one is told apart from 0 at 95 % if it is more than
-{T95.get(n, 2.3)} standard errors away.
+Differences, paired by seed: mean ± standard error. With {n} seeds one is told apart from 0 at 95 % where it is more
+than {bound} standard errors away; no correction is made for there being many of them.
 
-{difference_table(study, results)}
+{differences}
 
 ![loss while training, first seed](babyllama_curves.png)
 
 ## What was done
 
-- Data: {meta["train_tokens"]:,} tokens ({meta["train_bytes"]:,} bytes) of ten domains, every {meta["every_train"]}th passage
-  of about 4 KB of the training texts, cleaned as Baby Llama's; dev likewise every {meta["every_dev"]}th. BPE of
-  {meta["vocab_size"]:,}, trained on the training texts alone.
-- Proportions: the GPT has {ratios[0]:.1f} times the student's parameters (published: 12.1), the LLaMA {ratios[1]:.1f}
-  (6.2), and {meta["train_tokens"] / student["parameters"]:.2f} tokens of text a parameter of the student
-  (published: about 0.23).
-- Learning rate and epochs were chosen by the dev loss of the first seed among the same four trials for each of these;
-  every student takes those of "student ← both", and a control with random offset those of the control. In bold: kept.
-  The table holds that seed too, and the dev split is the one that chose.
-- Everything else as in `config/babyllama_*_small.py`: T = 2, CE and KL weigh 0.5 each, cosine to 0, no dropout.
+- **Data**: {meta[train_tokens]:,} tokens ({meta[train_bytes]:,} bytes) of ten domains, one of every
+  {meta[every_train]} passages of about 4 KB of the training texts, cleaned as Baby Llama's; dev likewise one of every
+  {meta[every_dev]}. BPE of {meta[vocab_size]:,}, trained on the training texts alone.
+- **Proportions**: the GPT has {gpt:.1f} times the student's parameters (published: 12.1), the LLaMA {llama:.1f} (6.2),
+  with the published ratios of depth to width; {share:.2f} tokens of text for each parameter of the student (about
+  0.23).
+- **Learning rate and epochs** were chosen by the dev loss of the first seed, among the same four for each of the rows
+  below (in bold: kept). Every student takes those of "student ← both", and the control with a random offset the
+  control's. The table above holds the first seed too, and its dev split is the one that chose.
+- **All else** as in [config/babyllama_*_small.py](../config): T = 2, CE and KL weigh 0.5 each, cosine to 0, no dropout.
 
-{trial_table(study, trials)}
+{trials}
 
-(Kept: {chosen}.)
+Further points, with the first seed alone; students of both teachers unless they say otherwise:
 
-Further points, tried with the first seed alone; all are students of both teachers unless they say otherwise:
+{points}
 
-{point_table(study, results, further)}
-
-## By domain
+## By domain and by field
 
 Dev loss in nats per token, means over seeds:
 
-{parts_table(study, results, "domains", ".3f")}
+{domains}
 
-BLiMP by field, %, means over seeds:
+BLiMP, %, means over seeds:
 
-{parts_table(study, results, "fields", ".1f", 100)}
+{fields}
 
 ## Time
 
-{study.seconds() / 60:.0f} minutes on {study.jobs} cores, all of it: data, {len(every)} runs, scores.
-""",
-        encoding="utf-8",
-    )
-    print(f"studies/babyllama.md, after {study.seconds() / 60:.0f} minutes")
+{minutes:.0f} minutes on {jobs} cores for all of it: data, {runs} runs, scores.
+"""

@@ -36,6 +36,18 @@ def run_python(script, *args, ok=True, torchrun=0, cwd=None):
     return done
 
 
+def parameters(config, vocab_size):
+    """Of the model that a config file describes, built on the meta device."""
+    import torch
+
+    from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+
+    names = ("block_size", "n_layer", "n_head", "n_embd", "n_inner", "tie_word_embeddings")
+    model, of = {"gpt": (GPT, GPTConfig), "llama": (LLaMA, LLaMAConfig)}[config["arch"]]
+    with torch.device("meta"):
+        return model(of(vocab_size=vocab_size, **{k: config[k] for k in names if k in config})).n_params()
+
+
 def read_log(out_dir, label):
     """{step: value} of the lines `step label value` in a run's log.txt."""
     lines = [line.split() for line in (Path(out_dir) / "log.txt").read_text().splitlines()]

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log, run_script, write_dataset
+from conftest import ROOT, TINY, parameters, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
 from common.bpe import BPETokenizer, byte_characters, spec_of_merges
@@ -24,7 +24,6 @@ from common.pretrained import find_model, load_pretrained, save_pretrained
 from common.tokenizer import load_tokenizer
 from configurator import read_config_file
 from losses import COMPARED
-from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}
 
@@ -347,11 +346,7 @@ def test_bad_teachers(more, message, args):
 )
 def test_baby_llamas_published_sizes(name, millions):
     """Built on the meta device with its BPE of 16,000: within 1 % of the published parameters."""
-    c = read_config_file(str(ROOT / f"config/babyllama_{name}.py"))
-    sizes = {key: c[key] for key in ("n_layer", "n_head", "n_embd", "n_inner", "tie_word_embeddings") if key in c}
-    model, config = {"gpt": (GPT, GPTConfig), "llama": (LLaMA, LLaMAConfig)}[c["arch"]]
-    with torch.device("meta"):
-        found = model(config(vocab_size=16000, block_size=c["block_size"], **sizes)).n_params()
+    found = parameters(read_config_file(str(ROOT / f"config/babyllama_{name}.py")), 16000)
     assert found == pytest.approx(millions * 1e6, rel=0.01)
 
 

@@ -1,0 +1,212 @@
+"""The study of Baby Llama: its subset, the order and choice of its runs, what it makes of their numbers."""
+
+import doctest
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, parameters
+
+from configurator import read_config_file
+from studies import babyllama, babyllama_report
+from studies.babyllama import BOTH, ROWS, Study, Trained, passages
+
+QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
+
+
+@pytest.mark.parametrize("module", [babyllama, babyllama_report])
+def test_examples_of_the_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+def test_passages_are_whole_lines_spread_over_the_text():
+    lines = [f"line {i:05} " + "x" * 91 + "\n" for i in range(4200)]  # 103 bytes; 40 make a passage: 105 of them
+    kept = passages("".join(lines), 10).splitlines(keepends=True)
+    numbers = [lines.index(line) // 40 for line in kept]
+    assert sorted(set(numbers)) == list(range(5, 105, 10)) and len(kept) == 10 * 40
+    assert passages("".join(lines), 1) == "".join(lines) and passages("short\n", 1) == ""
+
+
+def small_corpus(folder: Path) -> Path:
+    folder.mkdir()
+    for domain in ("cbt", "wikipedia"):
+        for split, n in (("train", 3000), ("dev", 800)):
+            letters = np.random.default_rng(n).integers(97, 123, size=(n, 5, 6), dtype=np.uint8)
+            text = "".join(" ".join(word.tobytes().decode() for word in line) + "\n" for line in letters)
+            (folder / f"{domain}.{split}").write_text(text)
+    return folder
+
+
+def study_of(args, tmp_path, ok=True):
+    """The study as a process of its own, in a copy of the repository: it writes beside its scripts."""
+    copy = tmp_path / "copy"
+    if not copy.exists():
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "data", "results", "tests", "shared"))
+    command = [sys.executable, "-m", "studies.babyllama", *args]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return copy, done
+
+
+def test_the_data_is_cut_and_prepared_and_bad_input_is_told(tmp_path):
+    corpus = small_corpus(tmp_path / "corpus")
+    args = [f"--corpus={corpus}", "--every_train=5", "--every_dev=2", "--only=data"]
+    copy, done = study_of(args, tmp_path)
+    assert "tokens to learn from" in done.stdout
+    train = (copy / "data/babylm_small_text/cbt.train").read_text()
+    assert 0.1 < len(train) / (corpus / "cbt.train").stat().st_size < 0.3
+    meta = json.loads((copy / "data/babylm_small/meta.json").read_text())
+    assert set(meta["domains"]) == {"cbt", "wikipedia"} and meta["val_cbt_tokens"] > 0
+    for more, message in [
+        (["--every_dev=2000"], "cbt.dev gives no passage; corpus is a folder of"),
+        (["--seeds=1"], "seeds='1': expected two or more"),
+        (["--seeds=1,1"], "seeds='1,1': expected two or more"),
+        (["--only=dat"], "only='dat' is not one of"),
+        (["--corpus=nowhere"], "text_dir 'nowhere' is not there"),
+    ]:
+        _, done = study_of([*args, *more], tmp_path, ok=False)
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+class Pretended(Study):
+    """A study whose runs are made up: it writes the files that the scripts would, and keeps their commands."""
+
+    def call(self, command, log="unused"):
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        self.commands = [*getattr(self, "commands", []), command]
+        if command[0] == "evaluate.py":
+            seed = int(Path(knobs["model"]).name.split("_seed")[1][0])
+            blimp = {"metrics": {"acc": {"value": 0.6 + 0.01 * seed}}, "parts": {"field": {"syntax": [0.6, 0.01]}}}
+            Path(log).write_text(json.dumps({"results": [blimp]}))
+            return
+        folder = Path(knobs["out_dir"])
+        folder.mkdir(exist_ok=True)
+        name = folder.parent.name if folder.name == "dev" else folder.name
+        row, rest = name.rsplit("_seed", 1)
+        seed, rate, epochs = int(rest[0]), float(rest.split("_lr")[1].split("_")[0]), float(rest.split("epochs")[1])
+        val = QUALITY.get(row, 4.35) + 0.01 * seed * (row != "control") + abs(rate - 3e-3) + 0.01 * abs(epochs - 6)
+        config = {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
+        whole = {"parameters": 100, "tokens": 1000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
+        (folder / "summary.json").write_text(json.dumps(whole | {"config": config}))
+        (folder / "log.txt").write_text(f"0 val {val}\n0 val/cbt {val}\n0 train {val}\n9 val {val}\n9 train {val}\n")
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """make() a study in one place, and follow it to its report; each call as a new process would."""
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    meta = {"train_tokens": 23, "train_bytes": 50, "val_tokens": 9, "vocab_size": 300, "files": {}}
+    monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
+    monkeypatch.setattr(babyllama, "read_meta", lambda folder: dict(meta))
+    knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
+
+    def make():
+        made = []
+        for name, value in (knobs | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
+            monkeypatch.setattr(babyllama, name, value, raising=False)
+        monkeypatch.setattr(babyllama, "Study", lambda *a: made.append(Pretended(*a)) or made[0])
+        monkeypatch.setattr(Pretended, "call", prepared(Pretended.__dict__["call"]))
+        babyllama.main()
+        made[0].held.close()
+        return made[0]
+
+    return make
+
+
+def prepared(call):
+    """`call`, but for prepare_data.py, whose work is not done here."""
+    return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
+
+
+def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
+    study = pretended()
+    trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    places = [next(a for a in c if a.startswith("--out_dir=")) for c in trained]
+    assert len(places) == len(set(places)) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)  # one trial is kept of 4
+    assert {row: (run.rate, run.epochs) for row, run in study.chosen.items()} == dict.fromkeys(
+        ("gpt", "llama", "control", "student"), (3e-3, 6.0)
+    )
+    (command,) = (c for c in trained if any("/reverse_seed2" in a for a in c))
+    assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small_fixed.py" in command
+    teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr0.003_epochs6") for t in BOTH)
+    assert f"--teacher={teachers}" in command
+    assert any("--epochs=9.0" in c for c in trained)
+
+    again = pretended()
+    assert getattr(again, "commands", []) == []  # nothing is run twice
+    shutil.rmtree(tmp_path / "out/reverse_seed1_lr0.003_epochs6")
+    assert [c[0] for c in pretended().commands] == ["distill.py", "train.py", "evaluate.py"]  # trained, dev, blimp
+
+    path = tmp_path / "out/published_seed0_lr0.003_epochs6/summary.json"
+    path.write_text(path.read_text().replace('"seed": "0"', '"seed": "5"'))
+    with pytest.raises(ValueError, match="is of a run with seed='5', not 0; delete it"):
+        pretended()
+
+
+def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
+    """student 4.30, 4.31, 4.32; control 4.5 thrice: -0.19 ± 0.01/√3; teachers as far above in every seed."""
+    pretended()
+    page = (tmp_path / "studies/babyllama.md").read_text()
+    assert "**Does it distil? Yes.**" in page and "**-0.1900 ± 0.0058**" in page
+    assert "on BLiMP it is +0.00 ± 0.00 points (not told apart at 95 %)" in page
+    assert "**Does it beat its teachers? Yes, both.**" in page and "-0.3000 ± 0.0000, lower in 3 of 3 seeds" in page
+    assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
+    assert "| LLaMA teacher | 4.4220 | 4.4020 | 4.4200 | **4.4000** |" in page
+    logs = list((tmp_path / "studies/logs").iterdir())
+    assert len(logs) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
+    assert all((tmp_path / f"studies/{name}.png").stat().st_size > 10_000 for name in ("babyllama", "babyllama_curves"))
+
+
+def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
+    """A real train.py, which finds no data; the other job, a long one, is told to stop."""
+    monkeypatch.chdir(ROOT)
+    study = Study(str(tmp_path / "out"), "", 1, 2)
+    monkeypatch.setattr(babyllama, "DATA", tmp_path / "none")
+    study.command = lambda run, folder: (
+        ["train.py", f"--dataset={tmp_path}/none", f"--out_dir={folder}"]
+        if run.seed
+        else ["-c", "import time\ntime.sleep(60)"]
+    )
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"train.py --dataset=.*none.* is not there; first run: python prepare"):
+        study.run([Trained("gpt", seed, 1e-3, 1.0) for seed in (0, 1)], blimp=False)
+    assert time.perf_counter() - started < 50 and not study.children
+    with pytest.raises(OSError, match="another study, or a run it left behind, is at work there"):
+        Study(str(tmp_path / "out"), "", 1, 2)
+
+
+def test_a_run_left_behind_holds_the_study(tmp_path):
+    """What a study started keeps its lock although the study is gone."""
+    study = Study(str(tmp_path), "", 1, 1)
+    left = subprocess.Popen(["sleep", "60"], pass_fds=[study.held.fileno()])
+    study.held.close()
+    with pytest.raises(OSError, match="is at work there"):
+        Study(str(tmp_path), "", 1, 1)
+    left.kill()
+    left.wait()
+    Study(str(tmp_path), "", 1, 1).held.close()
+
+
+def test_the_small_twins_keep_the_proportions():
+    """Teachers of about 12 and 6 times the student, as deep for their widths as published; else the same settings."""
+    sizes = {}
+    for name in ("gpt_small", "llama_small", "small", "small_fixed", "small_control"):
+        c = read_config_file(str(ROOT / f"config/babyllama_{name}.py"))
+        assert c["block_size"] == 128 and not c["random_offset"] and c["n_embd"] % c["n_head"] == 0
+        sizes[name] = parameters(c, 1500)
+        published = {"gpt_small": 24 / 1536, "llama_small": 24 / 1024}.get(name, 16 / 512)
+        assert c["n_layer"] / c["n_embd"] == pytest.approx(published, rel=0.03)
+    assert sizes["gpt_small"] / sizes["small"] == pytest.approx(12.1, rel=0.03)
+    assert sizes["llama_small"] / sizes["small"] == pytest.approx(6.2, rel=0.03)
+    big = {n: read_config_file(str(ROOT / f"config/babyllama_58m{n}.py")) for n in ("", "_fixed", "_control")}
+    small = {n: read_config_file(str(ROOT / f"config/babyllama_small{n}.py")) for n in ("", "_fixed", "_control")}
+    for name in big:  # what sets the three apart is the same at both sizes
+        told = [k for k in big[name] if big[name][k] != big["_fixed"].get(k) and k != "out_dir"]
+        assert told == [k for k in small[name] if small[name][k] != small["_fixed"].get(k) and k != "out_dir"]
