@@ -28,7 +28,8 @@ from studies.babyllama_report import write_report
 
 TEXT, DATA, CONFIGS = Path("data/babylm_small_text"), Path("data/babylm_small"), "config/babyllama"
 PASSAGE = 4096  # bytes
-TRIALS = [(rate, epochs) for rate in (1e-3, 3e-3) for epochs in (4.0, 6.0)]  # for each who has any
+EPOCHS = 4.0, 6.0  # as the published teachers, as the published student
+RATES = {"gpt": (5e-4, 1e-3), "llama": (1e-3, 3e-3), "control": (1e-3, 3e-3), "student": (1e-3, 3e-3)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +224,8 @@ class Study:
         return read_json(self.out / run.name / "dev/summary.json")["val"]
 
     def choose(self, rows: list[str], seed: int, others=()):
-        """Try TRIALS with each of the rows on one seed, and keep those with the least dev loss; run the others too."""
-        trials = {row: [Trained(row, seed, *trial) for trial in TRIALS] for row in rows}
+        """Try RATES and EPOCHS with each of the rows on one seed, keep those of the least dev loss; run the others."""
+        trials = {row: [Trained(row, seed, r, epochs) for r in RATES[row] for epochs in EPOCHS] for row in rows}
         self.run([run for row in rows for run in trials[row]] + list(others), blimp=False)
         self.chosen |= {row: min(runs, key=self.dev) for row, runs in trials.items()}
         return trials

@@ -125,13 +125,16 @@ def parts_table(study, results: dict, key: str, form: str, factor=1.0) -> str:
 
 
 def trial_table(study, trials: dict) -> str:
-    """Dev loss of every trial; what was kept in bold."""
-    pairs = [(run.rate, run.epochs) for run in next(iter(trials.values()))]
-    rows = []
+    """Dev loss of every trial, a line a row and learning rate; what was kept in bold."""
+    lines = {}
     for row, runs in trials.items():
-        values = [f"**{study.dev(r):.4f}**" if r == study.chosen[row] else f"{study.dev(r):.4f}" for r in runs]
-        rows.append([study.rows[row].title, *values])
-    return grid(["dev nats/token", *(f"{rate:g}, {epochs:g} epochs" for rate, epochs in pairs)], rows)
+        for run in runs:
+            shown = f"**{study.dev(run):.4f}**" if run == study.chosen[row] else f"{study.dev(run):.4f}"
+            lines.setdefault((study.rows[row].title, f"{run.rate:g}"), {})[f"{run.epochs:g} epochs"] = shown
+    epochs = list(next(iter(lines.values())))
+    return grid(
+        ["dev nats/token", "learning rate", *epochs], [[*line, *cells.values()] for line, cells in lines.items()]
+    )
 
 
 def point_table(study, results: dict, points: dict[str, list[dict]]) -> str:
