@@ -194,7 +194,7 @@ first_step, seconds = 0, 0.0  # optimiser steps done, and the seconds they took
 if init_from == "resume":
     state = load_trainer_state(folder)
     first_step, seconds = state["step"], state["seconds"]
-    if max_steps <= first_step:
+    if max_steps < first_step:  # at max_steps: a run killed before its summary, or one to evaluate again
         raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
     restore(folder, state, config, optimizers, projections)
     was = state["config"]

@@ -1,6 +1,7 @@
 # Baby Llama's first teacher: GPT-2 of 705 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
 # python train.py config/babyllama_gpt_705m.py
 # First: python prepare_data.py config/data_babylm.py
+# The original kept the epoch with the least dev loss; here the last checkpoint stays.
 # Hardware: one GPU. Result: not run at full length yet.
 
 out_dir = "out/babyllama/gpt_705m"
@@ -10,6 +11,7 @@ random_offset = False  # contiguous chunks, in a new order every epoch
 
 arch = "gpt"
 n_layer, n_head, n_embd = 24, 16, 1536  # 704.7 M parameters, the head tied
+dropout = 0.1
 vocab_multiple = 1  # 16,000 as it is
 
 batch_size, grad_accum_steps = 8, 16  # 128 rows a step
@@ -17,7 +19,7 @@ epochs = 4.0
 
 learning_rate, min_lr = 2.5e-4, 0.0  # cosine to 0
 warmup_steps = 300
-weight_decay = 0.1  # of the student's recipe; the teachers' is not stated
+weight_decay = 0.0  # this and dropout: as transformers' trainer and GPT-2 have them by themselves
 beta2 = 0.999  # beta2 and clipping: as transformers' trainer has them by itself
 
 eval_interval = 900  # about once an epoch

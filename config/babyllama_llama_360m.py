@@ -1,6 +1,7 @@
 # Baby Llama's second teacher: a LLaMA of 360 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
 # python train.py config/babyllama_llama_360m.py
 # First: python prepare_data.py config/data_babylm.py
+# The original kept the epoch with the least dev loss; here the last checkpoint stays.
 # Hardware: one GPU. Result: not run at full length yet.
 
 out_dir = "out/babyllama/llama_360m"
@@ -18,7 +19,7 @@ epochs = 4.0
 
 learning_rate, min_lr = 3e-4, 0.0  # cosine to 0
 warmup_steps = 300
-weight_decay = 0.1  # of the student's recipe; the teachers' is not stated
+weight_decay = 0.0  # as transformers' trainer has it by itself
 beta2 = 0.999  # beta2 and clipping: as transformers' trainer has them by itself
 
 eval_interval = 900  # about once an epoch

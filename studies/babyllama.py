@@ -19,11 +19,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from common.checkpoint import load_trainer_state
 from common.corpus import find_files
 from common.data import read_meta
-from common.files import read_json
+from common.files import by_step, read_json
 from common.writing import write_json
-from configurator import at_least, configure, one_of
+from configurator import at_least, configure, one_of, read_config_file
+from evaluate import load_tasks
 from studies.babyllama_report import write_report
 
 TEXT, DATA, CONFIGS = Path("data/babylm_small_text"), Path("data/babylm_small"), "config/babyllama"
@@ -67,11 +69,11 @@ POINTS = {  # the first seed only
     "longer": Row("half as many epochs again", "distill.py", "small_fixed", "student", (), BOTH),
     "control_longer": Row("half as many epochs again, no teacher", "distill.py", "small_control", "control"),
     "wider": Row(
-        "1.9 times the parameters (4 × 128)", "distill.py", "small_fixed", "student",
+        "1.8 times the parameters (4 × 128)", "distill.py", "small_fixed", "student",
         ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"), BOTH,
     ),
     "control_wider": Row(
-        "1.9 times the parameters (4 × 128), no teacher", "distill.py", "small_control", "control",
+        "1.8 times the parameters (4 × 128), no teacher", "distill.py", "small_control", "control",
         ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"),
     ),
 }  # fmt: skip
@@ -112,9 +114,13 @@ def passages(text: str, every: int) -> str:
 
 
 def cut_corpus(corpus: str, every_train: int, every_dev: int):
-    """Write the passages kept of each domain to TEXT."""
+    """Write the passages kept of each domain to TEXT, and nothing else."""
     TEXT.mkdir(parents=True, exist_ok=True)
-    for file in find_files("babylm", corpus, Path("data/downloads/babylm")):
+    files = find_files("babylm", corpus, Path("data/downloads/babylm"))
+    for path in TEXT.iterdir():
+        if path.name not in [file.path.name for file in files]:  # of another corpus
+            path.unlink()
+    for file in files:
         every = {"train": every_train, "val": every_dev}.get(file.split, 0)
         kept = passages(file.path.read_text(encoding="utf-8", errors="replace"), every) if every else ""
         if not kept:
@@ -139,11 +145,12 @@ class Study:
         self.rows, self.chosen, self.lock = ROWS | POINTS, {}, threading.Lock()
         self.children, self.stopped = set(), False
         self.out.mkdir(parents=True, exist_ok=True)
-        self.held = open(self.out / "lock", "w")  # the runs inherit it, and so hold it should this process be killed
+        DATA.parent.mkdir(parents=True, exist_ok=True)
+        self.held = open(f"{DATA}.lock", "w")  # the runs inherit it, and so hold it should this process be killed
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError(f"{out_dir}: another study, or a run it left behind, is at work there; wait for it") from None
+            raise OSError(f"{DATA} is in use by another study, or by a run it left behind; wait for it") from None
         self.clock, self.started = self.out / "seconds.json", time.perf_counter()
         self.before = read_json(self.clock)["seconds"] if self.clock.exists() else 0.0
 
@@ -154,6 +161,7 @@ class Study:
     def call(self, command: list[str], log: str | Path = os.devnull):
         """Run a script on one core, its output in a file. ValueError with its last line unless it ends well."""
         settings = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "pass_fds": [self.held.fileno()], "text": True}
+        settings["start_new_session"] = True  # Ctrl-C is for the study, which then tells its runs
         with open(log, "w") as out, self.lock:
             if self.stopped:
                 raise ValueError("stopped")
@@ -182,17 +190,16 @@ class Study:
     def run_one(self, run: Trained, blimp: bool):
         folder, started = self.out / run.name, time.perf_counter()
         command = self.command(run, folder)
-        if (folder / "summary.json").exists():
-            self.check_same(folder, command)
-        else:
+        begun = by_step(folder)
+        self.check_same(folder, begun, command)
+        if not (folder / "summary.json").exists():
             folder.mkdir(exist_ok=True)
-            resume = ["--init_from=resume"] if list(folder.glob("step_*")) else []
-            self.call(command + resume, folder / "output.txt")
+            self.call(command + ["--init_from=resume"] * bool(begun), folder / "output.txt")
         if not (folder / "dev/summary.json").exists():  # all rows of the dev split, and of each domain
             args = [f"--init_from={folder}", f"--out_dir={folder}/dev", f"--dataset={DATA}", "--max_steps=0"]
             self.call(["train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"])
         scores = folder / "blimp.json"
-        if blimp and not scores.exists():
+        if blimp and not (scores.exists() and read_json(scores)["limit"] == self.blimp_limit):
             args = [f"--model={folder}", "--tasks=blimp", f"--data_dir={self.eval_dir}", f"--limit={self.blimp_limit}"]
             aside = scores.with_suffix(".writing")
             self.call(["evaluate.py", *args, "--json=true"], aside)
@@ -210,11 +217,17 @@ class Study:
             args.append("--teacher=" + ",".join(map(str, places)))
         return [row.script, f"{CONFIGS}_{row.config}.py", *args, *row.changed]
 
-    def check_same(self, folder: Path, command: list[str]):
-        """ValueError if a finished run was one of other settings, as after a change of the study."""
-        was = read_json(folder / "summary.json")["config"]
-        for key, _, value in (arg[2:].partition("=") for arg in command if arg.startswith("--")):
-            if str(was.get(key)) != value and str(was.get(key)) != f"{value}.0":
+    def check_same(self, folder: Path, begun: list[Path], command: list[str]):
+        """ValueError if a run, finished or begun, has other settings, as after a change of the study or a config."""
+        if (folder / "summary.json").exists():
+            was = read_json(folder / "summary.json")["config"]
+        elif begun:
+            was = load_trainer_state(begun[-1])["config"]
+        else:
+            return
+        wanted = read_config_file(command[1]) | dict(arg[2:].split("=", 1) for arg in command[2:])
+        for key, value in wanted.items():
+            if str(was.get(key)) not in (str(value), f"{value}.0"):
                 raise ValueError(
                     f"{folder} is of a run with {key}={was.get(key)!r}, not {value}; delete it, or choose another "
                     "--out_dir"
@@ -247,12 +260,13 @@ def main():
     print(f"{DATA}: {meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out", flush=True)
     if only == "data":
         return
-    meta |= {"every_train": every_train, "every_dev": every_dev}
+    meta |= {"every_train": every_train, "every_dev": every_dev, "corpus": Path(corpus or "babylm").name}
     used = study.out / "data.json"  # runs of one out_dir are of one corpus
     if used.exists() and read_json(used) != meta["files"]:
         raise ValueError(f"{study.out} holds runs on another corpus; delete it, or choose another --out_dir")
     write_json(used, meta["files"])
 
+    load_tasks("blimp", eval_dir, 1)  # fetched now, or missed now
     trials = study.choose(["gpt", "llama", "control"], numbers[0])
     teachers = [study.settled(row, seed) for row in BOTH for seed in numbers[1:]]
     trials |= study.choose(["student"], numbers[0], teachers)

@@ -159,6 +159,19 @@ def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(script, args, tmp_
     assert sorted(p.name for p in (tmp_path / "killed").glob("*step_*")) == ["step_000057", "step_000060"]
 
 
+@pytest.mark.parametrize("script", LOOPS)
+def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by_resuming(script, args, tmp_path):
+    run_script(script, *args(script, "run", "--eval_interval=5"))
+    summary, log = tmp_path / "run/summary.json", tmp_path / "run/log.txt"
+    was, lines = json.loads(summary.read_text()), log.read_text()
+    summary.unlink()
+    log.write_text(lines.replace("\n10 val", "\n10 va"))
+    done = run_script(script, *args(script, "run", "--eval_interval=5", "--init_from=resume"))
+    assert "step 10/10 | val" in done.stdout and log.read_text() == lines
+    assert json.loads(summary.read_text()) | {"config": 0} == was | {"config": 0}
+    assert "at step 10 already; raise it" in fails(script, *args(script, "run", "--max_steps=9", "--init_from=resume"))
+
+
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(args, tmp_path):
     """The process dies as soon as the first file of the first checkpoint is gone."""
     die = """import os, runpy, sys

@@ -83,7 +83,7 @@ class Pretended(Study):
         if command[0] == "evaluate.py":
             seed = int(Path(knobs["model"]).name.split("_seed")[1][0])
             blimp = {"metrics": {"acc": {"value": 0.6 + 0.01 * seed}}, "parts": {"field": {"syntax": [0.6, 0.01]}}}
-            Path(log).write_text(json.dumps({"results": [blimp]}))
+            Path(log).write_text(json.dumps({"limit": int(knobs["limit"]), "results": [blimp]}))
             return
         folder = Path(knobs["out_dir"])
         folder.mkdir(exist_ok=True)
@@ -91,7 +91,8 @@ class Pretended(Study):
         row, rest = name.rsplit("_seed", 1)
         seed, rate, epochs = int(rest[0]), float(rest.split("_lr")[1].split("_")[0]), float(rest.split("epochs")[1])
         val = QUALITY.get(row, 4.35) + 0.01 * seed * (row != "control") + abs(rate - 3e-3) + 0.01 * abs(epochs - 6)
-        config = {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
+        config = read_config_file(command[1]) if folder.name != "dev" else {}
+        config |= {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
         whole = {"parameters": 100, "tokens": 1000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
         (folder / "summary.json").write_text(json.dumps(whole | {"config": config}))
         (folder / "log.txt").write_text(f"0 val {val}\n0 val/cbt {val}\n0 train {val}\n9 val {val}\n9 train {val}\n")
@@ -102,19 +103,30 @@ def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its report; each call as a new process would."""
     monkeypatch.chdir(tmp_path)
     Path("studies").mkdir()
-    meta = {"train_tokens": 23, "train_bytes": 50, "val_tokens": 9, "vocab_size": 300, "files": {}}
+    Path("config").symlink_to(ROOT / "config")
+    monkeypatch.setattr(babyllama, "load_tasks", lambda *a: None)
+    meta = {
+        "train_tokens": 23,
+        "train_bytes": 50,
+        "val_tokens": 9,
+        "vocab_size": 300,
+        "files": {},
+        "domains": {"cbt": {}},
+    }
     monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
     monkeypatch.setattr(babyllama, "read_meta", lambda folder: dict(meta))
     knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
 
-    def make():
+    def make(**changed):
         made = []
-        for name, value in (knobs | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
+        for name, value in (knobs | changed | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
             monkeypatch.setattr(babyllama, name, value, raising=False)
         monkeypatch.setattr(babyllama, "Study", lambda *a: made.append(Pretended(*a)) or made[0])
         monkeypatch.setattr(Pretended, "call", prepared(Pretended.__dict__["call"]))
-        babyllama.main()
-        made[0].held.close()
+        try:
+            babyllama.main()
+        finally:
+            made[0].held.close()
         return made[0]
 
     return make
@@ -131,11 +143,11 @@ def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
     places = [next(a for a in c if a.startswith("--out_dir=")) for c in trained]
     assert len(places) == len(set(places)) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)  # one trial is kept of 4
     assert {row: (run.rate, run.epochs) for row, run in study.chosen.items()} == dict.fromkeys(
-        ("gpt", "llama", "control", "student"), (3e-3, 6.0)
-    )
+        ("llama", "control", "student"), (3e-3, 6.0)
+    ) | {"gpt": (1e-3, 6.0)}
     (command,) = (c for c in trained if any("/reverse_seed2" in a for a in c))
     assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small_fixed.py" in command
-    teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr0.003_epochs6") for t in BOTH)
+    teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr{study.chosen[t].rate:g}_epochs6") for t in BOTH)
     assert f"--teacher={teachers}" in command
     assert any("--epochs=9.0" in c for c in trained)
 
@@ -148,6 +160,16 @@ def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
     path.write_text(path.read_text().replace('"seed": "0"', '"seed": "5"'))
     with pytest.raises(ValueError, match="is of a run with seed='5', not 0; delete it"):
         pretended()
+    path.write_text(
+        path.read_text().replace('"seed": "5"', '"seed": "0"').replace('"weight_decay": 0.1', '"weight_decay": 1')
+    )
+    with pytest.raises(ValueError, match=r"is of a run with weight_decay=1, not 0\.1"):
+        pretended()
+
+
+def test_other_pairs_of_blimp_are_scored_anew(pretended):
+    pretended()
+    assert {c[0] for c in pretended(blimp_limit=8).commands} == {"evaluate.py"}
 
 
 def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
@@ -156,9 +178,10 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     page = (tmp_path / "studies/babyllama.md").read_text()
     assert "**Does it distil? Yes.**" in page and "**-0.1900 ± 0.0058**" in page
     assert "on BLiMP it is +0.00 ± 0.00 points (not told apart at 95 %)" in page
-    assert "**Does it beat its teachers? Yes, both.**" in page and "-0.3000 ± 0.0000, lower in 3 of 3 seeds" in page
+    assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
+    assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
     assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
-    assert "| LLaMA teacher | 4.4220 | 4.4020 | 4.4200 | **4.4000** |" in page
+    assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
     logs = list((tmp_path / "studies/logs").iterdir())
     assert len(logs) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
     assert all((tmp_path / f"studies/{name}.png").stat().st_size > 10_000 for name in ("babyllama", "babyllama_curves"))
@@ -167,8 +190,8 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
 def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     """A real train.py, which finds no data; the other job, a long one, is told to stop."""
     monkeypatch.chdir(ROOT)
-    study = Study(str(tmp_path / "out"), "", 1, 2)
     monkeypatch.setattr(babyllama, "DATA", tmp_path / "none")
+    study = Study(str(tmp_path / "out"), "", 1, 2)
     study.command = lambda run, folder: (
         ["train.py", f"--dataset={tmp_path}/none", f"--out_dir={folder}"]
         if run.seed
@@ -178,16 +201,17 @@ def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"train.py --dataset=.*none.* is not there; first run: python prepare"):
         study.run([Trained("gpt", seed, 1e-3, 1.0) for seed in (0, 1)], blimp=False)
     assert time.perf_counter() - started < 50 and not study.children
-    with pytest.raises(OSError, match="another study, or a run it left behind, is at work there"):
+    with pytest.raises(OSError, match="is in use by another study, or by a run it left behind"):
         Study(str(tmp_path / "out"), "", 1, 2)
 
 
-def test_a_run_left_behind_holds_the_study(tmp_path):
+def test_a_run_left_behind_holds_the_study(tmp_path, monkeypatch):
     """What a study started keeps its lock although the study is gone."""
+    monkeypatch.chdir(tmp_path)
     study = Study(str(tmp_path), "", 1, 1)
     left = subprocess.Popen(["sleep", "60"], pass_fds=[study.held.fileno()])
     study.held.close()
-    with pytest.raises(OSError, match="is at work there"):
+    with pytest.raises(OSError, match="by a run it left behind"):
         Study(str(tmp_path), "", 1, 1)
     left.kill()
     left.wait()
