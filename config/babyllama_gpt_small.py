@@ -13,9 +13,9 @@ n_layer, n_head, n_embd = 5, 5, 320  # 6.7 M parameters; 1/64, as 24 / 1536
 vocab_multiple = 1
 
 batch_size = 8
-epochs = 4.0
+epochs = 6.0
 
-learning_rate, min_lr = 1e-3, 0.0  # cosine to 0
+learning_rate, min_lr = 5e-4, 0.0  # cosine to 0
 warmup_steps = 50
 weight_decay = 0.1
 beta2 = 0.999

@@ -14,7 +14,7 @@ tie_word_embeddings = False
 vocab_multiple = 1
 
 batch_size = 8
-epochs = 4.0
+epochs = 6.0
 
 learning_rate, min_lr = 1e-3, 0.0  # cosine to 0
 warmup_steps = 50

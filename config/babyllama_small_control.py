@@ -18,7 +18,7 @@ vocab_multiple = 1
 batch_size = 8
 epochs = 6.0
 
-learning_rate, min_lr = 1e-3, 0.0  # cosine to 0
+learning_rate, min_lr = 3e-3, 0.0  # cosine to 0
 warmup_steps = 50
 weight_decay = 0.1
 beta2 = 0.999
