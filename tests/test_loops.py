@@ -495,8 +495,8 @@ def test_a_run_is_not_overwritten_and_not_resumed_beyond_its_end(args, tmp_path)
     run_script("train.py", *args("train.py", "run", "--max_steps=4"))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     assert "already holds a run, up to step_000004" in fails("train.py", *args("train.py", "run"))
-    more = ["--init_from=resume", "--max_steps=4"]
-    assert "max_steps=4, but" in fails("train.py", *args("train.py", "run", *more))
+    more = ["--init_from=resume", "--max_steps=3"]
+    assert "max_steps=3, but" in fails("train.py", *args("train.py", "run", *more))
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
     for more, message in [
         (["--optimizer=muon"], "trainer.pt is of other optimisers or teachers"),
