@@ -1,7 +1,7 @@
 # Baby Llama's student for two CPU cores, with the KL of its formula: config/babyllama_58m_fixed.py in small.
 # python distill.py config/babyllama_small_fixed.py
 # First: config/babyllama_gpt_small.py and config/babyllama_llama_small.py with train.py
-# Hardware: 2 CPU cores. Result: dev 4.4802 ± 0.0130 nats/token, three seeds; 4.2 core minutes (studies/babyllama.md).
+# Hardware: 2 CPU cores. Result: dev 4.4802 ± 0.0130 nats/token, three seeds; 4.1 core minutes (studies/babyllama.md).
 
 out_dir = "out/babyllama_small/student_fixed"
 dataset = "data/babylm_small"
