@@ -125,8 +125,8 @@ def cut_corpus(corpus: str, every_train: int, every_dev: int):
         kept = passages(file.path.read_text(encoding="utf-8", errors="replace"), every) if every else ""
         if not kept:
             raise ValueError(
-                f"{file.path} gives no passage; corpus is a folder of <domain>.train and <domain>.dev, each of more "
-                f"than {PASSAGE * max(every_train, every_dev):,} bytes, or --every_train and --every_dev are smaller"
+                f"{file.path} gives no passage; corpus is a folder of <domain>.train and <domain>.dev, of more than "
+                f"{PASSAGE * (every // 2 + 1):,} bytes, or --every_train and --every_dev are smaller"
             )
         path = TEXT / file.path.name
         if not path.exists() or path.read_text(encoding="utf-8") != kept:  # the time of a file tells of a new one
@@ -253,6 +253,8 @@ def main():
     numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
     if len(numbers) < 2 or len(set(numbers)) != len(seeds.split(",")):
         raise ValueError(f"seeds={seeds!r}: expected two or more different whole numbers, as in --seeds=0,1,2")
+    if corpus and not Path(corpus).is_dir():
+        raise ValueError(f"corpus={corpus!r} is no folder; name one of <domain>.train and <domain>.dev files")
     study = Study(out_dir, eval_dir, blimp_limit, jobs)
     cut_corpus(corpus, every_train, every_dev)
     study.call(["prepare_data.py", "config/data_babylm_small.py"])
@@ -263,7 +265,10 @@ def main():
     meta |= {"every_train": every_train, "every_dev": every_dev, "corpus": Path(corpus or "babylm").name}
     used = study.out / "data.json"  # runs of one out_dir are of one corpus
     if used.exists() and read_json(used) != meta["files"]:
-        raise ValueError(f"{study.out} holds runs on another corpus; delete it, or choose another --out_dir")
+        raise ValueError(
+            f"{study.out} holds runs on another corpus than {DATA} has now; delete it, choose another --out_dir, or "
+            "give --corpus, --every_train and --every_dev as they were"
+        )
     write_json(used, meta["files"])
 
     load_tasks("blimp", eval_dir, 1)  # fetched now, or missed now

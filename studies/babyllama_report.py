@@ -114,6 +114,16 @@ def difference_table(study, results: dict) -> str:
     return grid(["dev nats/token", "− control", "− GPT teacher", "− LLaMA teacher", "BLiMP, − control"], rows)
 
 
+def seed_table(study, results: dict, seeds: list[int]) -> str:
+    """Dev loss and BLiMP of every row and seed: what the means, differences and errors are made of."""
+    head = ["", *(f"{score}, seed {seed}" for score in ("dev", "BLiMP") for seed in seeds)]
+    rows = [
+        [study.rows[row].title, *(f"{run['dev']:.4f}" for run in runs), *(f"{100 * run['blimp']:.2f}" for run in runs)]
+        for row, runs in results.items()
+    ]
+    return grid(head, rows)
+
+
 def parts_table(study, results: dict, key: str, form: str, factor=1.0) -> str:
     """Means over seeds of the parts of a score, a column each."""
     names = list(next(iter(results.values()))[0][key])
@@ -244,6 +254,7 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     page = PAGE.format(
         answer=answer(results), n=n, bound=bound(n), val=meta["val_tokens"], pairs=study.blimp_limit or 1000,
         rows=main_table(study, results), differences=difference_table(study, results), meta=meta,
+        seeds=seed_table(study, results, [run.seed for run in table["student"]]),
         gpt=results["gpt"][0]["parameters"] / size, llama=results["llama"][0]["parameters"] / size,
         share=meta["train_tokens"] / size, trials=trial_table(study, trials),
         points=point_table(study, results, further), domains=parts_table(study, results, "domains", ".3f"),
@@ -267,8 +278,8 @@ runs whose logs lie in [logs](logs).
 
 Mean ± standard deviation over {n} seeds. A seed has its own teachers, weights and order of rows. TFLOP and minutes, of
 one core, are the row's own: a student's hold its teachers' forward passes, not their training. Dev: {val:,}
-held-out tokens in rows of 128, but for the last that fill none. BLiMP: the first {pairs} pairs of each of 67
-paradigms; chance is 50.
+held-out tokens in rows of 128 from one offset for all; what fills no row is left out. BLiMP: the first {pairs} pairs of
+each of 67 paradigms; chance is 50.
 
 {rows}
 
@@ -277,7 +288,14 @@ than {bound} standard errors away; no correction is made for there being many of
 
 {differences}
 
+The same, seed by seed:
+
+{seeds}
+
 ![loss while training, first seed](babyllama_curves.png)
+
+The picture, as the logs, has the loss of 64 dev rows, which are other rows for the runs with a random offset; the
+tables have the whole dev split, scored when a run was done.
 
 ## What was done
 

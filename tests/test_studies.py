@@ -68,7 +68,7 @@ def test_the_data_is_cut_and_prepared_and_bad_input_is_told(tmp_path):
         (["--seeds=1"], "seeds='1': expected two or more"),
         (["--seeds=1,1"], "seeds='1,1': expected two or more"),
         (["--only=dat"], "only='dat' is not one of"),
-        (["--corpus=nowhere"], "text_dir 'nowhere' is not there"),
+        (["--corpus=nowhere"], "corpus='nowhere' is no folder"),
     ]:
         _, done = study_of([*args, *more], tmp_path, ok=False)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
@@ -181,6 +181,7 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
     assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
     assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
+    assert "| student ← both | 4.3000 | 4.3100 | 4.3200 | 60.00 | 61.00 | 62.00 |" in page  # by seed
     assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
     logs = list((tmp_path / "studies/logs").iterdir())
     assert len(logs) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
