@@ -1,11 +1,16 @@
 """configurator.py from outside: a small script with knobs, run as a user runs it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, run_script
+
+from configurator import Config, made_by, read_config_file
 
 SCRIPT = f'''"""A script with knobs."""
 import json, sys
@@ -29,11 +34,11 @@ def script(tmp_path):
     """run(*args, **config files) -> (exit code, stdout, stderr)"""
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def run(*args, **files):
+    def run(*args, env=None, **files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
         command = [sys.executable, "script.py", *args]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | (env or {}))
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -71,14 +76,123 @@ def test_values_from_text(script):
         (["c.py"], {"c": "x = (1"}, "c.py, line 1: SyntaxError"),
         (["c.py"], {"c": "batch_size = 1\nbatch_size = rows"}, "c.py, line 2: NameError: name 'rows'"),
         (["d.py"], {"dd": ""}, "no config file 'd.py'; did you mean 'dd.py'?"),
-        (["--name"], {}, "argument '--name': expected --key=value"),
+        (["--name"], {}, "argument '--name': expected --key=value, as in --name=a"),
         (["--flga"], {}, "unknown key 'flga'; did you mean 'flag'?"),
+        (["--lr=1e-3"], {}, "unknown key 'lr'; did you mean 'learning_rate'?"),
+        (["--lr", "1e-3"], {}, "argument '--lr 1e-3': expected --learning_rate=1e-3, without a blank"),
+        (["--learning_rate", "3e-4"], {}, "'--learning_rate 3e-4': expected --learning_rate=3e-4, without a blank"),
+        (["--batch_size", "-1"], {}, "argument '--batch_size -1': expected --batch_size=-1, without a blank"),
+        (["--flag", "false"], {}, "argument '--flag false': expected --flag=false, without a blank"),
+        (["batch_size=4"], {}, "argument 'batch_size=4': expected --batch_size=4"),
+        (["bs=4"], {}, "argument 'bs=4': expected --batch_size=4"),
+        (["-batch_size=4"], {}, "argument '-batch_size=4': expected --batch_size=4"),
+        (["--batch-size=4"], {}, "unknown key 'batch-size'; did you mean 'batch_size'?"),
+        (["--start=4"], {}, "unknown key 'start'; --help"),  # this script has no prompt
+        (["-x"], {}, "argument '-x': expected a config file or --key=value"),
+        (
+            ["c.py"],
+            {"c": "tokens = 16 * 1024"},
+            "c.py: unknown key 'tokens'; the name of a helper value begins with an underscore, as in _tokens",
+        ),
+        (["c.py"], {"c": "names = 'b'"}, "c.py: unknown key 'names'; did you mean 'name'?; the name of a helper"),
+        (["c.py"], {"c": "import sys\nsys.exit()"}, "c.py, line 2: SystemExit"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(script, args, files, message):
     code, out, err = script(*args, **files)
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1, err
+
+
+def test_what_a_config_file_imports_or_defines_is_no_knob(script):
+    text = """
+from fractions import Fraction
+from math import sqrt
+from pathlib import PurePath as path  # a class
+def rows(n):
+    return int(sqrt(n))
+batch_size = rows(1600) * Fraction(1, 1).denominator
+"""
+    code, out, err = script("c.py", c=text)
+    assert (code, err) == (0, "") and json.loads(out)["batch_size"] == 40
+
+
+@pytest.mark.parametrize(
+    "script, config, key, other",
+    [
+        ("train.py", "config/rkld_olmo.py", "teacher", "distill.py"),
+        ("train.py", "config/data_fineweb_edu.py", "source", "prepare_data.py"),
+        ("sample.py", "config/pretrain_124m.py", "out_dir", "train.py"),
+    ],
+)
+def test_a_config_of_another_script_names_it(script, config, key, other):
+    done = run_script(script, config, ok=False)
+    expected = (
+        f"{script}: {config}: unknown key {key!r} of {script}; it is a config of {other}: python {other} {config}\n"
+    )
+    assert (done.returncode, done.stderr) == (2, expected)
+
+
+def test_made_by_names_the_command_in_the_header_of_every_config():
+    """The first config by name with that out_dir; a header says how its config is run."""
+    configs = sorted((ROOT / "config").rglob("*.py"))
+    made = {}
+    for path in configs:
+        name = path.relative_to(ROOT).as_posix()
+        command = re.search(rf"^# (python \w+\.py {re.escape(name)})\b", path.read_text(), flags=re.M)[1]
+        made.setdefault(read_config_file(str(path))["out_dir"], command)
+    assert len(made) > 15
+    for out_dir, command in made.items():
+        assert made_by(out_dir) == command
+    assert made_by("./data//fineweb_edu/") == "python prepare_data.py config/data_fineweb_edu.py"
+    assert made_by((ROOT / "out/rkld_olmo").relative_to(ROOT).absolute()) == "python distill.py config/rkld_olmo.py"
+    assert made_by("data/stdlib") == "python prepare_data.py"
+    assert made_by("data/nowhere") == made_by("") == ""
+
+
+STORED = {"learning_rate": 7e-4, "batch_size": 2, "name": "old", "flag": 1, "out_dir": "elsewhere", "gone": 3}
+RESUMED = SCRIPT.replace("a, b = 1, 2", 'init_from, out_dir = "scratch", "out"').replace(
+    "config = configure(globals())",
+    f"""def stored(config):
+    print("asked", json.dumps(config), json.dumps(config.given))
+    return {STORED} if config["init_from"] == "resume" else {{}}
+config = configure(globals(), stored=stored)
+assert type(config).__name__ == "Config" and isinstance(config, dict)
+print(json.dumps(config.given))""",
+)
+
+
+def test_stored_knobs_replace_those_of_files_but_not_of_the_command_line(script, tmp_path):
+    (tmp_path / "script.py").write_text(RESUMED)
+    files = {"c": 'batch_size = 32\nname = "old"\nout_dir = "mine"\nlearning_rate = 1e-2'}
+    args = ["c.py", "--learning_rate=2e-4", "--init_from=resume"]
+    code, out, err = script(*args, **files)
+    asked, said, given, final = out.splitlines()
+    assert (code, err) == (0, "")
+    assert '"batch_size": 32' in asked and '"learning_rate": 0.0002' in asked and '"batch_size": "c.py"' in asked
+    assert said == "c.py says batch_size=32, but the run has 2, which stays; --batch_size=32 changes it"
+    keys = {"learning_rate": "command line", "init_from": "command line"}
+    assert json.loads(given) == {"batch_size": "c.py", "name": "c.py", "out_dir": "c.py"} | keys
+    assert json.loads(final) == {
+        "learning_rate": 2e-4, "batch_size": 2, "name": "old", "flag": False,  # stored as an int, which is ignored
+        "init_from": "resume", "out_dir": "mine",
+    }  # fmt: skip
+    assert script(*args, env={"RANK": "1"}, **files)[1].splitlines()[1] == given  # only the first rank says it
+
+
+def test_without_stored_knobs_files_and_keys_hold(script, tmp_path):
+    (tmp_path / "script.py").write_text(RESUMED)
+    _, out, _ = script("c.py", "--name=z", c="batch_size = 32")
+    asked, given, final = out.splitlines()
+    assert asked.startswith("asked") and json.loads(given) == {"batch_size": "c.py", "name": "command line"}
+    assert json.loads(final)["batch_size"] == 32 and json.loads(final)["name"] == "z"
+    assert "asked" not in script("--init_from=resume", "--help")[1]
+
+
+def test_a_config_is_stored_in_a_checkpoint_as_a_plain_dict(tmp_path):
+    torch.save({"config": Config({"a": 1, "b": "x"}, given={"a": "c.py"})}, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)["config"]
+    assert loaded == {"a": 1, "b": "x"} and isinstance(loaded, dict)
 
 
 def test_help_lists_every_key_with_value_and_comment(script):
