@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from common.files import resident
-from common.runtime import Runtime, make_optimizers, matmul_peak
+from common.optim import make_optimizers
+from common.runtime import Runtime, matmul_peak
 from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig

@@ -17,7 +17,6 @@ import signal
 import sys
 import traceback
 import types
-from collections import OrderedDict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -58,10 +57,6 @@ class Config(dict):
     def __init__(self, values: dict, given: dict[str, str]):
         super().__init__(values)
         self.given = given
-
-    def __reduce__(self):
-        """Pickled as an OrderedDict, which torch.load(weights_only=True) reads, without `given`."""
-        return OrderedDict, (), None, None, iter(self.items())
 
 
 def configure(knobs: dict, stored=None) -> Config:

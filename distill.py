@@ -11,16 +11,39 @@ import math
 import time
 from functools import partial
 
+from configurator import at_least, configure, one_of  # first: it answers Ctrl-C while torch is imported
+
+# isort: split
 import torch
 from torch import nn
 
 import hellaswag
-from common.checkpoint import load_trainer_state, restore, save_checkpoint, starting_point
+from common.checkpoint import (
+    RunLock,
+    best_so_far,
+    changes,
+    checkpoints,
+    load_trainer_state,
+    restore,
+    save_checkpoint,
+    starting_point,
+    stored_knobs,
+)
 from common.data import TokenData
-from common.pretrained import check_fits, find_model, freeze_parameters, keep_blocks, load_pretrained
-from common.runtime import Log, Runtime, StopSignal, eta, learning_rate_at, make_optimizers, matmul_peak
+from common.generate import write_text
+from common.log import Log, eta, last_words
+from common.optim import learning_rate_at, make_optimizers
+from common.pretrained import (
+    check_fits,
+    find_model,
+    freeze_parameters,
+    keep_blocks,
+    load_pretrained,
+    record_shape,
+    round_up,
+)
+from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.tokenizer import check_same_tokenizer, load_tokenizer
-from configurator import at_least, configure, one_of
 from evaluate import headlines, load_tasks
 from losses import (
     COMPARED,
@@ -41,6 +64,7 @@ init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir),
 init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11" (scratch: of the first teacher); "": from all
 freeze = ""  # parameters that stay as they are, by what their names begin with: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
+eval_only = False  # score as at the end of a run, and stop: nothing is trained and nothing is written
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
@@ -74,9 +98,10 @@ tie_word_embeddings = True  # the head is the embedding
 vocab_multiple = 64  # rows of the embedding are rounded up to this for tensor cores; the rest is never scored or drawn
 # Batch
 batch_size = 16  # rows per micro-step and rank
-grad_accum_steps = 1  # micro-steps per step; tokens a step: batch_size * block_size * this * ranks
+grad_accum_steps = 1  # micro-steps per step, where tokens_per_step is 0
+tokens_per_step = 0  # of all micro-steps and ranks; grad_accum_steps follows from it, whatever the number of GPUs
 max_steps = 1000  # optimiser steps
-epochs = 0.0  # if over 0: max_steps is this many passes over train.bin
+epochs = 0.0  # if over 0: max_steps is this many passes over train.bin, unless --max_steps alone is given by hand
 # Optimiser
 optimizer = "adamw"  # "adamw", or "muon" (Muon for the blocks' matrices, AdamW for the rest)
 learning_rate = 1e-3  # the peak; 6e-4 for 124M parameters
@@ -93,6 +118,7 @@ eval_interval = 250  # steps between evaluations; there is always one at the end
 eval_rows = 256  # rows of val.bin in each, always the same; 0: all
 save_interval = 500  # steps between checkpoints; there is always one at the end
 keep_checkpoints = 2  # the newest that stay; 0: all
+keep_best = True  # that of the lowest validation loss stays too; it is saved when it is found
 hellaswag_interval = 0  # steps between HellaSwag scores; also one at the end
 hellaswag_data = ""  # .jsonl file of examples; "" downloads the official validation set
 hellaswag_limit = 1000  # the first examples only; 0: all
@@ -101,35 +127,49 @@ eval_tasks_interval = 1000  # steps between these; also once at the end
 eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
 eval_tasks_limit = 0  # the first rows of each file only; 0: all
 log_interval = 10  # steps between log lines
+sample_interval = 0  # steps between texts written to out_dir/sample_NNNNNN.txt; also one at the end
+sample_prompt = ""  # that they continue; "": from the start of a text
+wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": not
 # Machine
-device = "auto"  # "auto", "cpu" or "cuda"
+device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
-config = configure(globals())
+config = configure(globals(), stored=stored_knobs)  # a resumed run starts from its own knobs
 
 # ---------------------------------------------------------------------------------------------
 # set-up
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
-at_least(
-    config, 0, "eps grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval hellaswag_limit"
-)
-at_least(config, 0, "eval_tasks_interval eval_tasks_limit chunk_tokens weight_ce weight_kl weight_cos weight_mse")
+at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval")
+at_least(config, 0, "hellaswag_limit eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
+at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
-folder = starting_point(out_dir, init_from)  # None: from scratch
 run = Runtime(device, dtype)
+lock = RunLock(out_dir, writes=run.is_main and not eval_only)  # held until this process ends
+folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
+
+# a step is the same on any number of ranks: what is stored and logged are the numbers in force
+grad_accum_steps, tokens_per_step = split_batch(config, run.world)
+config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
+if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
+    epochs = config["epochs"] = 0.0
 
 # ---------------------------------------------------------------------------------------------
 # data
-place = run.rank, run.world, packing, random_offset
-train_data = TokenData(dataset, "train", block_size, seed, batch_size, grad_accum_steps, *place)
-val_data = TokenData(dataset, "val", block_size, 0, batch_size, 1, *place)
-val_domains = {d: TokenData(dataset, f"val_{d}", block_size, 0, batch_size, 1, *place) for d in train_data.domains}
+shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": random_offset}
+shared |= {"rank": run.rank, "world": run.world}
+train_data = TokenData(dataset, "train", seed=seed, grad_accum_steps=grad_accum_steps, **shared)
+val_data = TokenData(dataset, "val", seed=0, **shared)
+val_domains = {}
+for domain in train_data.domains:
+    val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
-tokens_per_step = batch_size * block_size * grad_accum_steps * run.world
-max_steps = train_data.steps(epochs) if epochs > 0 else max_steps
+rows_per_step = tokens_per_step // block_size
 tokenizer = load_tokenizer(dataset)
+if folder:
+    check_same_tokenizer(dataset, find_model(folder))
+tokenizer.start = train_data.start()  # goes into the checkpoints: what an empty prompt starts from
 examples = hellaswag.load_examples(hellaswag_data, hellaswag_limit) if hellaswag_interval else []
 tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks and eval_tasks_interval else []
 
@@ -137,50 +177,75 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 # teacher
 terms = divergence(kl, kl_beta, kl_lam)  # an unknown name fails here
 one_of(config, kl_norm=("token", "sequence"), ensemble=("logits", "probs"))
-kl_scale = weight_kl * (temperature**2 if t2_scale else 1) * (block_size if kl_norm == "sequence" else 1)
-kl_factors = f"{weight_kl:g}" + f"*{temperature:g}^2" * t2_scale + f"*{block_size}" * (kl_norm == "sequence")
-taught = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
-named = [name.strip() for name in teacher.split(",") if name.strip()]
-names = named if taught else []
-if taught and not names:
-    raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
-if not (taught or weight_ce):
+has_teacher = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
+if not (has_teacher or weight_ce):
     raise ValueError("weight_ce, weight_kl, weight_cos and weight_mse are all 0; nothing would be learnt")
-shares = teacher_shares(teacher_weights, len(names))  # of each in their mean
+
+# what the KL is multiplied by, and how the log line spells it: "0.5*2^2"
+kl_factors = [f"{weight_kl:g}"]
+kl_scale = weight_kl
+if t2_scale:
+    kl_factors.append(f"{temperature:g}^2")
+    kl_scale *= temperature**2
+if kl_norm == "sequence":
+    kl_factors.append(f"{block_size}")
+    kl_scale *= block_size
+
+# a control, with all of these weights at 0, leaves teacher and teacher_weights unread
+named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
+teacher_names = named_teachers if has_teacher else []
+if has_teacher and not teacher_names:
+    raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
+shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 teachers = []
-for name in names:
+for name in teacher_names:
     check_same_tokenizer(dataset, find_model(name))
-    teachers.append(load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False))
-    check_fits(teachers[-1], name, block_size, vocab_size)
-    run.say(f"teacher {name}: {teachers[-1].n_params():,} parameters")
+    model = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)
+    check_fits(model, name, block_size, vocab_size)
+    teachers.append(model)
+    run.say(f"teacher {name}: {model.n_params():,} parameters")
 
 # ---------------------------------------------------------------------------------------------
 # student
 torch.manual_seed(seed)
-rows = -(-vocab_size // vocab_multiple) * vocab_multiple
-source = folder or (named[0] if init_layers and named else None)  # a model to start from
-if source:
+padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
+source = folder  # a model to start from, None for a new one
+if source is None and init_layers and named_teachers:
+    source = named_teachers[0]
     check_same_tokenizer(dataset, find_model(source))
+if source:
     raw_model = load_pretrained(source, dtype=torch.float32, dropout=dropout)
 elif arch == "gpt":
-    raw_model = GPT(GPTConfig(rows, block_size, n_layer, n_head, n_embd, n_inner, dropout, tie_word_embeddings))
+    shape = GPTConfig(
+        vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+        n_inner=n_inner, dropout=dropout, tie_word_embeddings=tie_word_embeddings,
+    )  # fmt: skip
+    raw_model = GPT(shape)
 elif arch == "llama":
-    raw_model = LLaMA(
-        LLaMAConfig(rows, block_size, n_layer, n_head, n_kv_head, n_embd, n_inner, dropout, tie_word_embeddings)
-    )
+    shape = LLaMAConfig(
+        vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head,
+        n_embd=n_embd, n_inner=n_inner, dropout=dropout, tie_word_embeddings=tie_word_embeddings,
+    )  # fmt: skip
+    raw_model = LLaMA(shape)
 else:
     raise ValueError(f"arch={arch!r} is not one of gpt, llama")
 check_fits(raw_model, source, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, source)
+record_shape(config, raw_model, source)  # what was given must be what the model has
+check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
 head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
 head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> loss, without all logits at once
-width, widths = raw_model.config.n_embd, [t.config.n_embd for t in teachers] if weight_cos or weight_mse else []
-projections = nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w, bias=False) for w in widths)
-projections.to(run.device)  # one a teacher, for cos and mse; saved in trainer.pt, not with the model
+
+# for cos and mse: from the student's width to each teacher's; saved in trainer.pt, not with the model
+projections = nn.ModuleList()
+for t in teachers if weight_cos or weight_mse else []:
+    width, teacher_width = raw_model.config.n_embd, t.config.n_embd
+    projections.append(nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width, bias=False))
+projections.to(run.device)
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
@@ -190,22 +255,33 @@ params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.r
 
 # ---------------------------------------------------------------------------------------------
 # resume
-first_step, seconds = 0, 0.0  # optimiser steps done, and the seconds they took
-if init_from == "resume":
-    state = load_trainer_state(folder)
+first_step = 0  # optimiser steps done,
+rows_done = 0  # the rows that they took,
+seconds = 0.0  # and the seconds
+best = (math.inf, -1)  # lowest validation loss so far, and its step
+state = load_trainer_state(folder) if init_from == "resume" else None
+if state:
     first_step, seconds = state["step"], state["seconds"]
-    if max_steps < first_step:  # at max_steps: a run killed before its summary, or one to evaluate again
-        raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
-    restore(folder, state, config, optimizers, projections)
-    was = state["config"]
-    run.say(f"resume {folder}", *(f"| {k} {was.get(k)!r} -> {v!r}" for k, v in config.items() if was.get(k) != v))
+    rows_done = state.get("rows", first_step * rows_per_step)
+    best = best_so_far(state, config)
+    restore(folder, state, config, optimizers, projections, teacher_names)
+train_data.continue_at(first_step, rows_done)  # no row twice, none left out, should a step now take more or fewer
+if epochs > 0:
+    max_steps = train_data.steps(epochs)
+if eval_only:
+    max_steps = first_step
+if max_steps < first_step:  # at max_steps: a run killed before its summary, or one to evaluate again
+    raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
+config["max_steps"] = max_steps
+if state:
+    run.say(f"resume {folder}", changes(state, config, run.world))
 stop = StopSignal()  # from here on: what comes before may take long to download, and has nothing to save
-log = Log(out_dir, first_step, run.is_main)
+log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 flops += sum(t.flops_per_token(block_size) for t in teachers)
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
-    f"{max_steps / train_data.steps(1):.2f} epochs | {run.world} x {run.device} {run.dtype}"
+    f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
 )
 zero = torch.zeros((), device=run.device)
 
@@ -218,18 +294,21 @@ mixing = {"ensemble": ensemble, "shares": shares}
 
 def mean_distance(distance, hidden, teacher_hidden):
     """`distance` to each teacher, averaged: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
-    trios = zip(shares, projections, teacher_hidden)
-    return sum(share * distance(p(hidden).flatten(0, 1), h.flatten(0, 1)) for share, p, h in trios)
+    total = 0.0
+    for share, projection, h in zip(shares, projections, teacher_hidden):
+        total = total + share * distance(projection(hidden).flatten(0, 1), h.flatten(0, 1))
+    return total
 
 
 @torch.no_grad()
 def evaluate(data, n_rows) -> tuple[float, dict]:
-    """Mean cross-entropy of the first validation rows, nats per token, and how the student stands to its teachers.
+    """Mean cross-entropy of the first validation rows, nats per token, and a comparison with the teachers (COMPARED).
 
     The ranks share the rows.
     """
     raw_model.eval()
-    total, count, standing = 0.0, 0, dict.fromkeys(COMPARED, 0.0) if teachers else {}
+    total, count = 0.0, 0
+    sums = dict.fromkeys(COMPARED if teachers else (), 0.0)
     for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
@@ -240,11 +319,12 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
         count += (y >= 0).sum().item()
         if teachers:
             student_head = hidden, raw_model.lm_head.weight
-            sums = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
-            standing = {name: value + sums[name].item() for name, value in standing.items()}
+            added = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
+            for name in COMPARED:
+                sums[name] += added[name].item()
     raw_model.train()
-    total, count, *sums = run.sum(total, count, *standing.values())
-    return total / count, {name: value / count for name, value in zip(standing, sums)}
+    total, count, *of_all_ranks = run.sum(total, count, *sums.values())
+    return total / count, {name: value / count for name, value in zip(sums, of_all_ranks)}
 
 
 peak = run.world * matmul_peak(run.device, run.dtype)
@@ -254,17 +334,22 @@ for step in range(first_step, max_steps + 1):
 
     # --- evaluate
     if last or (eval_interval and not stopping and step % eval_interval == 0):
-        val, standing = evaluate(val_data, eval_rows)
-        by_domain = {f"val/{d}": evaluate(v, -(-eval_rows // len(val_domains)))[0] for d, v in val_domains.items()}
-        log(step, val=val, **by_domain, **standing)
+        val, comparison = evaluate(val_data, eval_rows)
+        by_domain = {}
+        for domain, data in val_domains.items():
+            by_domain[f"val/{domain}"], _ = evaluate(data, math.ceil(eval_rows / len(val_domains)))
+        log(step, val=val, **by_domain, **comparison)
         run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token | {val_data.bits_per_byte(val):.4f} bits/byte")
         if by_domain:
-            run.say(" | ".join(f"{name} {loss:.4f}" for name, loss in by_domain.items()))
-        if standing:
+            losses = [f"{name} {loss:.4f}" for name, loss in by_domain.items()]
+            run.say(f"step {step}/{max_steps} |", " | ".join(losses))
+        if comparison:
             run.say(
                 "same top token {agree:.1%} | forward KL {forward_kl:.4f}, reverse KL {reverse_kl:.4f} | "
-                "entropy {entropy:.4f}, of the teacher {teacher_entropy:.4f}".format(**standing)
+                "entropy {entropy:.4f}, of the teacher {teacher_entropy:.4f}".format(**comparison)
             )
+        if val < best[0]:
+            best = (val, step)
     if hellaswag_interval and not stopping and (last or step % hellaswag_interval == 0):
         raw_model.eval()
         acc, acc_norm = hellaswag.accuracy(raw_model, tokenizer, examples, run)
@@ -278,12 +363,21 @@ for step in range(first_step, max_steps + 1):
         log(step, **values)
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
-    # --- save
-    if step > first_step and (last or stopping or (save_interval and step % save_interval == 0)):
-        state = {"step": step, "seconds": seconds, "config": config, "optimizers": [o.state_dict() for o in optimizers]}
+    if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
+        raw_model.eval()
+        run.seed(seed, step)
+        log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
+        raw_model.train()
+
+    # --- save: at intervals, the best so far, and at the end
+    is_new_best = keep_best and best[1] == step
+    is_time = save_interval and step % save_interval == 0
+    if step > first_step and (last or stopping or is_time or is_new_best):
+        state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
+        state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         if run.is_main:
-            save_checkpoint(out_dir, raw_model, tokenizer, state, keep_checkpoints)
+            save_checkpoint(out_dir, raw_model, tokenizer, state, keep_checkpoints, keep_best)
     if last or stopping:
         break
     started = time.perf_counter()
@@ -330,6 +424,7 @@ for step in range(first_step, max_steps + 1):
             group["lr"] = lr
         o.step()
         o.zero_grad(set_to_none=True)
+    rows_done += rows_per_step
     seconds += time.perf_counter() - started
 
     # --- log
@@ -339,7 +434,7 @@ for step in range(first_step, max_steps + 1):
         logged_step, logged_seconds = step + 1, seconds
         log(step, train=loss, ce=ce, kl=kld, cos=cos, mse=mse, lr=lr, norm=norm)
         shown = f"{weight_ce:g} ce {ce:.4f}"
-        shown += f" + {kl_factors} kl {kld:.4f}" if weight_kl else ""
+        shown += f" + {'*'.join(kl_factors)} kl {kld:.4f}" if weight_kl else ""
         shown += f" + {weight_cos:g} cos {cos:.4f}" if weight_cos else ""
         shown += f" + {weight_mse:g} mse {mse:.4f}" if weight_mse else ""
         run.say(
@@ -351,9 +446,13 @@ for step in range(first_step, max_steps + 1):
 # end
 if last:
     log.summary(
-        parameters=raw_model.n_params(), steps=step, tokens=step * tokens_per_step, seconds=seconds,
-        flops=step * tokens_per_step * flops, val=val, bits_per_byte=val_data.bits_per_byte(val), config=config,
+        parameters=raw_model.n_params(), steps=step, tokens=rows_done * block_size, seconds=seconds,
+        flops=rows_done * block_size * flops, val=val, bits_per_byte=val_data.bits_per_byte(val),
+        best_val=best[0], best_step=best[1], config=config,
     )  # fmt: skip
+log.close()
+if not eval_only:
+    run.say(last_words("distill.py", out_dir, checkpoints(out_dir), best, finished=last))
 del model  # DDP must go before its process group
 run.close()
 stop.exit_if_asked(stopping)

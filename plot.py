@@ -23,7 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from common.runtime import eta
+from common.log import eta
 from configurator import configure, nearest
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $

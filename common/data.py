@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from common.files import read_json
+from configurator import made_by, nearest
 
 MAGIC, HEADER = 20240520, 1024  # the first int32 of a file with a header, and its bytes
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
@@ -22,11 +23,7 @@ def read_meta(folder: str | Path) -> dict:
     """meta.json of a data set or checkpoint. Raises FileNotFoundError or ValueError with the remedy."""
     path = Path(folder) / "meta.json"
     if not path.is_file():
-        what = "has no meta.json" if path.parent.is_dir() else "is not there"
-        raise FileNotFoundError(
-            f"data set {folder} {what}; first run: python prepare_data.py --source=<file, folder or name> "
-            f"--tokenizer=<bytes, bpe or gpt2> --out_dir={folder}"
-        )
+        raise FileNotFoundError(no_data_set(Path(folder)))
     meta = read_json(path)
     if missing := [k for k in TOKENIZER_KEYS if k not in meta]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; prepare the data again")
@@ -40,11 +37,35 @@ def read_meta(folder: str | Path) -> dict:
     return meta
 
 
+def no_data_set(folder: Path) -> str:
+    """What to tell about a folder without meta.json: the data set that was meant, or the command that makes it."""
+    what = "has no meta.json" if folder.is_dir() else "is not there"
+    elsewhere = Path("data") / folder
+    if (elsewhere / "meta.json").is_file():
+        return f"data set {folder} {what}; did you mean {str(elsewhere)!r}?"
+    beside = [str(path.parent) for path in folder.parent.glob("*/meta.json")]
+    if suggestion := nearest(str(folder), beside):
+        return f"data set {folder} {what}{suggestion}"
+    general = (
+        f"python prepare_data.py --source=<file, folder or name> --tokenizer=<bytes, bpe or gpt2> --out_dir={folder}"
+    )
+    return f"data set {folder} {what}; first run: {made_by(folder) or general}"
+
+
 def tokenizer_meta(tokenizer) -> dict:
-    """What meta.json says of a tokenizer; `bos` only matters where it is not `eot`."""
-    return dict(zip(TOKENIZER_KEYS, (tokenizer.kind, tokenizer.hash, tokenizer.vocab_size, tokenizer.eot))) | {
-        "bos": tokenizer.bos
+    """What meta.json says of a tokenizer; `bos` only matters where it is not `eot`.
+
+    `start`, in checkpoints: the ids that their training texts begin with, for an empty prompt.
+    """
+    meta = {
+        "tokenizer": tokenizer.kind,
+        "tokenizer_hash": tokenizer.hash,
+        "vocab_size": tokenizer.vocab_size,
+        "eot": tokenizer.eot,
+        "bos": tokenizer.bos,
     }
+    start = getattr(tokenizer, "start", None)
+    return meta | {"start": start} if start else meta
 
 
 class Tokens:
@@ -145,6 +166,7 @@ class TokenData:
         else:
             raise ValueError(f"packing={packing!r} is not one of constant, documents")
         self.epoch, self.order, self.offset = -1, None, 0
+        self.first_step, self.first_row = 0, 0
 
     def rows(self, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead or -1."""
@@ -170,9 +192,25 @@ class TokenData:
         y[np.arange(1, self.T + 1) >= lengths[:, None]] = -1
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(y)
 
+    def continue_at(self, step: int, row: int):
+        """From here on step `step` begins with row `row` of the endless order.
+
+        Of a run resumed with as many rows a step as before that is where it begins anyway; of one with more or fewer,
+        no row is repeated and none left out.
+        """
+        self.first_step, self.first_row = step, row
+
     def steps(self, epochs: float) -> int:
-        """The steps that `epochs` passes over the rows take."""
-        return math.ceil(epochs * self.n_rows / (self.batch_size * self.accum * self.world))
+        """The steps at whose end `epochs` passes over the rows are done."""
+        rows_per_step = self.batch_size * self.accum * self.world
+        rows_ahead = self.first_row - self.first_step * rows_per_step  # of where this size of step would be
+        return math.ceil((epochs * self.n_rows - rows_ahead) / rows_per_step)
+
+    def start(self) -> list[int]:
+        """What a text begins with in the rows: end-of-text, or where no text follows one, the first id of the split."""
+        eot = self.meta["eot"]
+        follows_another = self.packing == "constant" and self.meta.get(f"{self.split}_documents", 0) > 1
+        return [eot] if follows_another else self.tokens.take(0, 1).tolist()
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """A loss that compares across tokenizers, by the text's UTF-8 bytes per token of the whole split."""
@@ -180,8 +218,9 @@ class TokenData:
 
     def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """x, y (batch_size, T) of this rank in a micro-step of a step."""
-        first = (step * self.accum + micro_step) * self.world + self.rank
-        return self.rows(first * self.batch_size, self.batch_size)
+        micro_steps_done = (step - self.first_step) * self.accum + micro_step
+        first = (micro_steps_done * self.world + self.rank) * self.batch_size
+        return self.rows(self.first_row + first, self.batch_size)
 
     def eval_batches(self, eval_rows: int):
         """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.

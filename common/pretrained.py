@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import pickle  # for the name of its error only: nothing is unpickled but through weights_only
 import warnings
 from pathlib import Path
@@ -24,6 +25,8 @@ from common.data import tokenizer_meta
 from common.download import download_repo, is_repo
 from common.families import Family, read_config, transpose, write_config
 from common.files import by_step, file_sha256, read_json
+from configurator import made_by, nearest
+from model import LLaMAConfig
 
 DAMAGE = (  # what a file that is cut, overwritten or hostile can make of torch.load and safetensors
     safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, TypeError,
@@ -46,12 +49,24 @@ def find_model(where: str | Path) -> Path:
         return folder
     if steps := [p for p in by_step(folder) if (p / "config.json").is_file()]:
         return steps[-1]
+    if command := made_by(folder):
+        raise FileNotFoundError(f"no model at {str(where)!r} yet; first run: {command}")
+    if suggestion := nearest(str(where), models_beside(folder)):  # else a typing error reads as a network problem
+        raise FileNotFoundError(f"no model at {str(where)!r}{suggestion}")
     if folder.exists() or not is_repo(str(where)):
         raise FileNotFoundError(
             f"no model at {str(where)!r}: expected a folder with config.json and weights, a run's out_dir with a "
             "checkpoint, or the name of a hub repository such as EleutherAI/pythia-160m"
         )
     return download_repo(str(where), check=lambda path: read_config(read_json(path), path))
+
+
+def models_beside(folder: Path) -> list[str]:
+    """The folders with a model, or with a run's checkpoints, that lie where `folder` would."""
+    if not folder.parent.is_dir():
+        return []
+    paths = [path for path in folder.parent.iterdir() if path.is_dir()]
+    return [str(path) for path in paths if (path / "config.json").is_file() or by_step(path)]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -250,6 +265,46 @@ def check_fits(model, where, block_size: int, vocab_size: int):
         raise ValueError(f"block_size={block_size} is beyond the {c.block_size} positions of {where}; lower block_size")
     if vocab_size > c.vocab_size:
         raise ValueError(f"the data has {vocab_size} ids, but {where} only {c.vocab_size}; the tokenizers differ")
+
+
+def shape_of(model) -> dict:
+    """The knobs of both loops that describe a model's shape, with the values that `model` has."""
+    c = model.config
+    is_llama = isinstance(c, LLaMAConfig)
+    return {
+        "arch": "llama" if is_llama else "gpt",
+        "n_layer": c.n_layer,
+        "n_head": c.n_head,
+        "n_kv_head": c.n_kv_head if is_llama else 0,
+        "n_embd": c.n_embd,
+        "n_inner": c.n_inner,
+        "tie_word_embeddings": c.tie_word_embeddings,
+    }
+
+
+def record_shape(config, model, source):
+    """Write the shape that `model` really has into the knobs; those that were given must agree with it.
+
+    config: what `configure` returned; source: what the model was loaded from, None for a new one. Raises ValueError: a
+    knob that is ignored without a word would be believed.
+    """
+    shape = shape_of(model)
+    derived = {"n_kv_head": 0, "n_inner": 0}  # 0 stands for what follows from the other knobs
+    for key, where in config.given.items():
+        if key not in shape or config[key] in (shape[key], derived.get(key, shape[key])):
+            continue
+        if source is None:
+            raise ValueError(f"{where}: {key}={config[key]!r} is not for arch={shape['arch']}; leave it out")
+        raise ValueError(
+            f"{where}: {key}={config[key]!r}, but {source} has {key}={shape[key]!r}; a model that is loaded keeps "
+            f"its shape, leave {key} out"
+        )
+    config.update(shape)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not below `number`."""
+    return math.ceil(number / multiple) * multiple
 
 
 def keep_blocks(model, blocks: str, where):

@@ -1,4 +1,4 @@
-"""What both loops need of the machine: device, ranks, number format, schedule, optimisers, log, signals."""
+"""What both loops need of the machine: device, ranks, number format, memory, signals."""
 
 import contextlib
 import ctypes
@@ -9,44 +9,55 @@ import re
 import signal
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-
-from common.writing import write_json
 
 
 class Runtime:
     """Device, number format and ranks of this process; under torchrun it joins the process group.
 
-    device: "auto" (cuda if there is one), "cpu", "cuda", "cuda:1"; dtype: "auto" (bfloat16 on CUDA,
-    float32 on the CPU), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype.
+    device: "auto" (cuda if there is one, else cpu), "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto" (bfloat16 on CUDA,
+    else float32), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype. mps (Apple's GPU) runs in
+    float32, uncompiled, in one process; nobody has tested it yet.
     """
 
     def __init__(self, device="auto", dtype="auto", keep_memory=True):
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            raise ValueError(f"device={device!r} is not one of auto, cpu, cuda, cuda:N")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device={device!r}, but torch finds no CUDA device; use --device=cpu")
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
-        if device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-            torch.cuda.set_device(device)
-        self.device = torch.device(device)
+        self.device = self.pick_device(device)
         self.cuda = self.device.type == "cuda"
+        self.mps = self.device.type == "mps"
         self.dtype = self.pick_dtype(dtype)
+        if self.cuda:
+            torch.cuda.set_device(self.device)
         if keep_memory:
             keep_freed_memory()
         torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32, on CUDA
         if self.world > 1:
             dist.init_process_group("nccl" if self.cuda else "gloo")
 
+    def pick_device(self, name: str) -> torch.device:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+            raise ValueError(f"device={name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device={name!r}, but torch finds no CUDA device; use --device=cpu")
+        if name == "mps" and not torch.backends.mps.is_available():
+            raise ValueError("device='mps', but torch finds no Apple GPU; use --device=cpu")
+        if name == "mps" and self.world > 1:
+            raise ValueError("device='mps' runs in one process only; start the script without torchrun")
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda":
+            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        return torch.device(name)
+
     def pick_dtype(self, name: str) -> torch.dtype:
         if name not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"dtype={name!r} is not one of auto, float32, bfloat16")
+        if name == "bfloat16" and self.mps:
+            raise ValueError("dtype='bfloat16' is not for device mps; leave it out")
         return torch.bfloat16 if name == "bfloat16" or (name == "auto" and self.cuda) else torch.float32
 
     def autocast(self):
@@ -58,11 +69,17 @@ class Runtime:
         """The tensors on the device; from pinned memory without waiting, on CUDA."""
         if self.cuda:
             return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
-        return tensors
+        return tuple(t.to(self.device) for t in tensors)
 
     def sum(self, *numbers) -> list[float]:
         """Each number (or scalar tensor) summed over the ranks, in float64."""
-        total = torch.stack([torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in numbers])
+        device = "cpu" if self.mps else self.device  # Apple's GPUs have no float64
+        parts = []
+        for number in numbers:
+            if not isinstance(number, torch.Tensor):
+                number = torch.tensor(number, dtype=torch.float64)
+            parts.append(number.detach().to(device).double())
+        total = torch.stack(parts)
         if self.world > 1:
             dist.all_reduce(total)
         return total.tolist()
@@ -78,6 +95,8 @@ class Runtime:
         """`module` through torch.compile: "on", "off", or "auto", which is on for CUDA."""
         if compile not in ("auto", "on", "off"):
             raise ValueError(f"compile={compile!r} is not one of auto, on, off")
+        if compile == "on" and self.mps:
+            raise ValueError("compile='on' is not for device mps; leave it out")
         return torch.compile(module) if compile == "on" or (compile == "auto" and self.cuda) else module
 
     def parallel(self, module):
@@ -140,49 +159,6 @@ class StopSignal:
             sys.exit(128 + (self.number or signal.SIGTERM))
 
 
-def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps) -> float:
-    """The rate of step 0 … max_steps - 1: linear warm-up over warmup_steps, then the schedule down to min_lr.
-
-    "cosine", "linear", "constant" (min_lr unused), and "wsd" (constant, then linear over the last
-    fifth of max_steps; MiniCPM, arXiv:2404.06395, section 4).
-    """
-    if schedule not in ("cosine", "linear", "constant", "wsd"):
-        raise ValueError(f"schedule={schedule!r} is not one of cosine, linear, constant, wsd")
-    if step < warmup_steps:
-        return learning_rate * (step + 1) / (warmup_steps + 1)
-    start = warmup_steps if schedule != "wsd" else max(warmup_steps, max_steps - max_steps // 5)
-    done = min(1.0, max(0.0, (step - start) / max(1, max_steps - start)))
-    if schedule == "cosine":
-        return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (learning_rate - min_lr)
-    if schedule in ("linear", "wsd"):
-        return learning_rate + done * (min_lr - learning_rate)
-    return learning_rate
-
-
-def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:
-    """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks.
-
-    Frozen parameters are left out. Weight decay on matrices and embeddings, none on vectors (biases and norms).
-    `extra`: a module trained beside the model. Muon (kellerjordan.github.io/posts/muon) is torch's, its update scaled
-    to AdamW's RMS.
-    """
-    params = {id(p): p for module in (model, extra) if module for p in module.parameters() if p.requires_grad}
-    muon = [p for p in model.h.parameters() if p.dim() == 2 and p.requires_grad] if optimizer == "muon" else []
-    if optimizer not in ("adamw", "muon"):
-        raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
-    for p in muon:
-        del params[id(p)]
-    groups = [{"params": [p for p in params.values() if p.dim() >= 2], "weight_decay": weight_decay},
-              {"params": [p for p in params.values() if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
-    groups = [g for g in groups if g["params"]]
-    optimizers = [torch.optim.AdamW(groups, learning_rate, (beta1, beta2), eps, fused=True)] if groups else []
-    if muon:
-        optimizers.insert(0, torch.optim.Muon(muon, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
-
-
 def matmul_peak(device, dtype) -> float:
     """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of."""
     n = 8192 if device.type == "cuda" else 1536
@@ -194,31 +170,64 @@ def matmul_peak(device, dtype) -> float:
     return 2 * n**3 / best
 
 
-class Log:
-    """out_dir/log.txt: lines `step label value`, flushed as written. A resumed run drops those it will write again."""
-
-    def __init__(self, out_dir: str, first_step: int, is_main: bool):
-        self.out_dir, self.file = Path(out_dir), None
-        if is_main:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            path = self.out_dir / "log.txt"
-            lines = path.read_text(encoding="utf-8").splitlines() if first_step and path.is_file() else []
-            lines = [line for line in lines if line.split()[:1] and line.split()[0].isdecimal()]  # a kill may cut one
-            path.write_text("".join(f"{line}\n" for line in lines if int(line.split()[0]) < first_step))
-            self.file = open(path, "a", encoding="utf-8")
-
-    def __call__(self, step: int, **values: float):
-        if self.file:
-            self.file.write("".join(f"{step} {label} {value:.9g}\n" for label, value in values.items()))
-            self.file.flush()
-
-    def summary(self, **values):
-        """Write out_dir/summary.json: what a finished run took and reached; plot.py prints it as a table."""
-        if self.file:
-            write_json(self.out_dir / "summary.json", values)
+# ---------------------------------------------------------------------------------------------
+# the batch: micro-steps from tokens, and whether it can fit at all
 
 
-def eta(seconds: float) -> str:
-    """3725 -> "1h02m", 125 -> "2m05s"."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
+def split_batch(config, world: int) -> tuple[int, int]:
+    """(grad_accum_steps, tokens_per_step) that the knobs batch_size, block_size and these two ask for.
+
+    tokens_per_step over 0 decides, so that a recipe gives the same step on any number of ranks; a resumed run has that
+    of its checkpoint. grad_accum_steps decides where it alone is given on the command line. Raises ValueError when the
+    tokens of a step do not split into micro-steps of batch_size rows on each rank.
+    """
+    tokens_per_micro_step = config["batch_size"] * config["block_size"] * world
+    grad_accum_steps = config["grad_accum_steps"]
+    tokens_per_step = config["tokens_per_step"]
+    by_hand = [key for key in ("grad_accum_steps", "tokens_per_step") if config.given.get(key) == "command line"]
+    if tokens_per_step == 0 or by_hand == ["grad_accum_steps"]:
+        return grad_accum_steps, grad_accum_steps * tokens_per_micro_step
+    if tokens_per_step % tokens_per_micro_step:
+        factors = f"batch_size {config['batch_size']} * block_size {config['block_size']} * {world} ranks"
+        raise ValueError(
+            f"tokens_per_step={tokens_per_step:,} is no multiple of {tokens_per_micro_step:,} ({factors}); choose "
+            f"another batch_size, or another number of ranks, or --tokens_per_step={tokens_per_micro_step} times "
+            "a whole number"
+        )
+    micro_steps = tokens_per_step // tokens_per_micro_step
+    if len(by_hand) == 2 and grad_accum_steps != micro_steps:
+        raise ValueError(
+            f"grad_accum_steps={grad_accum_steps}, but tokens_per_step={tokens_per_step:,} makes {micro_steps}; "
+            "give one of the two"
+        )
+    return micro_steps, tokens_per_step
+
+
+def check_memory(run: Runtime, model, batch_size: int, block_size: int):
+    """ValueError when a step cannot fit into the memory of the device, before it takes minutes to find out.
+
+    A lower bound: parameters, gradients and AdamW's two moments in fp32, and of each block's activations only what
+    backward must keep whatever the compiler recomputes: 4 vectors of n_embd and 1 of n_inner for each token.
+    """
+    c = model.config
+    numbers_per_token = c.n_layer * (4 * c.n_embd + c.n_inner)
+    activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
+    weights = 4 * 4 * model.n_params()
+    memory = device_memory(run)
+    if memory and weights + activations > memory:
+        raise ValueError(
+            f"a step needs at least {(weights + activations) / 1e9:,.1f} GB, {activations / 1e9:,.1f} of them for "
+            f"batch_size={batch_size} rows of block_size={block_size}, but {run.device} has {memory / 1e9:,.1f} GB; "
+            "lower batch_size and raise grad_accum_steps (or set tokens_per_step)"
+        )
+
+
+def device_memory(run: Runtime) -> int:
+    """Bytes of memory of the device, shared by the ranks of this machine on a CPU; 0 where it is not known."""
+    if run.cuda:
+        return torch.cuda.get_device_properties(run.device).total_memory
+    try:
+        everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 0
+    return everything // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -224,6 +224,7 @@ def load_tokenizer(where: str | Path):
             f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
         )
     tokenizer.kind, tokenizer.eot, tokenizer.bos = meta["tokenizer"], meta["eot"], meta.get("bos", meta["eot"])
+    tokenizer.start = meta.get("start")  # of a checkpoint
     return tokenizer
 
 

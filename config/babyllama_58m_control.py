@@ -16,6 +16,7 @@ tie_word_embeddings = False  # 58.3 M parameters
 vocab_multiple = 1  # 16,000 as it is
 
 batch_size = 32
+tokens_per_step = 32 * 128
 epochs = 6.0
 
 learning_rate, min_lr = 2.5e-4, 0.0  # cosine to 0

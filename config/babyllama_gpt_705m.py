@@ -14,7 +14,8 @@ n_layer, n_head, n_embd = 24, 16, 1536  # 704.7 M parameters, the head tied
 dropout = 0.1
 vocab_multiple = 1  # 16,000 as it is
 
-batch_size, grad_accum_steps = 8, 16  # 128 rows a step
+batch_size = 8
+tokens_per_step = 128 * 128  # 128 rows, on any number of GPUs
 epochs = 4.0
 
 learning_rate, min_lr = 2.5e-4, 0.0  # cosine to 0

@@ -14,7 +14,8 @@ n_layer, n_head, n_embd, n_inner = 24, 8, 1024, 3072
 tie_word_embeddings = False  # 359.9 M parameters
 vocab_multiple = 1  # 16,000 as it is
 
-batch_size, grad_accum_steps = 16, 8  # 128 rows a step
+batch_size = 16
+tokens_per_step = 128 * 128  # 128 rows, on any number of GPUs
 epochs = 4.0
 
 learning_rate, min_lr = 3e-4, 0.0  # cosine to 0

@@ -1,6 +1,6 @@
 # A modern 124M (LLaMA: rotary, SwiGLU, RMSNorm, no biases) on FineWeb-Edu's 10 B tokens: MicroLM's control run.
-# python train.py config/pretrain_124m.py                  8 GPUs: torchrun --standalone --nproc_per_node=8
-#                                                          train.py config/pretrain_124m.py --grad_accum_steps=4
+# python train.py config/pretrain_124m.py
+# torchrun --standalone --nproc_per_node=8 train.py config/pretrain_124m.py
 # First: python prepare_data.py config/data_fineweb_edu.py
 # Hardware: one 80 GB GPU. Result: not run at full length yet; MicroLM's passes HellaSwag 0.2955 (GPT-2 124M).
 
@@ -12,7 +12,7 @@ arch = "llama"
 n_layer, n_head, n_embd, n_inner = 12, 12, 768, 2048  # 123.6 M parameters with the tied head of 50,304
 
 batch_size = 16
-grad_accum_steps = 32  # 16 * 1024 * 32 = 524,288 tokens a step
+tokens_per_step = 512 * 1024  # 524,288, on any number of GPUs: 32 micro-steps on one, 4 on each of 8
 max_steps = 19_073  # 10 B tokens
 
 learning_rate = 6e-4

@@ -12,7 +12,7 @@ n_layer, n_head, n_embd = 12, 12, 768  # 124.4 M parameters, embedding and head 
 dropout = 0.0
 
 batch_size = 12
-grad_accum_steps = 5 * 8  # 12 * 1024 * 40 = 491,520 tokens a step
+tokens_per_step = 480 * 1024  # 491,520: 40 micro-steps on one GPU, 5 on each of 8
 max_steps = 600_000
 
 learning_rate = 6e-4

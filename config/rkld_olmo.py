@@ -15,7 +15,7 @@ weight_ce, weight_kl, weight_cos = 0.0, 1.0, 0.0  # nothing but KL(student || te
 temperature = 1.0
 
 batch_size = 8
-grad_accum_steps = 64  # 8 * 1024 * 64 = 524,288 tokens a step
+tokens_per_step = 512 * 1024  # 524,288: 64 micro-steps on one GPU
 max_steps = 2000
 
 learning_rate = 6e-4

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.runtime import learning_rate_at, make_optimizers
+from common.optim import learning_rate_at, make_optimizers
 from model import GPT, GPTConfig
 
 

@@ -1,0 +1,111 @@
+"""What a run writes about itself: log.txt, samples, summary.json, the same to Weights & Biases, and its last words."""
+
+from pathlib import Path
+
+from common.writing import write_json
+
+
+class Log:
+    """out_dir/log.txt: lines `step label value`, flushed as written. A resumed run drops those it will write again.
+
+    Only the main process writes, and only where `writes` (not with eval_only). With `wandb_project` the same values go
+    to Weights & Biases, `config` with them; a resumed run continues the run whose id is in out_dir/wandb_id.txt.
+    """
+
+    def __init__(self, out_dir: str, first_step: int, writes: bool, wandb_project="", config=None):
+        self.out_dir = Path(out_dir)
+        self.file = None
+        self.wandb = None
+        if not writes:
+            return
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        path = self.out_dir / "log.txt"
+        path.write_text(earlier_lines(path, first_step), encoding="utf-8")
+        self.file = open(path, "a", encoding="utf-8")
+        if wandb_project:
+            self.wandb = start_wandb(self.out_dir, wandb_project, first_step, config)
+
+    def __call__(self, step: int, **values: float):
+        if self.file:
+            lines = [f"{step} {label} {value:.9g}\n" for label, value in values.items()]
+            self.file.write("".join(lines))
+            self.file.flush()
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def sample(self, step: int, text: str):
+        """Write out_dir/sample_NNNNNN.txt: a file for each step, so that resuming writes none twice."""
+        if self.file:
+            (self.out_dir / f"sample_{step:06d}.txt").write_text(text + "\n", encoding="utf-8")
+
+    def summary(self, **values):
+        """Write out_dir/summary.json: what a finished run took and reached; plot.py prints it as a table."""
+        if self.file:
+            write_json(self.out_dir / "summary.json", values)
+        if self.wandb:
+            self.wandb.summary.update({k: v for k, v in values.items() if k != "config"})
+
+    def close(self):
+        if self.file:
+            self.file.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def earlier_lines(path: Path, first_step: int) -> str:
+    """The lines of a log for the steps before `first_step`. A kill may have cut the last line anywhere."""
+    if first_step == 0 or not path.is_file():
+        return ""
+    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    kept = []
+    for line in whole_lines:
+        columns = line.split()
+        if len(columns) == 3 and columns[0].isdecimal() and int(columns[0]) < first_step:
+            kept.append(line + "\n")
+    return "".join(kept)
+
+
+def start_wandb(out_dir: Path, project: str, first_step: int, config: dict):
+    """A run of Weights & Biases, online or, with WANDB_MODE=offline, in out_dir/wandb. Imported only here."""
+    try:
+        import wandb
+
+        start = wandb.init  # a folder named wandb imports as an empty module
+    except (ImportError, AttributeError):
+        raise ValueError(
+            f"wandb_project={project!r}, but wandb is not installed: pip install wandb, or leave wandb_project empty"
+        ) from None
+    id_file = out_dir / "wandb_id.txt"
+    known_id = id_file.read_text().strip() if first_step and id_file.is_file() else None
+    run = start(project=project, name=out_dir.name, dir=out_dir, config=config, id=known_id, resume="allow")
+    id_file.write_text(run.id + "\n")
+    return run
+
+
+def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, int], finished: bool) -> str:
+    """Where a run saved, its best checkpoint, and the three commands that make sense next.
+
+    saved: the checkpoints, oldest first; best: (val, step) of the lowest validation loss, step -1 before any.
+    """
+    if not saved:
+        return f"nothing saved: {out_dir} has no checkpoint yet"
+    best_val, best_step = best
+    best_folder = Path(out_dir) / f"step_{best_step:06d}"
+    lines = [f"saved {saved[-1]}"]
+    if best_step >= 0:
+        lines[0] += f" | best val {best_val:.4f} at step {best_step}"
+    if best_folder in saved[:-1]:
+        lines[0] += f": {best_folder}"
+    longer = " --max_steps=<more>" if finished else ""
+    lines += [
+        f"  write text   python sample.py --model={out_dir}",
+        f"  score it     python evaluate.py --model={out_dir} --tasks=hellaswag",
+        f"  train on     python {script} --out_dir={out_dir} --init_from=resume{longer}",
+    ]
+    return "\n".join(lines)
+
+
+def eta(seconds: float) -> str:
+    """3725 -> "1h02m", 125 -> "2m05s"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"

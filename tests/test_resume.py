@@ -1,0 +1,406 @@
+"""What a run keeps, what it refuses, and what it does the same when it is resumed otherwise than it was started."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, read_log, run_script, write_dataset
+from safetensors.torch import load_file
+
+from common.checkpoint import checkpoints
+from common.data import TokenData
+from common.log import earlier_lines
+from common.pretrained import find_model
+
+
+@pytest.fixture
+def train(dataset, tmp_path):
+    """train(name, *more): train.py with a tiny model into tmp_path/name; keywords as of run_script."""
+
+    def go(name, *more, **how):
+        keys = [*TINY, f"--dataset={dataset}", "--max_steps=10"]
+        return run_script("train.py", *keys, f"--out_dir={tmp_path / name}", *more, **how)
+
+    return go
+
+
+@pytest.fixture
+def resume(tmp_path):
+    """resume(name, *more): nothing but out_dir and init_from, and more."""
+
+    def go(name, *more, script="train.py", **how):
+        return run_script(script, f"--out_dir={tmp_path / name}", "--init_from=resume", *more, **how)
+
+    return go
+
+
+def refusal(done) -> str:
+    """The one line on stderr of a script that ended with exit code 2."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and len(lines) == 1, done.stdout + done.stderr
+    return lines[0]
+
+
+def trainer_state(run) -> dict:
+    return torch.load(find_model(run) / "trainer.pt", weights_only=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# stored knobs, and those that change
+
+
+def test_out_dir_is_enough_to_resume(train, resume, tmp_path):
+    """The knobs are the stored ones, not the script's defaults; a key of the command line changes one, and says so."""
+    more = ["--schedule=linear", "--seed=3", "--learning_rate=0.01", "--eval_interval=5"]
+    train("whole", *more)
+    train("parts", *more, "--max_steps=5")
+    # the schedule ends at max_steps, so that the first half of both is the same with a constant rate only
+    train("constant", "--schedule=constant", "--seed=3", "--max_steps=5")
+    done = resume("constant", "--max_steps=10")
+    assert f"resume {tmp_path / 'constant/step_000005'} | max_steps 5 -> 10\n" in done.stdout
+    train("constant_whole", "--schedule=constant", "--seed=3")
+    assert (tmp_path / "constant/log.txt").read_text() == (tmp_path / "constant_whole/log.txt").read_text()
+    done = resume("parts", "--max_steps=10", "--learning_rate=0.02")
+    assert "| max_steps 5 -> 10" in done.stdout and "| learning_rate 0.01 -> 0.02" in done.stdout
+    assert trainer_state(tmp_path / "parts")["config"]["schedule"] == "linear"
+
+
+def test_a_config_file_does_not_change_a_resumed_run_without_a_word(train, resume, tmp_path):
+    train("run", "--max_steps=2", "--batch_size=2")
+    config = tmp_path / "c.py"
+    config.write_text("batch_size = 8\nmax_steps = 4\n")
+    done = resume("run", config, "--max_steps=4")
+    assert f"{config} says batch_size=8, but the run has 2, which stays; --batch_size=8 changes it" in done.stdout
+    assert trainer_state(tmp_path / "run")["config"]["batch_size"] == 2
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimiser_knobs_of_a_resumed_run_are_in_force(optimizer, train, resume, tmp_path):
+    """load_state_dict brings the old ones back; the checkpoint would record the new ones."""
+    constant = ["--schedule=constant", "--warmup_steps=0"]
+    train("run", *constant, f"--optimizer={optimizer}", "--max_steps=3", "--weight_decay=0.1")
+    shutil.copytree(tmp_path / "run", tmp_path / "as_before")
+    changed = ["--beta1=0.8", "--beta2=0.7", "--eps=1e-4", "--learning_rate=0.1", "--max_steps=4"]
+    resume("run", "--weight_decay=0.5", *changed)
+    resume("as_before", *changed)
+    state = trainer_state(tmp_path / "run")
+    *muon, adamw = state["optimizers"]
+    assert [group["weight_decay"] for group in adamw["param_groups"]] == [0.5, 0.0]
+    assert all((group["betas"], group["eps"]) == ((0.8, 0.7), 1e-4) for group in adamw["param_groups"])
+    assert [group["weight_decay"] for o in muon for group in o["param_groups"]] == [0.5] * len(muon)
+    assert state["config"]["weight_decay"] == 0.5 and len(muon) == (optimizer == "muon")
+
+    # the decay really acts: learning rate * (0.5 - 0.1) of each weight more than with the stored one
+    name = "model.embed_tokens.weight"
+    start = load_file(tmp_path / "run/step_000003/model.safetensors")[name]
+    strong, weak = (load_file(find_model(tmp_path / run) / "model.safetensors")[name] for run in ("run", "as_before"))
+    torch.testing.assert_close(weak - strong, 0.1 * (0.5 - 0.1) * start, rtol=1e-3, atol=1e-6)
+
+
+def test_what_may_not_change_is_refused(train, resume, tmp_path):
+    train("run", "--max_steps=2")
+    for key, message in [
+        ("--n_layer=3", "n_layer=3, but"),
+        ("--optimizer=muon", "has optimizer='adamw'; a resumed run keeps it"),
+        ("--freeze=wte", "has freeze=''; a resumed run keeps it"),
+        ("--init_layers=0", "has init_layers=''; a resumed run keeps it"),
+        ("--max_steps=1", "is at step 2 already; raise it to go on"),
+    ]:
+        assert message in refusal(resume("run", key, ok=False))
+
+
+def test_a_run_of_the_other_script_is_refused(train, resume, tmp_path, teacher):
+    train("run", "--max_steps=2")
+    more = [f"--teacher={teacher}", "--max_steps=4"]
+    assert "trainer.pt is of other optimisers or teachers" in refusal(
+        resume("run", *more, script="distill.py", ok=False)
+    )
+
+
+def test_teachers_keep_their_places_when_projections_belong_to_them(dataset, teacher, tmp_path, resume):
+    """Projections are by place: with two teachers swapped each would learn from the other's."""
+    run_script(
+        "train.py", *TINY, "--n_embd=48", f"--dataset={dataset}", f"--out_dir={tmp_path / 'other'}", "--max_steps=2"
+    )
+    both = f"{teacher},{tmp_path / 'other'}"
+    swapped = f"{tmp_path / 'other'},{teacher}"
+    keys = [*TINY, f"--dataset={dataset}", f"--teacher={both}", "--max_steps=2"]
+    for name, weight in (("cos", "--weight_cos=1"), ("kl", "--weight_cos=0")):
+        run_script("distill.py", *keys, weight, f"--out_dir={tmp_path / name}")
+    resume("cos", "--max_steps=3", script="distill.py")
+    line = refusal(resume("cos", f"--teacher={swapped}", "--max_steps=4", script="distill.py", ok=False))
+    assert "in that order; leave teacher out when resuming, or keep the order" in line
+    resume("kl", f"--teacher={swapped}", "--max_steps=3", script="distill.py")  # the mean of both is the same
+
+
+# ---------------------------------------------------------------------------------------------
+# the batch and the ranks
+
+
+def test_a_run_resumed_on_one_rank_takes_the_steps_of_two(train, resume, tmp_path):
+    """The tokens of a step stay: two ranks become two micro-steps, and the losses are those of a run on one rank."""
+    more = ["--schedule=constant", "--eval_interval=5"]
+    train("one", *more, "--batch_size=4", "--grad_accum_steps=2")
+    train("two", *more, "--batch_size=4", "--max_steps=5", torchrun=2)
+    done = resume("two", "--max_steps=10")
+    assert "| grad_accum_steps 1 -> 2" in done.stdout and "| ranks 2 -> 1" in done.stdout
+    for label, n in (("train", 10), ("val", 3)):
+        one, two = (list(read_log(tmp_path / run, label).values()) for run in ("one", "two"))
+        assert len(one) == len(two) == n
+        np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+
+
+def test_more_ranks_than_a_step_has_micro_steps_are_refused_with_the_remedy(train, resume, tmp_path):
+    train("run", "--batch_size=4", "--max_steps=2")
+    done = resume("run", "--max_steps=4", torchrun=2, ok=False)
+    assert "tokens_per_step=64 is no multiple of 128 (batch_size 4 * block_size 16 * 2 ranks)" in done.stderr
+    resume("run", "--max_steps=4", "--batch_size=2", torchrun=2)
+    assert trainer_state(tmp_path / "run")["rows"] == 4 * 4
+
+
+def test_tokens_per_step_makes_the_same_run_whatever_the_batch(train, tmp_path):
+    train("four", "--batch_size=4", "--tokens_per_step=128")
+    train("two", "--batch_size=2", "--tokens_per_step=128")
+    four, two = (trainer_state(tmp_path / name) for name in ("four", "two"))
+    assert (four["config"]["grad_accum_steps"], two["config"]["grad_accum_steps"]) == (2, 4)
+    assert four["rows"] == two["rows"] == 80
+    losses = [list(read_log(tmp_path / name, "train").values()) for name in ("four", "two")]
+    np.testing.assert_allclose(*losses, atol=1e-5, rtol=0)
+    line = refusal(train("no", "--batch_size=4", "--tokens_per_step=100", ok=False))
+    assert "tokens_per_step=100 is no multiple of 64 (batch_size 4 * block_size 16 * 1 ranks)" in line
+    line = refusal(train("no", "--tokens_per_step=128", "--grad_accum_steps=3", ok=False))
+    assert "grad_accum_steps=3, but tokens_per_step=128 makes 2; give one of the two" in line
+
+
+def test_another_size_of_step_continues_with_the_next_row(dataset):
+    """Neither a row twice nor one left out, and `epochs` still counts rows."""
+    data = TokenData(dataset, "train", block_size=16, seed=1, batch_size=4)
+    seen = [data.batch(step, 0)[0] for step in range(3)]
+    doubled = TokenData(dataset, "train", block_size=16, seed=1, batch_size=4, grad_accum_steps=2)
+    doubled.continue_at(step=3, row=12)
+    seen += [doubled.batch(step, micro_step)[0] for step in (3, 4) for micro_step in (0, 1)]
+    assert torch.equal(torch.cat(seen), data.rows(0, 28)[0])
+    assert doubled.steps(1) == 3 + -(-(data.n_rows - 12) // 8) and data.steps(1) == -(-data.n_rows // 4)
+
+
+def test_max_steps_by_hand_counts_although_the_config_says_epochs(train, tmp_path):
+    config = tmp_path / "c.py"
+    config.write_text("epochs = 1.0\n")
+    train("run", config, "--max_steps=3")
+    assert trainer_state(tmp_path / "run")["step"] == 3
+    assert trainer_state(tmp_path / "run")["config"]["epochs"] == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# the shape of a model that was loaded
+
+
+def test_a_fine_tuned_run_records_the_shape_that_it_has(train, resume, tmp_path, dataset, teacher):
+    line = refusal(train("run", f"--init_from={teacher}", "--n_layer=99", ok=False))
+    assert "command line: n_layer=99, but" in line and "has n_layer=2" in line and "leave n_layer out" in line
+    data = json.loads((find_model(teacher) / "config.json").read_text())
+    assert data["n_embd"] == 48
+    sizes = ["--block_size=16", "--batch_size=4", "--max_steps=2", "--eval_rows=8"]
+    places = [f"--dataset={dataset}", f"--init_from={teacher}", f"--out_dir={tmp_path / 'tuned'}"]
+    run_script("train.py", *places, *sizes)
+    knobs = json.loads((tmp_path / "tuned/summary.json").read_text())["config"]
+    shape = {key: knobs[key] for key in ("arch", "n_layer", "n_head", "n_embd", "n_inner")}
+    assert shape == {"arch": "gpt", "n_layer": 2, "n_head": 2, "n_embd": 48, "n_inner": 192}
+    resume("tuned", "--max_steps=3")
+    assert "n_kv_head=1 is not for arch=gpt" in refusal(train("no", "--arch=gpt", "--n_kv_head=1", ok=False))
+
+
+# ---------------------------------------------------------------------------------------------
+# one run in a folder, and its best checkpoint
+
+
+def test_one_run_at_a_time_in_a_folder(dataset, tmp_path, train, resume):
+    """The second is told, also when it resumes; reading goes on; a killed process holds nothing."""
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=100000", "--save_interval=5"]
+    first = subprocess.Popen([sys.executable, ROOT / "train.py", *keys], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 60
+        while not checkpoints(tmp_path / "run"):
+            assert first.poll() is None and time.time() < deadline
+            time.sleep(0.01)
+        for done in (train("run", ok=False), resume("run", ok=False)):
+            assert f"run is in use by another run (process {first.pid}); wait for it" in refusal(done)
+        run_script("sample.py", f"--model={tmp_path / 'run'}", "--max_tokens=2", "--device=cpu")
+        log_before = len((tmp_path / "run/log.txt").read_text())
+        assert log_before > 0 and first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    step = trainer_state(tmp_path / "run")["step"]
+    resume("run", f"--max_steps={step + 1}")
+    assert (tmp_path / "run/summary.json").is_file()
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_folder(train, tmp_path):
+    refusal(train("deep/inside", "--schedule=none", ok=False))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    assert "is a file; name a folder for the run" in refusal(train("file", ok=False))
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(train, resume, tmp_path):
+    """Ten good steps, then some with a learning rate that ruins the model."""
+    more = ["--keep_checkpoints=1", "--eval_interval=5", "--learning_rate=0.01", "--schedule=constant"]
+    train("run", *more)
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_000010"]
+    done = resume("run", "--max_steps=20", "--learning_rate=3")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    val = read_log(tmp_path / "run", "val")
+    assert summary["best_step"] == 10 and summary["best_val"] == pytest.approx(val[10]) and val[20] > val[10]
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_000010", "step_000020"]
+    assert f"| best val {val[10]:.4f} at step 10: {tmp_path / 'run/step_000010'}" in done.stdout
+    resume("run", "--max_steps=21", "--keep_best=False")
+    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step_000021"]
+    # another selection of rows has another loss: what was best before is not compared with it
+    done = resume("run", "--max_steps=22", "--eval_rows=4")
+    assert "best val " in done.stdout and "at step 10" not in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# what a run says and writes
+
+
+def test_the_last_words_name_what_comes_next(train, tmp_path):
+    out = tmp_path / "run"
+    lines = train("run").stdout.splitlines()[-4:]
+    assert lines[0].startswith(f"saved {out / 'step_000010'} | best val ")
+    assert f"python sample.py --model={out}" in lines[1]
+    assert f"python evaluate.py --model={out} --tasks=hellaswag" in lines[2]
+    assert f"python train.py --out_dir={out} --init_from=resume --max_steps=<more>" in lines[3]
+
+
+def test_ctrl_c_says_what_comes_next_too(dataset, tmp_path):
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=100000"]
+    run = subprocess.Popen([sys.executable, ROOT / "train.py", *keys], stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (tmp_path / "run/log.txt").is_file() or not read_log(tmp_path / "run", "train"):
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and "\nsaved " in out and "--init_from=resume\n" in out
+
+
+def test_eval_only_scores_and_writes_nothing(train, resume, tmp_path):
+    train("run", "--eval_interval=10")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    done = resume("run", "--eval_only=True")
+    val = read_log(tmp_path / "run", "val")[10]
+    assert f"step 10/10 | val {val:.4f} nats/token" in done.stdout
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    run_script(
+        "train.py", f"--dataset={trainer_state(tmp_path / 'run')['config']['dataset']}", "--eval_rows=8",
+        f"--init_from={tmp_path / 'run'}", f"--out_dir={tmp_path / 'none'}", "--eval_only=True", "--block_size=16",
+    )  # fmt: skip
+    assert not (tmp_path / "none").exists()
+
+
+def test_samples_are_written_and_change_nothing(train, tmp_path):
+    """An empty prompt starts from what the training text began with; dropout's numbers are not disturbed."""
+    train("with", "--sample_interval=5", "--dropout=0.1", "--sample_prompt=(((")
+    train("without", "--dropout=0.1")
+    assert (tmp_path / "with/log.txt").read_text() == (tmp_path / "without/log.txt").read_text()
+    names = sorted(p.name for p in (tmp_path / "with").glob("sample_*"))
+    assert names == ["sample_000000.txt", "sample_000005.txt", "sample_000010.txt"]
+    assert (tmp_path / "with" / names[-1]).read_text().startswith("(((")
+
+
+def test_an_empty_prompt_starts_from_what_the_model_has_seen(tmp_path):
+    """One document: no text follows an end-of-text id, so that the model knows nothing of it. Many: it does."""
+    one = write_dataset(tmp_path / "one")
+    many = write_dataset(tmp_path / "many", train_documents=7)
+    assert TokenData(one, "train", block_size=16, seed=0, batch_size=1).start() == [40]
+    many_rows = TokenData(many, "train", block_size=16, seed=0, batch_size=1)
+    assert many_rows.start() == [many_rows.meta["eot"]]
+    run_script("train.py", *TINY, f"--dataset={one}", f"--out_dir={tmp_path / 'run'}", "--max_steps=2")
+    meta = json.loads((find_model(tmp_path / "run") / "meta.json").read_text())
+    assert meta["start"] == [40]
+    done = run_script("sample.py", f"--model={tmp_path / 'run'}", "--max_tokens=3", "--device=cpu")
+    assert done.stdout.startswith("(")  # id 40
+
+
+def test_weights_and_biases_has_what_the_log_has(train, resume, tmp_path, monkeypatch):
+    """Offline, with the real package: its files are in out_dir, and a resumed run is the same run."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    train("run", "--wandb_project=tests", "--max_steps=3")
+    resume("run", "--max_steps=5")
+    runs = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    names = {run.name.rpartition("-")[2] for run in runs}
+    assert names == {(tmp_path / "run/wandb_id.txt").read_text().strip()}
+    content = b"".join(file.read_bytes() for file in (tmp_path / "run/wandb").rglob("*.wandb"))
+    for label in ("train", "val", "norm"):
+        for value in read_log(tmp_path / "run", label).values():
+            assert f"{value:.4g}"[:4].encode() in content, (label, value)
+
+
+def test_without_wandb_the_way_to_install_it_is_said(train, tmp_path, monkeypatch):
+    (tmp_path / "hide/wandb").mkdir(parents=True)  # an empty folder of that name imports as a module
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hide"))
+    (tmp_path / "hide/wandb/__init__.py").write_text("raise ImportError\n")
+    assert "wandb is not installed: pip install wandb" in refusal(train("run", "--wandb_project=x", ok=False))
+
+
+def test_a_log_that_a_kill_cut_anywhere(tmp_path):
+    """ "12" of "1234 train 5.1" is no line of step 12."""
+    path = tmp_path / "log.txt"
+    whole = "10 train 5.5\n11 train 5.4\n12 val 5.3\n"
+    for end in range(len(whole) + 1):
+        path.write_text(whole[:end])
+        kept = earlier_lines(path, first_step=12)
+        assert whole.startswith(kept) and kept.count("\n") == min(2, whole[:end].count("\n"))
+    assert earlier_lines(path, first_step=0) == ""
+
+
+# ---------------------------------------------------------------------------------------------
+# bad input
+
+
+def test_what_cannot_be_is_refused_at_once(train, tmp_path, monkeypatch):
+    for key, message in [
+        ("--eps=0", "eps=0.0 is out of range; expected 1e-30 to 1"),
+        ("--device=mps", "device='mps', but torch finds no Apple GPU"),
+        ("--batch_size=100000000", "a step needs at least"),
+        ("--dataset=mine", "data set mine is not there"),
+    ]:
+        assert message in refusal(train("run", key, ok=False))
+    line = refusal(train("run", "--batch_size=100000000", ok=False))
+    assert "batch_size=100000000 rows of block_size=16" in line and "lower batch_size" in line
+
+
+def test_a_data_set_by_half_its_path(dataset, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine").symlink_to(dataset)
+    keys = [*TINY, f"--out_dir={tmp_path / 'run'}"]
+    line = refusal(run_script("train.py", *keys, "--dataset=mine", cwd=tmp_path, ok=False))
+    assert "data set mine is not there; did you mean 'data/mine'?" in line
+    line = refusal(run_script("train.py", *keys, "--dataset=data/mime", cwd=tmp_path, ok=False))
+    assert "data set data/mime is not there; did you mean 'data/mine'?" in line
+
+
+def test_a_typing_error_in_a_teacher_is_not_a_network_problem(dataset, teacher, tmp_path):
+    keys = [*TINY, f"--dataset={dataset}", "--out_dir=run"]
+    (tmp_path / "out").symlink_to(teacher.parent)
+    line = refusal(run_script("distill.py", *keys, "--teacher=out/techer", cwd=tmp_path, ok=False))
+    assert "no model at 'out/techer'; did you mean 'out/teacher'?" in line
+    # a run that a config makes is named with the config, before anything is downloaded
+    line = refusal(run_script("distill.py", *keys, "--init_from=out/pretrain_124m", cwd=tmp_path, ok=False))
+    assert "no model at 'out/pretrain_124m' yet; first run: python train.py config/pretrain_124m.py" in line
+
+
+def test_teacher_weights_may_stay_on_a_control(dataset, teacher, tmp_path):
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=1"]
+    both = [f"--teacher={teacher},{teacher}", "--teacher_weights=2,1"]
+    run_script("distill.py", *keys, *both, "--weight_kl=0")
