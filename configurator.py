@@ -73,6 +73,8 @@ def configure(knobs: dict, stored=None) -> Config:
     the key, what was expected and the nearest known key.
     """
     sys.excepthook = one_line
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     defaults = {k: v for k, v in knobs.items() if is_knob(k) and type(v) in KINDS}
     config = Config(defaults, given={})
     files, keys = split_arguments(sys.argv[1:], defaults)
@@ -277,7 +279,7 @@ def nearest(name: str, known) -> str:
 
 def print_help(script: Path, config: dict, defaults: dict):
     """Every key in the order of the script, with its value and the comment behind it."""
-    source = script.read_text()
+    source = script.read_text(encoding="utf-8")
     print((ast.get_docstring(ast.parse(source)) or script.name) + "\n\nKeys, as the arguments given set them:")
     knobs = source.split("configure(globals()")[0].split('__name__ == "__main__":')[-1]
     for line in knobs.splitlines():
@@ -308,6 +310,13 @@ def one_line(kind, error, trace):
     sys.__excepthook__(kind, error, trace)
 
 
-# a script imports this module before torch: Ctrl-C while that loads ends in one line as well
+def end_at_once(number, frame):
+    """Handler of Ctrl-C while modules load: a KeyboardInterrupt within C code comes out as an ImportError."""
+    print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+# Scripts import this module first, as torch takes a second to load. Elsewhere Ctrl-C is not ours, nor if ignored.
 if Path(sys.argv[0]).resolve().parent in (HERE, HERE / "studies"):
-    sys.excepthook = one_line
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)

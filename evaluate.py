@@ -21,6 +21,9 @@ A text is read in windows: each scores `stride` tokens, with as many before them
 is the beginning-of-text (or end-of-text) id. stride=0 scores a whole window at a time, as lm-evaluation-harness does.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, nearest  # isort: split
+
 import hashlib
 import itertools
 import json as jsonlib
@@ -38,7 +41,6 @@ from common.pretrained import check_fits, find_model, load_pretrained, weights_s
 from common.runtime import Runtime
 from common.tasks import NORMED, TASKS, Task, find, read_text, rows
 from common.tokenizer import load_tokenizer
-from configurator import at_least, configure, nearest
 from hellaswag import URL, draw_shots, encode_rows, question, raw, score, standard_error
 
 RECIPES = {  # their tasks, and what they published: {row: {task: {metric: value}}}

@@ -10,6 +10,9 @@ Reads what train.py and distill.py write: log.txt (lines `step label value`) and
 of each task's first metric: shares of 1 on one axis; perplexities and bits, where less is better, on a logarithmic one.
 """
 
+# before matplotlib and torch, so that Ctrl-C while they load ends in one line
+from configurator import configure, nearest  # isort: split
+
 import json
 import math
 import textwrap
@@ -24,7 +27,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from common.runtime import eta
-from configurator import configure, nearest
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]  # told apart without colours

@@ -5,12 +5,14 @@
 The model is any Hugging Face folder of a family we have, a run's out_dir, or the name of a hub repository.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure  # isort: split
+
 import torch
 
 from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
-from configurator import at_least, configure
 
 model = ""  # model folder, a run's out_dir (its newest checkpoint), or a hub repository's name
 prompt = ""  # text to continue; "" starts with the beginning-of-text id alone

@@ -8,6 +8,9 @@ every seed, scores them, and writes studies/babyllama.md, its pictures and studi
 again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py, on one core.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of, read_config_file  # isort: split
+
 import dataclasses
 import fcntl
 import os
@@ -24,7 +27,6 @@ from common.corpus import find_files
 from common.data import read_meta
 from common.files import by_step, read_json
 from common.writing import write_json
-from configurator import at_least, configure, one_of, read_config_file
 from evaluate import load_tasks
 from studies.babyllama_report import write_report
 
