@@ -41,12 +41,17 @@ def read_log(run: str) -> dict[str, tuple[list, list]]:
     if not path.is_file():
         raise FileNotFoundError(f"no log.txt at {run!r}; runs are out_dirs of train.py and distill.py")
     curves = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # a kill cut it, perhaps within a number that would still be one
+        lines.pop()
+    for number, line in enumerate(lines, 1):
         try:
             step, label, value = line.split()
             step, value = int(float(int(step))), finite(float(value))  # a picture's numbers are floats
         except (ValueError, OverflowError):
-            raise ValueError(f"{path}, line {number}: expected `step label value`, found {line[:40]!r}") from None
+            raise ValueError(
+                f"{path}, line {number}: expected `step label value`, found {line.strip()[:40]!r}"
+            ) from None
         steps, values = curves.setdefault(label, ([], []))
         steps.append(step)
         values.append(value)
@@ -91,9 +96,17 @@ def finite(value) -> float:
     return value if type(value) in (int, float) and abs(value) < 1e300 else math.nan
 
 
-def smooth(values: list[float], width: int) -> list[float]:
-    """The mean of each value and up to width - 1 before it."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]
+def smooth(values: list[float]) -> list[float]:
+    """The mean of each value and those before it, over a 40th of all: fewer than 80 stay as they are.
+
+    A longer mean would lag behind: of a loss that falls it shows what it was, not what it is.
+    """
+    width = max(1, len(values) // 40)
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
 
 
 def chained(logs: dict[str, dict]) -> dict[str, dict]:
@@ -146,7 +159,7 @@ def draw_losses(axis, logs: dict[str, dict], looks: list[dict], log10: bool):
             if bad := [v for v in values if log10 and v <= 0]:
                 raise ValueError(f"{name}: its {label} has {bad[0]:g}, of which there is no log10; leave --log10 out")
             marks, faint = label == "val" or len(steps) == 1, label != "val" and "val" in curves
-            values = values if label == "val" else smooth(values, max(5, len(values) // 40))
+            values = values if label == "val" else smooth(values)
             values = [math.log10(v) for v in values] if log10 else values
             style = {"marker": look["marker"] * marks, "alpha": 0.35 if faint else 1, "lw": 1 if faint else 1.5}
             axis.plot(steps, values, **look | style, markevery=1 + len(steps) // 40)
@@ -202,19 +215,45 @@ def legend(figure, handles: list, names: list[str]):
 
 def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
     """A row for each finished run, from its summary.json and log.txt; "-" for what they lack."""
-    rows = [("run", "parameters", "tokens", "val nats/token", "bits/byte", "acc_norm", "tokens/s", "wall time")]
-    for name, path in ((name, Path(run) / "summary.json") for name, run in runs.items()):
+    summaries = {}
+    for name, run in runs.items():
+        path = Path(run) / "summary.json"
         if path.is_file():
-            found = read_json(path, "delete it, and the run has no row in the table")
-            keys = ("parameters", "tokens", "seconds", "val", "bits_per_byte")
-            parameters, tokens, seconds, val, bits = (finite(found.get(key)) for key in keys)
-            hella, speed = logs[name].get("hella", ([], [math.nan]))[1][-1], tokens / seconds if seconds else math.nan
-            cells = [f"{parameters:,}", f"{tokens:,}", f"{val:.4f}", f"{bits:.4f}", f"{hella:.4f}", f"{speed:,.0f}"]
-            cells.append("nan" if math.isnan(seconds) else eta(seconds))
-            rows.append((name, *("-" if cell == "nan" else cell for cell in cells)))
+            summaries[name] = read_json(path, "delete it, and the run has no row in the table")
+    has_best = any("best_val" in summary for summary in summaries.values())
+    rows = []
+    for name, summary in summaries.items():
+        keys = ("parameters", "tokens", "seconds", "val", "bits_per_byte", "best_val", "best_step")
+        parameters, tokens, seconds, val, bits, best, best_step = (finite(summary.get(key)) for key in keys)
+        hella = logs[name].get("hella", ([], [math.nan]))[1][-1]
+        speed = tokens / seconds if seconds else math.nan
+        row = {
+            "run": name,
+            "parameters": f"{parameters:,}",
+            "tokens": f"{tokens:,}",
+            "val nats/token": f"{val:.4f}",
+            "best val (step)": "nan" if math.isnan(best + best_step) else f"{best:.4f} (step {best_step:g})",
+            "bits/byte": f"{bits:.4f}",
+            "acc_norm": f"{hella:.4f}",
+            "tokens/s": f"{speed:,.0f}",
+            "wall time": "nan" if math.isnan(seconds) else eta(seconds),
+        }
+        rows.append({title: "-" if cell == "nan" else cell for title, cell in row.items()})
+    titles = ["run", "parameters", "tokens", "val nats/token", "bits/byte", "acc_norm", "tokens/s", "wall time"]
+    if has_best:
+        titles.insert(4, "best val (step)")
+    return lined_up([titles, *([row[title] for title in titles] for row in rows)])
+
+
+def lined_up(rows: list[list[str]]) -> str:
+    """A Markdown table of rows, the first of them its titles, whose columns line up as plain text too."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    lines = []
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def main():
