@@ -10,6 +10,7 @@ A run that is resumed starts from the knobs it was stored with: `configure(globa
 
 import ast
 import difflib
+import math
 import os
 import re
 import runpy
@@ -244,8 +245,10 @@ def check(where: str, key: str, value, defaults: dict, from_text=False):
 
 
 def at_least(config: dict, low: int, names: str):
-    """ValueError unless each of the blank-separated keys has a value of `low` or more."""
+    """ValueError unless each of the blank-separated keys has a finite value of `low` or more."""
     for name in names.split():
+        if not math.isfinite(config[name]):
+            raise ValueError(f"{name}={config[name]} is out of range; it must be a finite number of at least {low}")
         if config[name] < low:
             raise ValueError(f"{name}={config[name]} is too small; it must be at least {low}")
 

@@ -8,17 +8,20 @@ The model is any Hugging Face folder of a family we have, a run's out_dir, or th
 # before torch, so that Ctrl-C while it loads ends in one line
 from configurator import at_least, configure  # isort: split
 
+from pathlib import Path
+
 import torch
 
+from common.data import read_meta
 from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 
 model = ""  # model folder, a run's out_dir (its newest checkpoint), or a hub repository's name
-prompt = ""  # text to continue; "" starts with the beginning-of-text id alone
+prompt = ""  # text to continue; "" starts as the rows that the model was trained on do
 num_samples = 1  # texts to write
 max_tokens = 200  # tokens of each
-temperature = 0.8  # 0: always the likeliest token
+temperature = 0.8  # 0: always the likeliest token; else 0.001 or more
 top_k = 50  # draw from the k likeliest tokens; 0: from all
 seed = 1337  # of the draws
 device = "auto"  # "auto", "cpu" or "cuda"
@@ -26,15 +29,34 @@ dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
 config = configure(globals())
 at_least(config, 0, "max_tokens temperature top_k seed")
 at_least(config, 1, "num_samples")
+if temperature > 0:
+    at_least(config, 1e-3, "temperature")  # logits divided by less may be beyond float32
+
+
+def first_ids(prompt: str, tokenizer, folder: Path) -> list[int]:
+    """The ids to continue: of the prompt, or, for "", those that texts began with when the model was trained.
+
+    A token of its own for the beginning of a text begins every prompt. Raises ValueError for a damaged meta.json.
+    """
+    ids = tokenizer.encode(prompt)
+    if not ids and (folder / "meta.json").is_file():
+        start = read_meta(folder).get("start", [])
+        is_ids = isinstance(start, list) and all(type(i) is int and 0 <= i < tokenizer.vocab_size for i in start)
+        if not is_ids:
+            raise ValueError(f"{folder}/meta.json: start={str(start)[:40]} is not a list of ids of its tokenizer")
+        if start:
+            return start
+    has_bos = tokenizer.bos != tokenizer.eot
+    return [tokenizer.bos, *ids] if has_bos or not ids else ids
+
 
 run = Runtime(device, dtype)
-tokenizer = load_tokenizer(find_model(model))
+folder = find_model(model)
+tokenizer = load_tokenizer(folder)
 net = load_pretrained(model, run.device, torch.float32)
 check_fits(net, model, 1, tokenizer.vocab_size)
 torch.manual_seed(seed)
-ids = tokenizer.encode(prompt)
-if not ids or tokenizer.bos != tokenizer.eot:  # a token of its own for the beginning of a text begins every text
-    ids = [tokenizer.bos, *ids]
+ids = first_ids(prompt, tokenizer, folder)
 idx = torch.tensor([ids], device=run.device)  # (1, T)
 for i in range(num_samples):
     with run.autocast():
