@@ -107,6 +107,9 @@ def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tu
         if arg in HELP:
             continue
         if arg.startswith("--") and equals:
+            key = arg[2:].partition("=")[0]
+            if key not in defaults and text.endswith(".py") and Path(text).is_file():
+                raise ValueError(f"argument {arg!r}: a config file stands by itself: {text}")
             keys.append((key, text))
         elif arg.startswith("--"):
             check_has_value(key, following, defaults)

@@ -112,7 +112,7 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_
     columns: the names of those of a .jsonl of one's own.
     """
     tasks, known = [], [*ALL, *RECIPES]
-    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    wanted = list(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
     for name in dict.fromkeys(one for n in wanted for one in (RECIPES[n][0].split() if n in RECIPES else [n])):
         if name in ALL:
             found = Loaded(name, ALL[name], find(name, ALL[name], data_dir), shots, seed)
@@ -123,6 +123,8 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_
             alone = [Path(n).name for n in wanted].count(Path(name).name) == 1 and Path(name).name not in ALL
             label = "_".join((Path(name).name if alone else name).split())  # log.txt has blanks between its columns
             found = Loaded(label, task, [Path(name)], shots, seed)
+        elif Path(name).suffix or len(Path(name).parts) > 1:
+            raise FileNotFoundError(f"tasks: no file {name!r}; a task of that name is not known either")
         else:
             raise ValueError(f"tasks: {name!r} is none of {', '.join(known)}, nor a file{nearest(name, known)}")
         tasks.append(found)

@@ -32,6 +32,7 @@ matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]  # told apart without colours
 MARKERS = "osD^vP"  # one more than styles: 30 pairs differ
 HATCHES = ["", "///", "...", "xxx", "\\\\\\", "---", "ooo"]
+HOW = ("convention", "shots", "n", "data_sha256")  # of results that can be compared these are equal
 NONE = ([], [])  # the curve of a label that a log has not
 
 
@@ -70,11 +71,14 @@ def read_json(path: Path, remedy: str) -> dict:
     return found
 
 
-def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, float]]]:
-    """(model, {(task, its first metric): (value, standard error or NaN)}) of what evaluate.py --json=true printed."""
+def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, float]], dict[str, dict]]:
+    """(model, {(task, its first metric): (value, standard error or NaN)}, {task: how it was scored}).
+
+    Of what evaluate.py --json=true printed.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no results at {path!r}; write them with `python evaluate.py --json=true > {path}`")
-    found, bars = read_json(Path(path), "write it again with evaluate.py --json=true"), {}
+    found, bars, how = read_json(Path(path), "write it again with evaluate.py --json=true"), {}, {}
     try:
         for result in found["results"]:
             metric, score = next(iter(result["metrics"].items()))
@@ -83,12 +87,25 @@ def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, flo
                 trouble = "is there twice" if key in bars else f"is {score['value']!r}, not a finite number"
                 raise ValueError(f"{path}: {metric} of {key[0]} {trouble}; leave it out of the file")
             bars[key] = value, finite(score.get("stderr"))
+            how[key[0]] = {name: result[name] for name in HOW if name in result}
         if not bars:
             raise KeyError("results")
-        return str(found["model"]), bars
+        return str(found["model"]), bars, how
     except (KeyError, TypeError, AttributeError, StopIteration):
         form = '{"model": …, "results": [{"task": …, "metrics": {"acc": {"value": …, "stderr": …}}}]}'
         raise ValueError(f"{path}: expected {form}; write it again with evaluate.py --json=true") from None
+
+
+def scored_otherwise(how: dict[str, dict[str, dict]]) -> list[str]:
+    """A line for each task whose bars do not compare, of {model: {task: how it was scored}}."""
+    lines = []
+    for task in dict.fromkeys(task for tasks in how.values() for task in tasks):
+        for name in HOW:
+            values = {model: tasks[task][name] for model, tasks in how.items() if name in tasks.get(task, {})}
+            if len(set(map(str, values.values()))) > 1:
+                each = ", ".join(f"{str(value)[:16]} in {model}" for model, value in values.items())
+                lines.append(f"{task}: its bars do not compare: {name} is {each}")
+    return lines
 
 
 def finite(value) -> float:
@@ -263,13 +280,15 @@ def main():
     if not out.endswith(".png"):
         raise ValueError(f"out={out!r} must end in .png")
     found = [(read_results if bars else read_log)(path) for path in paths]
-    names = [Path(model).name for model, _ in found] if bars else [Path(path).name for path in paths]
+    names = [Path(model).name for model, *_ in found] if bars else [Path(path).name for path in paths]
     names = [name.strip() for name in labels.split(",")] if labels else names
     if len(names) != len(set(names)) or len(names) != len(paths):
         kind = f"{len(paths)} {'bars' if bars else 'runs'}"
         raise ValueError(f"{kind} need as many different labels, not {', '.join(names)}; give --labels=a,b,…")
     if bars:
-        figure = draw_bars(dict(zip(names, (results for _, results in found))))
+        figure = draw_bars({name: results for name, (_, results, _) in zip(names, found)})
+        for line in scored_otherwise({name: how for name, (_, _, how) in zip(names, found)}):
+            print(line)
     else:
         guess = 0.25 if chance < 0 and curve in ("hella", "hella_sum") else chance
         lines = [(height, f"{text} {height:g}") for height, text in ((guess, "chance"), (gpt2, "GPT-2")) if height > 0]

@@ -89,6 +89,8 @@ def test_values_from_text(script):
         (["-batch_size=4"], {}, "argument '-batch_size=4': expected --batch_size=4"),
         (["--batch-size=4"], {}, "unknown key 'batch-size'; did you mean 'batch_size'?"),
         (["--start=4"], {}, "unknown key 'start'; --help"),  # this script has no prompt
+        (["---batch_size=4"], {}, "unknown key '-batch_size'; did you mean 'batch_size'?"),
+        (["--config=c.py"], {"c": ""}, "argument '--config=c.py': a config file stands by itself: c.py"),
         (["-x"], {}, "argument '-x': expected a config file or --key=value"),
         (
             ["c.py"],

@@ -337,6 +337,7 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
     [
         (["--tasks=piqua"], "tasks: 'piqua' is none of piqa, winogrande"),
         (["--tasks=piqua"], "did you mean 'piqa'?"),
+        (["--tasks=mine.jsonl"], "tasks: no file 'mine.jsonl'"),
         (["--tasks="], "tasks is empty; name some of piqa"),
         (["--tasks=wikitext", "--shots=2"], "shots=2, but wikitext is a text to read, without questions; leave it out"),
         (["--tasks=arc_easy", "--shots=9"], "shots=9, but there are only 3 other examples to draw from; lower it"),

@@ -200,6 +200,20 @@ def test_bars_are_the_first_metrics_with_their_errors(plot, tmp_path):
     assert len(hatches) == 2 and hatches == {bar.get_hatch() for bar in figure.axes[0].patches}
 
 
+def test_bars_of_other_questions_or_conventions_are_told(plot, tmp_path, capsys):
+    files = []
+    for name, how in (("a", {"convention": "harness", "shots": 0}), ("b", {"convention": "completion", "shots": 0})):
+        path = write_results(tmp_path / f"{name}.json", name, hellaswag={"acc": (0.3, 0.1)}, rte={"acc": (0.5, 0.1)})
+        content = json.loads(path.read_text())
+        content["results"][0] |= how
+        path.write_text(json.dumps(content))
+        files.append(str(path))
+    plot(f"--bars={','.join(files)}")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "hellaswag: its bars do not compare: convention is harness in a, completion in b"
+    assert len(said) == 2 and said[1].startswith("bars: ")
+
+
 def test_curves_differ_without_colours(plot, tmp_path):
     paths = [write_run(tmp_path / f"r{i}", val={0: i + 1, 1: i + 2}) for i in range(30)]
     (axis,) = plot(f"--runs={','.join(map(str, paths))}").axes
