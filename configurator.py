@@ -10,6 +10,7 @@ A run that is resumed starts from the knobs it was stored with: `configure(globa
 
 import ast
 import difflib
+import math
 import os
 import re
 import runpy
@@ -68,6 +69,8 @@ def configure(knobs: dict, stored=None) -> Config:
     the key, what was expected and the nearest known key.
     """
     sys.excepthook = one_line
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     defaults = {k: v for k, v in knobs.items() if is_knob(k) and type(v) in KINDS}
     config = Config(defaults, given={})
     files, keys = split_arguments(sys.argv[1:], defaults)
@@ -99,6 +102,9 @@ def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tu
         if arg in HELP:
             continue
         if arg.startswith("--") and equals:
+            key = arg[2:].partition("=")[0]
+            if key not in defaults and text.endswith(".py") and Path(text).is_file():
+                raise ValueError(f"argument {arg!r}: a config file stands by itself: {text}")
             keys.append((key, text))
         elif arg.startswith("--"):
             check_has_value(key, following, defaults)
@@ -237,8 +243,10 @@ def check(where: str, key: str, value, defaults: dict, from_text=False):
 
 
 def at_least(config: dict, low: int, names: str):
-    """ValueError unless each of the blank-separated keys has a value of `low` or more."""
+    """ValueError unless each of the blank-separated keys has a finite value of `low` or more."""
     for name in names.split():
+        if not math.isfinite(config[name]):
+            raise ValueError(f"{name}={config[name]} is out of range; it must be a finite number of at least {low}")
         if config[name] < low:
             raise ValueError(f"{name}={config[name]} is too small; it must be at least {low}")
 
@@ -272,7 +280,7 @@ def nearest(name: str, known) -> str:
 
 def print_help(script: Path, config: dict, defaults: dict):
     """Every key in the order of the script, with its value and the comment behind it."""
-    source = script.read_text()
+    source = script.read_text(encoding="utf-8")
     print((ast.get_docstring(ast.parse(source)) or script.name) + "\n\nKeys, as the arguments given set them:")
     knobs = source.split("configure(globals()")[0].split('__name__ == "__main__":')[-1]
     for line in knobs.splitlines():
@@ -303,6 +311,13 @@ def one_line(kind, error, trace):
     sys.__excepthook__(kind, error, trace)
 
 
-# a script imports this module before torch: Ctrl-C while that loads ends in one line as well
+def end_at_once(number, frame):
+    """Handler of Ctrl-C while modules load: a KeyboardInterrupt within C code comes out as an ImportError."""
+    print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + number)
+
+
+# Scripts import this module first, as torch takes a second to load. Elsewhere Ctrl-C is not ours, nor if ignored.
 if Path(sys.argv[0]).resolve().parent in (HERE, HERE / "studies"):
-    sys.excepthook = one_line
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)

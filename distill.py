@@ -7,13 +7,13 @@ The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + 
 over the tokens of the whole step. With weight_ce = 1 and the others 0 this is its twin train.py, bit for bit.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
 import math
 import time
 from functools import partial
 
-from configurator import at_least, configure, one_of  # first: it answers Ctrl-C while torch is imported
-
-# isort: split
 import torch
 from torch import nn
 

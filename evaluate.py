@@ -3,9 +3,11 @@
     python evaluate.py --model=gpt2 --tasks=piqa,lambada,wikitext
     python evaluate.py --model=out/student --tasks=distilpythia --data_dir=my_data
     python evaluate.py --model=out/student --tasks=blimp,my_text.txt --json > results.json
+    python evaluate.py --model=out/student --tasks=my_choices.jsonl --choices_column=options --label_column=answer
 
 Tasks are those of common/tasks.py; "hellaswag" and "hellaswag_harness", the two conventions of hellaswag.py; any text
-file by its name; and the tables of the recipes, published rows beside: distilpythia, distilgpt2, babyllama, microlm.
+file by its name; a .jsonl of multiple choice of one's own, likewise; and the tables of the recipes, published rows
+beside: distilpythia, distilgpt2, babyllama, microlm.
 
     metric         what                                                                             of
     acc            the choice with the largest summed log-probability is the right one              multiple choice
@@ -17,9 +19,19 @@ file by its name; and the tables of the recipes, published rows beside: distilpy
     ppl            exp of the mean loss of a token: compare within one tokenizer only               texts
     bits_per_byte  loss in bits / bytes of the file in UTF-8; for enwik8, "bits per character"      texts
 
+Multiple choice of one's own is a JSON object a line; a choice makes a text `context + " " + choice`, acc_norm is over
+characters:
+
+    {"context": "The capital of France is", "choices": ["Lyon", "Paris"], "label": 1}
+
+label: the right choice's number from 0, its letter ("B") or its text; choices may be {"text": […], "label": [letters]}.
+
 A text is read in windows: each scores `stride` tokens, with as many before them as the model can see; before the first
 is the beginning-of-text (or end-of-text) id. stride=0 scores a whole window at a time, as lm-evaluation-harness does.
 """
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, nearest  # isort: split
 
 import hashlib
 import itertools
@@ -36,9 +48,8 @@ import torch
 from common.files import file_sha256
 from common.pretrained import check_fits, find_model, load_pretrained, weights_sha256
 from common.runtime import Runtime
-from common.tasks import NORMED, TASKS, Task, find, read_text, rows
+from common.tasks import NORMED, OWN_COLUMNS, TASKS, Task, find, own_task, read_text, rows
 from common.tokenizer import load_tokenizer
-from configurator import at_least, configure, nearest
 from hellaswag import URL, draw_shots, encode_rows, question, raw, score, standard_error
 
 RECIPES = {  # their tasks, and what they published: {row: {task: {metric: value}}}
@@ -94,21 +105,26 @@ class Loaded:
     documents: list = field(default_factory=list)  # [(text of the file, as the model sees it)]
 
 
-def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0) -> list[Loaded]:
+def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_COLUMNS) -> list[Loaded]:
     """The tasks and recipes of "a,b" with their rows, all read before the first is scored.
 
-    limit: the first rows of each file (0: all), of a text the first lines; shots: solved rows before each question.
+    limit: the first rows of each file (0: all), of a text the first lines; shots: solved rows before each question;
+    columns: the names of those of a .jsonl of one's own.
     """
     tasks, known = [], [*ALL, *RECIPES]
-    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    wanted = list(dict.fromkeys(n.strip() for n in names.split(",") if n.strip()))
     for name in dict.fromkeys(one for n in wanted for one in (RECIPES[n][0].split() if n in RECIPES else [n])):
         if name in ALL:
             found = Loaded(name, ALL[name], find(name, ALL[name], data_dir), shots, seed)
         elif Path(name).is_file():
-            text = Task(name, "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention="as it is")
+            task = Task(name, "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention="as it is")
+            if Path(name).suffix == ".jsonl":
+                task = own_task(Path(name), columns)
             alone = [Path(n).name for n in wanted].count(Path(name).name) == 1 and Path(name).name not in ALL
             label = "_".join((Path(name).name if alone else name).split())  # log.txt has blanks between its columns
-            found = Loaded(label, text, [Path(name)], shots, seed)
+            found = Loaded(label, task, [Path(name)], shots, seed)
+        elif Path(name).suffix or len(Path(name).parts) > 1:
+            raise FileNotFoundError(f"tasks: no file {name!r}; a task of that name is not known either")
         else:
             raise ValueError(f"tasks: {name!r} is none of {', '.join(known)}, nor a file{nearest(name, known)}")
         tasks.append(found)
@@ -117,7 +133,9 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0) -> list[Load
         else:
             load_documents(found, limit)
     if not tasks:
-        raise ValueError(f"tasks is empty; name some of {', '.join(known)}, or a text file")
+        raise ValueError(
+            f"tasks is empty; name some of {', '.join(known)}, a text file, or a .jsonl of multiple choice"
+        )
     return tasks
 
 
@@ -152,7 +170,7 @@ def read_questions(path: Path, loaded: Loaded, limit: int | None) -> list:
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{path}, row {number}: not an example of {loaded.name}, see common/tasks.py ({reason})"
+                f"{path}, row {number}: not an example of {loaded.name}, {loaded.task.form} ({reason})"
             ) from None
     return found
 
@@ -295,7 +313,8 @@ def main():
     names = [name.strip() for name in tasks.split(",")]
     run = Runtime(device, dtype)
     tokenizer = load_tokenizer(find_model(model))
-    loaded = load_tasks(tasks, data_dir, limit, shots, seed)
+    columns = {"context": context_column, "choices": choices_column, "label": label_column}
+    loaded = load_tasks(tasks, data_dir, limit=limit, shots=shots, seed=seed, columns=columns)
     net = load_pretrained(model, run.device, torch.float32).eval()
     check_fits(net, model, 1, tokenizer.vocab_size)
     net = run.compile(net, compile)
@@ -318,11 +337,14 @@ def main():
 
 if __name__ == "__main__":
     model = ""  # model folder, a run's out_dir (its newest checkpoint), or a hub repository's name
-    tasks = ""  # tasks, recipes and text files, with commas between
+    tasks = ""  # tasks, recipes, text files and .jsonl files of multiple choice, with commas between
     data_dir = "data/eval"  # their files, as {task}/{split}.jsonl; fetched where they are not there
     limit = 0  # the first rows of each file only (lines of a text); 0: all
     shots = 0  # solved examples before each question, of {task}/train.jsonl if it is there, else of the file itself
     seed = 1337  # of their draw
+    context_column = "context"  # of a .jsonl of one's own: what comes before the choices
+    choices_column = "choices"  # likewise: a list of texts
+    label_column = "label"  # likewise: which of them is right
     stride = 0  # tokens of a text scored in each window; 0: all that a window holds
     json = False  # print one JSON object instead of a table
     device = "auto"  # "auto", "cpu" or "cuda"

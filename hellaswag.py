@@ -22,6 +22,9 @@ A text longer than the context window loses its first tokens. An empty ending is
 token, the end-of-text id stands for it. An example without a label is an error, as in the official test split.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
 import json as jsonlib
 import math
 import random
@@ -40,7 +43,6 @@ from common.pretrained import check_fits, find_model, load_pretrained, weights_s
 from common.runtime import Runtime
 from common.tasks import to_label
 from common.tokenizer import load_tokenizer
-from configurator import at_least, configure, one_of
 from losses import blocks, head_terms, logits_in_chunks
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"

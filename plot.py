@@ -10,6 +10,9 @@ Reads what train.py and distill.py write: log.txt (lines `step label value`) and
 of each task's first metric: shares of 1 on one axis; perplexities and bits, where less is better, on a logarithmic one.
 """
 
+# before matplotlib and torch, so that Ctrl-C while they load ends in one line
+from configurator import configure, nearest  # isort: split
+
 import json
 import math
 import textwrap
@@ -24,12 +27,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from common.log import eta
-from configurator import configure, nearest
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
 STYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]  # told apart without colours
 MARKERS = "osD^vP"  # one more than styles: 30 pairs differ
 HATCHES = ["", "///", "...", "xxx", "\\\\\\", "---", "ooo"]
+HOW = ("convention", "shots", "n", "data_sha256")  # of results that can be compared these are equal
 NONE = ([], [])  # the curve of a label that a log has not
 
 
@@ -39,12 +42,17 @@ def read_log(run: str) -> dict[str, tuple[list, list]]:
     if not path.is_file():
         raise FileNotFoundError(f"no log.txt at {run!r}; runs are out_dirs of train.py and distill.py")
     curves = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # a kill cut it, perhaps within a number that would still be one
+        lines.pop()
+    for number, line in enumerate(lines, 1):
         try:
             step, label, value = line.split()
             step, value = int(float(int(step))), finite(float(value))  # a picture's numbers are floats
         except (ValueError, OverflowError):
-            raise ValueError(f"{path}, line {number}: expected `step label value`, found {line[:40]!r}") from None
+            raise ValueError(
+                f"{path}, line {number}: expected `step label value`, found {line.strip()[:40]!r}"
+            ) from None
         steps, values = curves.setdefault(label, ([], []))
         steps.append(step)
         values.append(value)
@@ -63,11 +71,14 @@ def read_json(path: Path, remedy: str) -> dict:
     return found
 
 
-def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, float]]]:
-    """(model, {(task, its first metric): (value, standard error or NaN)}) of what evaluate.py --json=true printed."""
+def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, float]], dict[str, dict]]:
+    """(model, {(task, its first metric): (value, standard error or NaN)}, {task: how it was scored}).
+
+    Of what evaluate.py --json=true printed.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no results at {path!r}; write them with `python evaluate.py --json=true > {path}`")
-    found, bars = read_json(Path(path), "write it again with evaluate.py --json=true"), {}
+    found, bars, how = read_json(Path(path), "write it again with evaluate.py --json=true"), {}, {}
     try:
         for result in found["results"]:
             metric, score = next(iter(result["metrics"].items()))
@@ -76,12 +87,25 @@ def read_results(path: str) -> tuple[str, dict[tuple[str, str], tuple[float, flo
                 trouble = "is there twice" if key in bars else f"is {score['value']!r}, not a finite number"
                 raise ValueError(f"{path}: {metric} of {key[0]} {trouble}; leave it out of the file")
             bars[key] = value, finite(score.get("stderr"))
+            how[key[0]] = {name: result[name] for name in HOW if name in result}
         if not bars:
             raise KeyError("results")
-        return str(found["model"]), bars
+        return str(found["model"]), bars, how
     except (KeyError, TypeError, AttributeError, StopIteration):
         form = '{"model": …, "results": [{"task": …, "metrics": {"acc": {"value": …, "stderr": …}}}]}'
         raise ValueError(f"{path}: expected {form}; write it again with evaluate.py --json=true") from None
+
+
+def scored_otherwise(how: dict[str, dict[str, dict]]) -> list[str]:
+    """A line for each task whose bars do not compare, of {model: {task: how it was scored}}."""
+    lines = []
+    for task in dict.fromkeys(task for tasks in how.values() for task in tasks):
+        for name in HOW:
+            values = {model: tasks[task][name] for model, tasks in how.items() if name in tasks.get(task, {})}
+            if len(set(map(str, values.values()))) > 1:
+                each = ", ".join(f"{str(value)[:16]} in {model}" for model, value in values.items())
+                lines.append(f"{task}: its bars do not compare: {name} is {each}")
+    return lines
 
 
 def finite(value) -> float:
@@ -89,9 +113,17 @@ def finite(value) -> float:
     return value if type(value) in (int, float) and abs(value) < 1e300 else math.nan
 
 
-def smooth(values: list[float], width: int) -> list[float]:
-    """The mean of each value and up to width - 1 before it."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(width, i + 1) for i in range(len(values))]
+def smooth(values: list[float]) -> list[float]:
+    """The mean of each value and those before it, over a 40th of all: fewer than 80 stay as they are.
+
+    A longer mean would lag behind: of a loss that falls it shows what it was, not what it is.
+    """
+    width = max(1, len(values) // 40)
+    means = []
+    for end in range(1, len(values) + 1):
+        window = values[max(0, end - width) : end]
+        means.append(sum(window) / len(window))
+    return means
 
 
 def chained(logs: dict[str, dict]) -> dict[str, dict]:
@@ -144,7 +176,7 @@ def draw_losses(axis, logs: dict[str, dict], looks: list[dict], log10: bool):
             if bad := [v for v in values if log10 and v <= 0]:
                 raise ValueError(f"{name}: its {label} has {bad[0]:g}, of which there is no log10; leave --log10 out")
             marks, faint = label == "val" or len(steps) == 1, label != "val" and "val" in curves
-            values = values if label == "val" else smooth(values, max(5, len(values) // 40))
+            values = values if label == "val" else smooth(values)
             values = [math.log10(v) for v in values] if log10 else values
             style = {"marker": look["marker"] * marks, "alpha": 0.35 if faint else 1, "lw": 1 if faint else 1.5}
             axis.plot(steps, values, **look | style, markevery=1 + len(steps) // 40)
@@ -200,19 +232,45 @@ def legend(figure, handles: list, names: list[str]):
 
 def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
     """A row for each finished run, from its summary.json and log.txt; "-" for what they lack."""
-    rows = [("run", "parameters", "tokens", "val nats/token", "bits/byte", "acc_norm", "tokens/s", "wall time")]
-    for name, path in ((name, Path(run) / "summary.json") for name, run in runs.items()):
+    summaries = {}
+    for name, run in runs.items():
+        path = Path(run) / "summary.json"
         if path.is_file():
-            found = read_json(path, "delete it, and the run has no row in the table")
-            keys = ("parameters", "tokens", "seconds", "val", "bits_per_byte")
-            parameters, tokens, seconds, val, bits = (finite(found.get(key)) for key in keys)
-            hella, speed = logs[name].get("hella", ([], [math.nan]))[1][-1], tokens / seconds if seconds else math.nan
-            cells = [f"{parameters:,}", f"{tokens:,}", f"{val:.4f}", f"{bits:.4f}", f"{hella:.4f}", f"{speed:,.0f}"]
-            cells.append("nan" if math.isnan(seconds) else eta(seconds))
-            rows.append((name, *("-" if cell == "nan" else cell for cell in cells)))
+            summaries[name] = read_json(path, "delete it, and the run has no row in the table")
+    has_best = any("best_val" in summary for summary in summaries.values())
+    rows = []
+    for name, summary in summaries.items():
+        keys = ("parameters", "tokens", "seconds", "val", "bits_per_byte", "best_val", "best_step")
+        parameters, tokens, seconds, val, bits, best, best_step = (finite(summary.get(key)) for key in keys)
+        hella = logs[name].get("hella", ([], [math.nan]))[1][-1]
+        speed = tokens / seconds if seconds else math.nan
+        row = {
+            "run": name,
+            "parameters": f"{parameters:,}",
+            "tokens": f"{tokens:,}",
+            "val nats/token": f"{val:.4f}",
+            "best val (step)": "nan" if math.isnan(best + best_step) else f"{best:.4f} (step {best_step:g})",
+            "bits/byte": f"{bits:.4f}",
+            "acc_norm": f"{hella:.4f}",
+            "tokens/s": f"{speed:,.0f}",
+            "wall time": "nan" if math.isnan(seconds) else eta(seconds),
+        }
+        rows.append({title: "-" if cell == "nan" else cell for title, cell in row.items()})
+    titles = ["run", "parameters", "tokens", "val nats/token", "bits/byte", "acc_norm", "tokens/s", "wall time"]
+    if has_best:
+        titles.insert(4, "best val (step)")
+    return lined_up([titles, *([row[title] for title in titles] for row in rows)])
+
+
+def lined_up(rows: list[list[str]]) -> str:
+    """A Markdown table of rows, the first of them its titles, whose columns line up as plain text too."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    lines = []
+    for row in rows:
+        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths)]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def main():
@@ -222,13 +280,15 @@ def main():
     if not out.endswith(".png"):
         raise ValueError(f"out={out!r} must end in .png")
     found = [(read_results if bars else read_log)(path) for path in paths]
-    names = [Path(model).name for model, _ in found] if bars else [Path(path).name for path in paths]
+    names = [Path(model).name for model, *_ in found] if bars else [Path(path).name for path in paths]
     names = [name.strip() for name in labels.split(",")] if labels else names
     if len(names) != len(set(names)) or len(names) != len(paths):
         kind = f"{len(paths)} {'bars' if bars else 'runs'}"
         raise ValueError(f"{kind} need as many different labels, not {', '.join(names)}; give --labels=a,b,…")
     if bars:
-        figure = draw_bars(dict(zip(names, (results for _, results in found))))
+        figure = draw_bars({name: results for name, (_, results, _) in zip(names, found)})
+        for line in scored_otherwise({name: how for name, (_, _, how) in zip(names, found)}):
+            print(line)
     else:
         guess = 0.25 if chance < 0 and curve in ("hella", "hella_sum") else chance
         lines = [(height, f"{text} {height:g}") for height, text in ((guess, "chance"), (gpt2, "GPT-2")) if height > 0]

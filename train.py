@@ -6,13 +6,13 @@
 Reads top to bottom. Its twin, distill.py, has the same sections in the same order.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure  # isort: split
+
 import math
 import time
 from functools import partial
 
-from configurator import at_least, configure  # first: it answers Ctrl-C while torch is imported
-
-# isort: split
 import torch
 
 import hellaswag

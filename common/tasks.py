@@ -18,6 +18,8 @@ from common.corpus import articles, need
 from common.download import download, endpoint
 from common.files import read_json, read_utf8
 
+NORMED = ("acc", "acc_norm")  # metrics of choices that differ in length
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,6 +30,7 @@ class Task:
     parts: tuple = ()  # columns whose values are also scored apart
     prepare: Callable | None = None  # of a text: [(a document, as the model sees it)]; None: all of it as it is
     convention: str = "harness"
+    form: str = "see common/tasks.py"  # where a row's form is described, for errors
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,6 +175,63 @@ def lambada(row):
 
 
 # ---------------------------------------------------------------------------------------------
+# a file of one's own
+
+OWN_COLUMNS = {"context": "context", "choices": "choices", "label": "label"}  # {what it holds: its name}
+
+
+def own_task(path: Path, columns: dict[str, str]) -> Task:
+    """Multiple choice from a .jsonl of any origin, its columns named as in OWN_COLUMNS.
+
+    A row's choices are a list of texts, or {"text": [texts], "label": [their letters]}; its label is as of `own_label`.
+    Raises ValueError for a file whose first row lacks one of the columns.
+    """
+    first = next(iter(rows(path)), {})
+    if first and not isinstance(first, dict):
+        raise ValueError(f"{path}: its first row is not a JSON object; expected one with {', '.join(columns.values())}")
+    missing = [what for what, name in columns.items() if name not in first]
+    if first and missing:
+        knobs = " ".join(f"--{what}_column=<name>" for what in missing)
+        lacks = ", ".join(columns[what] for what in missing)
+        raise ValueError(f"{path} has the columns {', '.join(first)}, but not {lacks}; name its own with {knobs}")
+
+    def question(row):
+        choices, label = row[columns["choices"]], row[columns["label"]]
+        texts, letters = choices, None
+        if isinstance(choices, dict):
+            texts, letters = choices["text"], choices.get("label")
+        if not isinstance(texts, list) or len(texts) < 2:
+            raise ValueError(f"its {columns['choices']} are not a list of two texts or more")
+        return choice(row[columns["context"]], texts, own_label(label, texts, letters))
+
+    form = "see the form of a file of one's own in evaluate.py --help"
+    return Task(str(path), "", question, NORMED, form=form)
+
+
+def own_label(label, texts: list[str], letters: list[str] | None = None) -> int:
+    """The place of the right choice from 0: its number, the choice itself, or its letter: of `letters`, else A, B, ….
+
+    ValueError for none of them, and where two of them differ, as in "1" for the choices "1" and "5".
+
+    >>> own_label(1, ["no", "yes"]), own_label("yes", ["no", "yes"]), own_label("B", ["no", "yes"])
+    (1, 1, 1)
+    """
+    is_number = isinstance(label, int) or (isinstance(label, str) and label.strip().isdecimal() and not letters)
+    letters = letters or [chr(ord("A") + i) for i in range(len(texts))]
+    places = {i for i, text in enumerate(texts) if text == label}
+    places |= {i for i, letter in enumerate(letters) if str(letter) == str(label).strip()}
+    if is_number:
+        places.add(int(label))
+    if len(places) != 1:
+        what = "could be several" if places else "is none"
+        shown = ", ".join(map(str, texts))[:60]
+        raise ValueError(
+            f"label {label!r} {what} of the choices {shown}; give its number from 0, its letter or its text"
+        )
+    return places.pop()
+
+
+# ---------------------------------------------------------------------------------------------
 # texts
 
 
@@ -200,7 +260,7 @@ def wikitext(text: str):
 # ---------------------------------------------------------------------------------------------
 # the table
 
-NORMED, SUPERGLUE, GLUE = ("acc", "acc_norm"), "aps/super_glue", "nyu-mll/glue"
+SUPERGLUE, GLUE = "aps/super_glue", "nyu-mll/glue"
 WORDS = ("word_ppl", "ppl", "bits_per_byte")
 LAMBADA = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"
 WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/test.txt"

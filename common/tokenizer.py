@@ -224,8 +224,17 @@ def load_tokenizer(where: str | Path):
             f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
         )
     tokenizer.kind, tokenizer.eot, tokenizer.bos = meta["tokenizer"], meta["eot"], meta.get("bos", meta["eot"])
-    tokenizer.start = meta.get("start")  # of a checkpoint
+    tokenizer.start = read_start(meta, meta_file)
     return tokenizer
+
+
+def read_start(meta: dict, where: Path) -> list[int]:
+    """The ids that the training texts of a checkpoint began with; [] where its meta.json does not say."""
+    start = meta.get("start", [])
+    is_ids = isinstance(start, list) and all(type(i) is int and 0 <= i < meta["vocab_size"] for i in start)
+    if not is_ids:
+        raise ValueError(f"{where}: start={str(start)[:40]} is not a list of ids of its tokenizer")
+    return start
 
 
 def from_files(folder: Path):

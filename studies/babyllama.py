@@ -8,6 +8,9 @@ every seed, scores them, and writes studies/babyllama.md, its pictures and studi
 again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py, on one core.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of, read_config_file  # isort: split
+
 import dataclasses
 import fcntl
 import os
@@ -24,7 +27,6 @@ from common.corpus import find_files
 from common.data import read_meta
 from common.files import by_step, read_json
 from common.writing import write_json
-from configurator import at_least, configure, one_of, read_config_file
 from evaluate import load_tasks
 from studies.babyllama_report import write_report
 
@@ -113,14 +115,15 @@ def passages(text: str, every: int) -> str:
     return "".join(found[every // 2 :: every])
 
 
+def corpus_files(corpus: str) -> list:
+    """The files of the corpus by domain and split; without a folder they are downloaded."""
+    return find_files("babylm", corpus, Path("data/downloads/babylm"))
+
+
 def cut_corpus(corpus: str, every_train: int, every_dev: int):
-    """Write the passages kept of each domain to TEXT, and nothing else."""
-    TEXT.mkdir(parents=True, exist_ok=True)
-    files = find_files("babylm", corpus, Path("data/downloads/babylm"))
-    for path in TEXT.iterdir():
-        if path.name not in [file.path.name for file in files]:  # of another corpus
-            path.unlink()
-    for file in files:
+    """Write the passages kept of each domain to TEXT, and nothing else; nothing at all where one gives none."""
+    texts = {}
+    for file in corpus_files(corpus):
         every = {"train": every_train, "val": every_dev}.get(file.split, 0)
         kept = passages(file.path.read_text(encoding="utf-8", errors="replace"), every) if every else ""
         if not kept:
@@ -128,7 +131,13 @@ def cut_corpus(corpus: str, every_train: int, every_dev: int):
                 f"{file.path} gives no passage; corpus is a folder of <domain>.train and <domain>.dev, of more than "
                 f"{PASSAGE * (every // 2 + 1):,} bytes, or --every_train and --every_dev are smaller"
             )
-        path = TEXT / file.path.name
+        texts[file.path.name] = kept
+    TEXT.mkdir(parents=True, exist_ok=True)
+    for path in TEXT.iterdir():
+        if path.name not in texts:  # of another corpus
+            path.unlink()
+    for name, kept in texts.items():
+        path = TEXT / name
         if not path.exists() or path.read_text(encoding="utf-8") != kept:  # the time of a file tells of a new one
             path.write_text(kept, encoding="utf-8")
 
@@ -144,7 +153,6 @@ class Study:
         self.out, self.eval_dir, self.blimp_limit, self.jobs = Path(out_dir), eval_dir, blimp_limit, jobs
         self.rows, self.chosen, self.lock = ROWS | POINTS, {}, threading.Lock()
         self.children, self.stopped = set(), False
-        self.out.mkdir(parents=True, exist_ok=True)
         DATA.parent.mkdir(parents=True, exist_ok=True)
         self.held = open(f"{DATA}.lock", "w")  # the runs inherit it, and so hold it should this process be killed
         try:
@@ -193,8 +201,11 @@ class Study:
         begun = by_step(folder)
         self.check_same(folder, begun, command)
         if not (folder / "summary.json").exists():
-            folder.mkdir(exist_ok=True)
-            self.call(command + ["--init_from=resume"] * bool(begun), folder / "output.txt")
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.call(command + ["--init_from=resume"] * bool(begun), folder / "output.txt")
+            finally:
+                remove_if_empty(folder)
         if not (folder / "dev/summary.json").exists():  # all rows of the dev split, and of each domain
             args = [f"--init_from={folder}", f"--out_dir={folder}/dev", f"--dataset={DATA}", "--max_steps=0"]
             self.call(["train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"])
@@ -249,12 +260,22 @@ class Study:
         return Trained(row, seed, chosen.rate, chosen.epochs * (1.5 if row.endswith("longer") else 1))
 
 
+def remove_if_empty(folder: Path):
+    """Delete the folder of a run that failed before it wrote or said anything."""
+    output = folder / "output.txt"
+    if list(folder.iterdir()) == [output] and output.stat().st_size == 0:
+        output.unlink()
+        folder.rmdir()
+
+
 def main():
     numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
     if len(numbers) < 2 or len(set(numbers)) != len(seeds.split(",")):
         raise ValueError(f"seeds={seeds!r}: expected two or more different whole numbers, as in --seeds=0,1,2")
     if corpus and not Path(corpus).is_dir():
         raise ValueError(f"corpus={corpus!r} is no folder; name one of <domain>.train and <domain>.dev files")
+    if corpus:
+        corpus_files(corpus)  # what lacks its files fails before anything is written
     study = Study(out_dir, eval_dir, blimp_limit, jobs)
     cut_corpus(corpus, every_train, every_dev)
     study.call(["prepare_data.py", "config/data_babylm_small.py"])
@@ -263,6 +284,7 @@ def main():
     if only == "data":
         return
     meta |= {"every_train": every_train, "every_dev": every_dev, "corpus": Path(corpus or "babylm").name}
+    study.out.mkdir(parents=True, exist_ok=True)
     used = study.out / "data.json"  # runs of one out_dir are of one corpus
     if used.exists() and read_json(used) != meta["files"]:
         raise ValueError(

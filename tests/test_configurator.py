@@ -3,14 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, run_script
 
-from configurator import Config, made_by, read_config_file
+from configurator import made_by, read_config_file
 
 SCRIPT = f'''"""A script with knobs."""
 import json, sys
@@ -88,6 +88,8 @@ def test_values_from_text(script):
         (["-batch_size=4"], {}, "argument '-batch_size=4': expected --batch_size=4"),
         (["--batch-size=4"], {}, "unknown key 'batch-size'; did you mean 'batch_size'?"),
         (["--start=4"], {}, "unknown key 'start'; --help"),  # this script has no prompt
+        (["---batch_size=4"], {}, "unknown key '-batch_size'; did you mean 'batch_size'?"),
+        (["--config=c.py"], {"c": ""}, "argument '--config=c.py': a config file stands by itself: c.py"),
         (["-x"], {}, "argument '-x': expected a config file or --key=value"),
         (
             ["c.py"],
@@ -122,7 +124,6 @@ batch_size = rows(1600) * Fraction(1, 1).denominator
     [
         ("train.py", "config/rkld_olmo.py", "teacher", "distill.py"),
         ("train.py", "config/data_fineweb_edu.py", "source", "prepare_data.py"),
-        ("sample.py", "config/pretrain_124m.py", "out_dir", "train.py"),
     ],
 )
 def test_a_config_of_another_script_names_it(script, config, key, other):
@@ -189,10 +190,32 @@ def test_without_stored_knobs_files_and_keys_hold(script, tmp_path):
     assert "asked" not in script("--init_from=resume", "--help")[1]
 
 
-def test_a_config_is_stored_in_a_checkpoint_as_a_plain_dict(tmp_path):
-    torch.save({"config": Config({"a": 1, "b": "x"}, given={"a": "c.py"})}, tmp_path / "state.pt")
-    loaded = torch.load(tmp_path / "state.pt", weights_only=True)["config"]
-    assert loaded == {"a": 1, "b": "x"} and isinstance(loaded, dict)
+@pytest.mark.parametrize("name", ["sample.py", "evaluate.py", "hellaswag.py", "plot.py"])
+def test_ctrl_c_while_modules_load_ends_in_one_line(name, tmp_path):
+    """A numpy on the path that takes a minute to load, and then finds that its C code was interrupted."""
+    slow = (
+        'import time\nprint("loading", flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    raise ImportError("C code")'
+    )
+    for module in ("numpy", "torch", "matplotlib"):
+        (tmp_path / f"{module}.py").write_text(slow)
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    script = subprocess.Popen([sys.executable, ROOT / name], env=env, **pipes)
+    assert script.stdout.readline() == "loading\n"
+    script.send_signal(signal.SIGINT)
+    _, err = script.communicate(timeout=20)
+    assert (script.returncode, err) == (130, f"\n{name}: interrupted\n")
+
+
+def test_help_to_a_reader_that_leaves_ends_quietly():
+    """As `--help | head` does: the reader is gone before the help is written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, ROOT / "plot.py", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert done.stderr == "" and done.returncode == -signal.SIGPIPE
 
 
 def test_help_lists_every_key_with_value_and_comment(script):

@@ -337,6 +337,7 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
     [
         (["--tasks=piqua"], "tasks: 'piqua' is none of piqa, winogrande"),
         (["--tasks=piqua"], "did you mean 'piqa'?"),
+        (["--tasks=mine.jsonl"], "tasks: no file 'mine.jsonl'"),
         (["--tasks="], "tasks is empty; name some of piqa"),
         (["--tasks=wikitext", "--shots=2"], "shots=2, but wikitext is a text to read, without questions; leave it out"),
         (["--tasks=arc_easy", "--shots=9"], "shots=9, but there are only 3 other examples to draw from; lower it"),
@@ -420,15 +421,87 @@ def test_wikitext_is_read_page_by_page_without_its_blanks(tasks_dir):
     assert all(text == seen for text, seen in tokens.documents) and tokens.documents[0][0].startswith(" = Al = \n")
 
 
+OWN = [
+    {"context": "One and one is", "choices": ["one", "two"], "label": 1},
+    {"context": "One and two is", "choices": ["three", "two", "one"], "label": "three"},
+    {"context": "", "choices": {"text": ["No.", "Two."]}, "label": "B", "more": None},
+    {"context": "Two is", "choices": {"text": ["even", "odd"], "label": ["1", "2"]}, "label": "2"},
+    {"context": "Three is", "choices": ["5", "3"], "label": "1"},
+]
+OWN_ANSWERS = [1, 0, 1, 1, 1]
+
+
+def test_multiple_choice_of_ones_own_is_scored_as_choices(model_dir, tmp_path):
+    """By the command line, with columns of other names, and with shots from the file; against a forward for each."""
+    names = {"context": "q", "choices": "options", "label": "right"}
+    write(tmp_path, "my own.jsonl", [{names.get(key, key): value for key, value in row.items()} for row in OWN])
+    columns = ["--context_column=q", "--choices_column=options", "--label_column=right"]
+    args = [f"--model={model_dir}", f"--tasks={tmp_path / 'my own.jsonl'}", "--device=cpu", "--json"]
+    (result,) = json.loads(run_script("evaluate.py", *args, *columns).stdout)["results"]
+    model, tokenizer = load_pretrained(model_dir).eval(), ByteTokenizer()
+    hits = {"acc": 0, "acc_norm": 0}
+    for row, answer in zip(OWN, OWN_ANSWERS):
+        texts = row["choices"]["text"] if isinstance(row["choices"], dict) else row["choices"]
+        sums = [likelihood(model, tokenizer, row["context"], text) for text in texts]
+        means = [total / len(text) for total, text in zip(sums, texts)]
+        hits["acc"] += sums.index(max(sums)) == answer
+        hits["acc_norm"] += means.index(max(means)) == answer
+    found = {name: score["value"] for name, score in result["metrics"].items()}
+    assert (result["task"], result["n"]) == ("my_own.jsonl", 5) and list(found) == ["acc", "acc_norm"]
+    assert found == {name: pytest.approx(n / 5) for name, n in hits.items()}
+    (loaded,) = load_tasks(str(tmp_path / "my own.jsonl"), str(tmp_path), limit=2, shots=2, seed=3, columns=names)
+    assert [label for _, label, _, _ in loaded.questions] == OWN_ANSWERS[:2]
+    solved = {"One and one is two", "One and two is three", " Two.", "Two is odd", "Three is 3"}
+    for pairs, _, _, before in loaded.questions:
+        shots = before.split("\n\n")[:-1]
+        assert len(shots) == 2 and set(shots) <= solved and not any(shot.startswith(pairs[0][0]) for shot in shots)
+
+
+def likelihood(model, tokenizer, context, text) -> float:
+    """Summed log-probability of " " + text after a context, before an empty one the end-of-text id."""
+    ids = [*(tokenizer.encode(context) or [tokenizer.eot]), *tokenizer.encode(f" {text}")]
+    n = len(tokenizer.encode(f" {text}"))
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:-1]]))[0, -n:, : tokenizer.vocab_size]
+    return -F.cross_entropy(logits, torch.tensor(ids[-n:]), reduction="sum").item()
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"text": "prose"}, r"has the columns text, but not context, choices, label; name its own with "
+         r"--context_column=<name> --choices_column=<name> --label_column=<name>"),
+        (OWN[0] | {"label": 2}, r"row 1: not an example of x.jsonl, see the form .* \(label 2 of 2 choices\)"),
+        (OWN[0] | {"label": "C"}, "label 'C' is none of the choices one, two; give its number from 0, its letter or"),
+        (OWN[0] | {"label": None}, "its label is null"),
+        (OWN[0] | {"label": 0.5}, "label 0.5 is none of the choices"),
+        (OWN[0] | {"choices": ["1", "5"], "label": "1"}, "label '1' could be several of the choices 1, 5"),
+        (OWN[0] | {"choices": ["B", "A"], "label": "A"}, "label 'A' could be several of the choices B, A"),
+        (OWN[3] | {"label": 1}, "label 1 could be several of the choices even, odd"),
+        (OWN[0] | {"choices": ["one"]}, "its choices are not a list of two texts or more"),
+        (OWN[0] | {"choices": "one"}, "its choices are not a list of two texts or more"),
+        (OWN[0] | {"choices": [1, 2], "label": 0}, "a choice is no text"),
+        ([1, 2], "its first row is not a JSON object; expected one with context, choices, label"),
+        (None, "x.jsonl has no rows"),
+    ],
+)  # fmt: skip
+def test_a_jsonl_that_is_not_multiple_choice_is_refused(row, message, tmp_path):
+    write(tmp_path, "x.jsonl", [] if row is None else [row])
+    with pytest.raises(ValueError, match=message):
+        load_tasks(str(tmp_path / "x.jsonl"), str(tmp_path))
+
+
 def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
     from conftest import TINY
 
-    args = [*TINY, f"--dataset={dataset}", "--max_steps=4", "--eval_tasks=lambada,arc_easy", "--eval_tasks_interval=2"]
+    write(tmp_path, "own.jsonl", OWN)
+    args = [*TINY, f"--dataset={dataset}", "--max_steps=4", "--eval_tasks_interval=2"]
+    args += [f"--eval_tasks=lambada,arc_easy,{tmp_path / 'own.jsonl'}"]
     args += [f"--eval_tasks_dir={tasks_dir}", "--eval_tasks_limit=3"]
     alone = ["--weight_kl=0", "--weight_ce=1"]
     run_script("train.py", *args, f"--out_dir={tmp_path / 't'}")
     run_script("distill.py", *args, f"--out_dir={tmp_path / 'd'}", f"--teacher={tmp_path / 't'}", *alone)
-    for label in ("lambada", "arc_easy"):
+    for label in ("lambada", "arc_easy", "own.jsonl"):
         logged = read_log(tmp_path / "t", label)
         assert list(logged) == [0, 2, 4] and logged == read_log(tmp_path / "d", label)
     done = run_script("train.py", *args, "--eval_tasks=piqua", f"--out_dir={tmp_path / 'e'}", ok=False)

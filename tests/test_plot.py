@@ -77,18 +77,52 @@ def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):
 
 
 def test_losses_are_the_logs_or_their_log10(plot, tmp_path):
-    """train 100, 1, 1 smoothed over what is there: 100, 50.5, 34; distill.py's own loss gives way to its ce."""
+    """Three points are drawn as they are; distill.py's own loss gives way to its ce."""
     a = write_run(tmp_path / "a", train={0: 100, 1: 1, 2: 1}, val={0: 1000, 2: 10})
     b = write_run(tmp_path / "b", train={0: 7, 2: 7}, ce={0: 4, 2: 2}, lr={0: 1e-3}, val={0: 1})
     (axis,) = plot(f"--runs={a},{b}").axes
-    assert drawn(axis) == [([0, 1, 2], [100, 50.5, 34]), ([0, 2], [1000, 10]), ([0, 2], [4, 3]), ([0], [1])]
+    assert drawn(axis) == [([0, 1, 2], [100, 1, 1]), ([0, 2], [1000, 10]), ([0, 2], [4, 2]), ([0], [1])]
     assert "log10" not in axis.get_ylabel()
     (axis,) = plot(f"--runs={a},{b}", "--log10").axes
     train, val, ce, one = (y for _, y in drawn(axis))
-    assert train == pytest.approx([2, math.log10(50.5), math.log10(34)]) and val == pytest.approx([3, 1])
-    assert ce == pytest.approx([math.log10(4), math.log10(3)]) and one == [0]
+    assert train == pytest.approx([2, 0, 0]) and val == pytest.approx([3, 1])
+    assert ce == pytest.approx([math.log10(4), math.log10(2)]) and one == [0]
     assert axis.get_ylabel() == "cross-entropy, log10 of nats per token"
     assert axis.get_ylim()[1] > 3 and axis.get_ylim()[0] < 0  # the first steps too
+
+
+def test_the_training_curve_ends_where_the_log_does(plot, tmp_path):
+    """A loss that falls from 7: short logs as they are, a long one as the mean over a 40th of its points."""
+    for n, distance in [(3, 0), (12, 0), (79, 0), (400, 0.05)]:
+        losses = [7 - 3 * i / n for i in range(n)]
+        run = write_run(tmp_path / f"r{n}", train=dict(enumerate(losses)))
+        ((_, values),) = drawn(plot(f"--runs={run}").axes[0])
+        assert values[-1] == pytest.approx(losses[-1], abs=distance)
+        assert distance or values == losses
+    assert values[399] == pytest.approx(sum(losses[390:400]) / 10) and values[1] == pytest.approx(sum(losses[:2]) / 2)
+
+
+@pytest.mark.parametrize("end", ["12", "1234 train 3.", "1234 train 3.2", "12 val"])
+def test_a_log_that_a_kill_cut_lacks_its_last_line(end, plot, tmp_path):
+    """`3.2` may be half of 3.25. A line that is damaged elsewhere stays an error, see below."""
+    run = write_run(tmp_path / "a", val={0: 3, 5: 2})
+    with open(run / "log.txt", "a") as log:
+        log.write(end)
+    assert drawn(plot(f"--runs={run}").axes[0]) == [([0, 5], [3, 2])]
+
+
+def test_best_val_has_a_column_where_a_run_has_it(plot, tmp_path, capsys):
+    old, new = (write_run(tmp_path / name, val={0: 3}) for name in ("old", "new"))
+    (old / "summary.json").write_text('{"val": 4.5}')
+    plot(f"--runs={old},{new}")
+    assert "best val" not in capsys.readouterr().out
+    (new / "summary.json").write_text('{"val": 4.3, "best_val": 4.29491, "best_step": 750}')
+    plot(f"--runs={old},{new}")
+    title, _, *rows = (
+        [cell.strip() for cell in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[:4]
+    )
+    assert title[3:6] == ["val nats/token", "best val (step)", "bits/byte"]
+    assert [row[3:6] for row in rows] == [["4.5000", "-", "-"], ["4.3000", "4.2949 (step 750)", "-"]]
 
 
 def test_frame_leaves_out_the_fall_and_holds_the_rest(plot, tmp_path):
@@ -166,6 +200,20 @@ def test_bars_are_the_first_metrics_with_their_errors(plot, tmp_path):
     assert len(hatches) == 2 and hatches == {bar.get_hatch() for bar in figure.axes[0].patches}
 
 
+def test_bars_of_other_questions_or_conventions_are_told(plot, tmp_path, capsys):
+    files = []
+    for name, how in (("a", {"convention": "harness", "shots": 0}), ("b", {"convention": "completion", "shots": 0})):
+        path = write_results(tmp_path / f"{name}.json", name, hellaswag={"acc": (0.3, 0.1)}, rte={"acc": (0.5, 0.1)})
+        content = json.loads(path.read_text())
+        content["results"][0] |= how
+        path.write_text(json.dumps(content))
+        files.append(str(path))
+    plot(f"--bars={','.join(files)}")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "hellaswag: its bars do not compare: convention is harness in a, completion in b"
+    assert len(said) == 2 and said[1].startswith("bars: ")
+
+
 def test_curves_differ_without_colours(plot, tmp_path):
     paths = [write_run(tmp_path / f"r{i}", val={0: i + 1, 1: i + 2}) for i in range(30)]
     (axis,) = plot(f"--runs={','.join(map(str, paths))}").axes
@@ -212,8 +260,10 @@ SCORE = '{{"task": "piqa", "metrics": {{"acc": {{"value": {}}}}}}}'
         ([], "0 val 3\n", "give either runs or bars"),
         (["--runs={}", "--bars={}"], "0 val 3\n", "give either runs or bars"),
         (["--runs={}"], "", "is empty: the run has logged nothing yet"),
-        (["--runs={}"], "0 val 3\n5 val", "line 2: expected `step label value`, found '5 val'"),
-        (["--runs={}"], f"1{'0' * 400} val 3", "line 1: expected `step label value`"),
+        (["--runs={}"], "0 val 3", "is empty: the run has logged nothing yet"),
+        (["--runs={}"], "0 val 3\n5 val\n", "line 2: expected `step label value`, found '5 val'"),
+        (["--runs={}"], "0 val 3\n5 val\n6 val 3", "line 2: expected `step label value`, found '5 val'"),
+        (["--runs={}"], f"1{'0' * 400} val 3\n", "line 1: expected `step label value`"),
         (
             ["--runs={}"],
             "0 lr 1\n0 norm 2\n",

@@ -1,11 +1,15 @@
 """prepare_data.py and sample.py as a user runs them."""
 
 import json
+import runpy
+import shutil
+import sys
 
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
+from common.pretrained import find_model
 from common.tokenizer import load_tokenizer
 
 
@@ -107,3 +111,52 @@ def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
     assert first == again != other and first.startswith("abc") and first.count("-" * 80) == 1
     done = run_script("sample.py", "--model=nowhere", ok=False)
     assert done.returncode == 2 and "no folder 'nowhere' here, and from the hub" in done.stderr
+
+
+@pytest.fixture
+def sample(monkeypatch, capsys):
+    """sample(*args) runs sample.py in this process, as that command line would; returns what it writes."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["sample.py", "--device=cpu", *args])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # configure() sets another
+        runpy.run_path(str(ROOT / "sample.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "temperature, message",
+    [
+        ("1e-40", "=1e-40 is too small; it must be at least 0.001"),
+        ("1e999", "=inf is out of range; it must be a finite"),
+    ],
+)
+def test_sample_refuses_a_temperature_that_overflows(temperature, message, sample):
+    with pytest.raises(ValueError, match=f"temperature{message}"):
+        sample("--model=nowhere", f"--temperature={temperature}")
+
+
+def test_an_empty_prompt_starts_as_the_checkpoint_says(teacher, sample, tmp_path):
+    """Where its meta.json has no `start`, with the beginning-of-text id; a start beyond the vocabulary is refused."""
+    model = tmp_path / "model"
+    shutil.copytree(find_model(teacher), model)
+    meta = json.loads((model / "meta.json").read_text())
+    meta.pop("start", None)
+
+    def write_start(**start):
+        (model / "meta.json").write_text(json.dumps(meta | start))
+
+    args = [f"--model={model}", "--max_tokens=8", "--temperature=0"]
+    write_start()
+    from_bos = sample(*args)
+    write_start(start=[meta["bos"]])
+    assert sample(*args) == from_bos
+    write_start(start=[40, 65, 66])
+    from_text = sample(*args)
+    assert from_text == sample(*args, "--prompt=(AB") != from_bos and from_text.startswith("(AB")
+    for start in ([meta["vocab_size"]], [-1], [1.5], ["a"], 7):
+        write_start(start=start)
+        with pytest.raises(ValueError, match=r"meta\.json: start=.* is not a list of ids of its tokenizer"):
+            sample(*args)

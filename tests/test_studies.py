@@ -72,6 +72,24 @@ def test_the_data_is_cut_and_prepared_and_bad_input_is_told(tmp_path):
     ]:
         _, done = study_of([*args, *more], tmp_path, ok=False)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (copy / "out").exists()
+
+
+def test_a_study_that_fails_on_its_corpus_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short").mkdir()
+    for split in ("train", "dev"):
+        (tmp_path / f"short/cbt.{split}").write_text("a line\n")
+    knobs = {"every_train": 5, "every_dev": 2, "seeds": "0,1", "eval_dir": "", "blimp_limit": 1, "jobs": 1}
+    for name, value in (knobs | {"out_dir": "out", "only": ""}).items():
+        monkeypatch.setattr(babyllama, name, value, raising=False)
+    for folder, message in (("empty", "has none of"), ("short", r"cbt\.\w+ gives no passage")):
+        monkeypatch.setattr(babyllama, "corpus", folder, raising=False)
+        with pytest.raises(ValueError, match=message):
+            babyllama.main()
+        left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
+        assert left <= {"empty", "short", "data"} and not (tmp_path / "out").exists()
 
 
 class Pretended(Study):
@@ -202,6 +220,7 @@ def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"train.py --dataset=.*none.* is not there; first run: python prepare"):
         study.run([Trained("gpt", seed, 1e-3, 1.0) for seed in (0, 1)], blimp=False)
     assert time.perf_counter() - started < 50 and not study.children
+    assert not list((tmp_path / "out").iterdir())  # neither wrote anything
     with pytest.raises(OSError, match="is in use by another study, or by a run it left behind"):
         Study(str(tmp_path / "out"), "", 1, 2)
 
