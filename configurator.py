@@ -283,11 +283,15 @@ def print_help(script: Path, config: dict, defaults: dict):
     source = script.read_text(encoding="utf-8")
     print((ast.get_docstring(ast.parse(source)) or script.name) + "\n\nKeys, as the arguments given set them:")
     knobs = source.split("configure(globals()")[0].split('__name__ == "__main__":')[-1]
+    heading = ""
     for line in knobs.splitlines():
-        if heading := re.fullmatch(r"# (\w.*)", line):
-            print(f"\n{heading[1]}")
+        if comment := re.fullmatch(r"\s*# (\w.*)", line):
+            heading = comment[1]  # if knobs follow; a comment above an import is none
         knob = re.fullmatch(r"\s*(\w+) = .*?(?:\s{2,}# (.*))?", line)
         if knob and knob[1] in config:
+            if heading:
+                print(f"\n{heading}")
+                heading = ""
             key, value = knob[1], config[knob[1]]
             was = "" if value == defaults[key] else f" (default {defaults[key]!r})"
             print(f"  --{f'{key}={value!r}':<36} {knob[2] or ''}{was}")
