@@ -286,7 +286,9 @@ def print_help(script: Path, config: dict, defaults: dict):
     heading = ""
     for line in knobs.splitlines():
         if comment := re.fullmatch(r"\s*# (\w.*)", line):
-            heading = comment[1]  # if knobs follow; a comment above an import is none
+            heading = comment[1]  # if knobs follow
+        if line.startswith(("from ", "import ")):
+            heading = ""
         knob = re.fullmatch(r"\s*(\w+) = .*?(?:\s{2,}# (.*))?", line)
         if knob and knob[1] in config:
             if heading:
