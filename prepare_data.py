@@ -8,8 +8,11 @@
 Sources by name: stdlib, shakespeare, babylm, babylm_100m, babylm_2024_10m, babylm_2024_100m, fineweb_edu, openwebtext,
 pile, wikitext103 (text), finewebedu10B (GPT-2's tokens).
 
+In a folder, files (or folders) called train, val, valid, validation, dev, eval or test, or whose names begin or end
+with one of these words, declare their split: validation text is never trained on, test text is left out.
+
 A folder without meta.json is not a data set yet: it is written last. A run that was killed goes on where it was when it
-is started again, and ends with the same bytes.
+is started again, and ends with the same bytes. A data set of other settings is replaced only with --overwrite=true.
 """
 
 import hashlib
@@ -27,12 +30,13 @@ import numpy as np
 from tqdm import tqdm
 
 from common.babylm import CLEAN
-from common.corpus import File, find_files, pieces, stdlib
+from common.checking import check_data
+from common.corpus import END_OF_TEXT, NAMES, PLAIN_TEXT, SEPARATORS, File, find_files, pieces, stdlib
 from common.data import Tokens, read_meta, tokenizer_meta
 from common.files import file_sha256, resident
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
-from common.writing import Run, write_json
-from configurator import at_least, configure
+from common.writing import Run, check_replaceable, lock_folder, remove_data_set, write_json
+from configurator import at_least, configure, nearest, one_of
 
 BATCH = 1 << 22  # characters tokenised at once
 BPE_SAMPLE = 1 << 26  # bytes of text that the BPE is trained on, spread over the training split
@@ -52,9 +56,11 @@ class Piece:
 class Stream:
     """The pieces of a corpus. The same for each pass over it; `done`, of 0 … 1, tells how far a pass is."""
 
-    def __init__(self, files: list[File], text_key: str, val_fraction: float, clean: bool):
+    def __init__(self, files: list[File], text_key: str, val_fraction: float, clean: bool, separator: str):
         self.files, self.text_key, self.val_fraction, self.clean = files, text_key, val_fraction, clean
+        self.separator = separator
         self.sizes, self.done = [f.path.stat().st_size for f in files], 0.0
+        self.notes = {}  # what is odd about the text: the first file that is so
 
     def __iter__(self):
         if not self.files:
@@ -67,15 +73,20 @@ class Stream:
         yield from self.by_document(piece for i in undecided for piece in self.of_file(i))
 
     def is_cut(self, i: int) -> bool:
-        """Whether the end of a file is held out: of a single text, or of a domain's without a .dev."""
+        """Whether the end of a file is held out: of a single text, or of a domain's without a .dev.
+
+        Not where a file holds several documents: then some of them are, as a whole.
+        """
         file = self.files[i]
-        return not file.split and file.form in (".txt", ".train") and (len(self.files) == 1 or bool(file.domain))
+        is_text = file.form in (".txt", ".train") and self.separator == "file"
+        return not file.split and is_text and (len(self.files) == 1 or bool(file.domain))
 
     def of_file(self, i: int):
         """The pieces of a file, cleaned. Those of a file that is cut have their split, others have the file's."""
         file, where, read = self.files[i], {"bytes": 0}, 0
         cut = round((1 - self.val_fraction) * self.text_bytes(i)) if self.is_cut(i) else 0
-        for text, ends in pieces(file, self.text_key, where, self.cleaning(file)):
+        for text, ends in pieces(file, self.text_key, where, self.cleaning(file), self.separator):
+            self.note(file, text)
             self.done = (sum(self.sizes[:i]) + where["bytes"]) / max(1, sum(self.sizes))
             if cut > read:
                 encoded = text.encode()
@@ -84,6 +95,15 @@ class Stream:
                 yield Piece(head, ends or read >= cut, "train", file.domain)
             if text:
                 yield Piece(text, ends, "val" if cut else file.split, file.domain)
+
+    def note(self, file: File, text: str):
+        """Keep what is better said than left to be found in a model's samples."""
+        if file.form in PLAIN_TEXT and END_OF_TEXT in text:
+            what = f"has {END_OF_TEXT} in its text; documents end there only with --document_separator=eot"
+            self.notes.setdefault(what, file.path)
+        if "\ufffd" in text:
+            what = "has U+FFFD in its text, which bytes become that are not UTF-8; if there are many, convert it"
+            self.notes.setdefault(what, file.path)
 
     def text_bytes(self, i: int) -> int:
         """The bytes of a text; one that is compressed or cleaned has to be read for it."""
@@ -129,12 +149,16 @@ def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
     """
     if kind == "bytes":
         return ByteTokenizer()
+    if kind in ("char", "chars", "character", "characters") and not Path(kind).exists():
+        raise ValueError(f"tokenizer={kind!r}: there is none of characters; --tokenizer=bytes is the nearest, 257 ids")
+    if kind == "gpt2":
+        return load_tokenizer(kind)
     if kind != "bpe":
         try:
-            tokenizer = load_tokenizer(kind)
+            return load_tokenizer(kind)
         except OSError as error:
-            raise type(error)(f"tokenizer={kind!r} is not one of bytes, bpe, gpt2, and {error}") from None
-        return tokenizer
+            near = nearest(kind.lower(), ("bytes", "bpe", "gpt2"))
+            raise type(error)(f"tokenizer={kind!r} is not one of bytes, bpe, gpt2{near}; and {error}") from None
     if not 300 <= vocab_size <= 65536:
         raise ValueError(f"vocab_size={vocab_size}: a bpe needs 300 to 65,536 (bytes come first, ids are uint16)")
     every = -(-sum(stream.sizes) // BPE_SAMPLE) or 1  # of compressed files a larger part is taken
@@ -242,13 +266,46 @@ def write_choices(stream, path: Path, lines=6, limit=500):
 
 
 # ---------------------------------------------------------------------------------------------
-# sets that are tokens already, and the check of any
+# what is asked for, and the splits it comes in
+
+
+def announce_splits(files: list[File]) -> list[File]:
+    """Say which splits the names of the files declare, if any; the files but for those of a test split."""
+    shown = []
+    for split in ("train", "val", "test"):
+        names = [f.path.name for f in files if f.split == split]
+        if names:
+            more = ", …" if len(names) > 2 else ""
+            files_of = "1 file" if len(names) == 1 else f"{len(names)} files"
+            left_out = ", left out" if split == "test" else ""
+            shown.append(f"{split} {files_of} ({', '.join(names[:2])}{more}){left_out}")
+    if any(f.split in ("val", "test") for f in files):
+        print(f"splits by the names of the files: {'; '.join(shown)}", flush=True)
+    return [f for f in files if f.split != "test"]
+
+
+def check_source(config: dict):
+    """ValueError where source, text_dir and document_separator do not go together."""
+    source, text_dir = config["source"], config["text_dir"]
+    if not source:
+        raise ValueError(f"source is empty; expected a file or a folder, or one of {', '.join(NAMES)}")
+    if text_dir and (source == "stdlib" or source not in NAMES):
+        raise ValueError(
+            f"text_dir is where the files of a named source lie, and source={source!r} is not one that has files"
+            f"{nearest(source, NAMES[1:])}; for texts of your own give --source={text_dir} alone"
+        )
+    one_of(config, document_separator=SEPARATORS)
+    if not 0 < config["val_fraction"] <= 0.5:
+        raise ValueError(f"val_fraction={config['val_fraction']} is not in 0 … 0.5")
+
+
+# ---------------------------------------------------------------------------------------------
+# sets that are tokens already
 
 
 def use_tokens(files: list[File], folder: Path, source: str):
     """Make files of GPT-2's ids with headers a data set as they are: only meta.json is written, and the tokenizer."""
-    tok = load_tokenizer("gpt2")
-    folder.mkdir(parents=True, exist_ok=True)
+    tok, lock = load_tokenizer("gpt2"), lock_folder(folder)
     meta = tokenizer_meta(tok) | {"source": source, "dtype": "uint16", "domains": {}, "files": {}}
     for name in ("train", "val"):
         paths = [f.path for f in files if f.split == name]
@@ -264,32 +321,17 @@ def use_tokens(files: list[File], folder: Path, source: str):
         meta |= {f"{name}_tokens": len(tokens), f"{name}_bytes": n_bytes, f"{name}_documents": documents}
         meta[f"{name}_files"] = inside
         meta["files"] |= {n: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for n, p in zip(inside, paths)}
+    remove_data_set(folder, keep=[f.path for f in files])
     tok.save(folder)
     write_json(folder / "meta.json", meta)
-
-
-def check_data(folder: Path):
-    """ValueError unless every file is there with the size, hash and ids that meta.json says; prints a sample."""
-    meta, tok = read_meta(folder), load_tokenizer(folder)
-    for name, said in meta.get("files", {}).items():
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there, but meta.json names it; prepare the data again")
-        if path.stat().st_size != said["bytes"] or file_sha256(path) != said["sha256"]:
-            raise ValueError(f"{path}: its bytes are not those that meta.json was written for; prepare the data again")
-    for name in ("train", "val"):
-        tokens = Tokens([folder / n for n in meta[f"{name}_files"]], meta["dtype"])
-        largest = max(int(ids[i : i + (1 << 24)].max()) for ids in tokens.maps for i in range(0, len(ids), 1 << 24))
-        if len(tokens) != meta[f"{name}_tokens"] or largest >= meta["vocab_size"]:
-            raise ValueError(f"{folder}: {len(tokens)} {name} tokens up to id {largest}, which meta.json does not say")
-        print(f"{name}: {len(tokens):,} tokens in {len(tokens.maps)} files, ids to {largest:,}: as meta.json says")
-    print(f"the first of val: {tok.decode(tokens.take(0, min(100, len(tokens))).tolist())!r}")
+    lock.close()
 
 
 if __name__ == "__main__":
     source = "stdlib"  # a name above, a .txt, .jsonl or .parquet file (perhaps with .gz or .zst), a folder of them
     text_dir = ""  # where the files of a named source lie already; "": they are downloaded
     text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
+    document_separator = "file"  # of texts: each a document, or "line", "blank" line or "eot" (<|endoftext|>) ends one
     clean = True  # clean the domains of BabyLM, told by the names of their files
     tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here), "gpt2", or a model's folder or name
     vocab_size = 4096  # of the bpe; at most 65,536
@@ -298,6 +340,7 @@ if __name__ == "__main__":
     shard_tokens = 100_000_000  # in a file; where one is enough it is train.bin, else train_000.bin, …
     workers = 0  # cores that encode; 0: all. The files do not depend on it
     out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
+    overwrite = False  # replace a data set in out_dir that was made with other settings
     check = ""  # a data set to check, instead of making one
     config = configure(globals())
 
@@ -306,22 +349,26 @@ if __name__ == "__main__":
     if check:
         check_data(Path(check))
         sys.exit()
-    if not 0 < val_fraction <= 0.5:
-        raise ValueError(f"val_fraction={val_fraction} is not in 0 … 0.5")
-    started, folder = time.perf_counter(), Path(out_dir or f"data/{Path(source).stem}")
-    is_stdlib = source == "stdlib" and not text_dir
-    place = folder if source == "finewebedu10B" else Path("data/downloads") / source
-    files = [] if is_stdlib else find_files(source, text_dir, place)
+    check_source(config)
+    started, folder = time.perf_counter(), Path(out_dir or f"data/{Path(os.path.abspath(source)).stem}")
+    is_stdlib = source == "stdlib"
     source = f"stdlib of Python {sys.version.split()[0]}" if is_stdlib else source
+    names = "text_key clean tokenizer vocab_size nfkc val_fraction document_separator text_dir shard_tokens"
+    settings = {name: config[name] for name in names.split()} | {"source": source}
+    check_replaceable(folder, settings, overwrite)
+    place = folder if source == "finewebedu10B" else Path("data/downloads") / source
+    files = [] if is_stdlib else announce_splits(find_files(source, text_dir, place))
+    if document_separator != "file" and not any(file.form in PLAIN_TEXT for file in files):
+        what = f"document_separator={document_separator!r} is for {', '.join(PLAIN_TEXT)} files"
+        raise ValueError(f"{what}, and source {source!r} has none; leave it out")
     if any(file.form == ".bin" for file in files):
         use_tokens(files, folder, source)
     else:
-        knobs = {k: config[k] for k in ("text_key", "clean", "tokenizer", "vocab_size", "nfkc", "val_fraction")}
         stats = [(str(f.path), f.path.stat().st_size, f.path.stat().st_mtime_ns) for f in files]
         digest = hashlib.sha256(json.dumps([source, stats]).encode()).hexdigest()
-        run = Run(folder, knobs | {"shard_tokens": shard_tokens, "source": source, "source_files": digest})
+        run = Run(folder, settings | {"source_files": digest})
         if not run.is_finished():
-            stream = Stream(files, text_key, val_fraction, clean)
+            stream = Stream(files, text_key, val_fraction, clean, document_separator)
             model = run.work / "tokenizer.model"
             tok = SentencePieceTokenizer(model.read_bytes()) if tokenizer == "bpe" and run.tokenizer else None
             tok = tok or make_tokenizer(tokenizer, vocab_size, nfkc, stream)
@@ -333,6 +380,8 @@ if __name__ == "__main__":
             tokenize(run, stream, tok, workers or os.cpu_count(), shard_tokens)
             if is_stdlib:
                 write_choices(stream, run.work / "choices.jsonl")
+            for what, path in stream.notes.items():
+                print(f"note: {path} {what}", flush=True)
             finish(run, tok, source)
         run.install()
     report(folder, time.perf_counter() - started)

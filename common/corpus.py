@@ -3,6 +3,9 @@
 A corpus is a list of Files; `pieces` reads one as (text, whether a document ends here), each piece at most PIECE
 characters, cut where no tokenizer of ours would have merged across. Nothing is held in memory but one piece, or one
 line of JSON, or one batch of parquet.
+
+Which split a file belongs to is what its name declares (`declared_split`), for named corpora and for folders of one's
+own alike; a file of a test split is found but never read.
 """
 
 import gzip
@@ -18,17 +21,37 @@ from pathlib import Path
 import requests
 
 from common.download import download, endpoint
+from configurator import nearest
 
 PIECE = 1 << 20  # characters
-SUFFIXES = (".txt", ".train", ".dev", ".jsonl", ".parquet")  # of text files; each but the last perhaps with .gz or .zst
+PLAIN_TEXT = (".txt", ".train", ".dev")  # files whose documents are told apart by document_separator
+SUFFIXES = (*PLAIN_TEXT, ".jsonl", ".parquet")  # each but the last perhaps with .gz or .zst
+END_OF_TEXT = "<|endoftext|>"
+SEPARATORS = {  # of the documents inside a plain text file
+    "file": None,  # a file is one document
+    "line": re.compile(r"[\r\n]+"),
+    "blank": re.compile(r"\r?\n(?:[ \t\r]*\n)+"),
+    "eot": re.compile(re.escape(END_OF_TEXT)),
+}
+BLANK_LINES = re.compile(r"\A(?:[ \t]*[\r\n])*")  # at the beginning of a document
+SPLIT_WORDS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "test": "test",
+}
 OSF = "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/"  # where the BabyLM release of 2024 lies
 
 
 @dataclass
 class File:
     path: Path
-    split: str = ""  # "train", "val", or "": decided document by document
+    split: str = ""  # "train", "val", "test" (not to be read), or "": decided document by document
     domain: str = ""  # of a corpus with domains
+    wikitext: bool = False  # its rows or lines are joined to articles
 
     @property
     def form(self) -> str:
@@ -40,31 +63,43 @@ class File:
 # files -> pieces
 
 
-def pieces(file: File, text_key="text", where=None, clean=str):
+def pieces(file: File, text_key="text", where=None, clean=str, separator="file"):
     """(text, whether a document ends here) of a file.
 
     where: a dict whose "bytes" follows the bytes read of it. clean: is given whole lines, or a whole document.
+    separator: a key of SEPARATORS, for plain text files.
     """
     try:
         with open(file.path, "rb") as raw:
-            for text, ends in documents(file, raw, text_key):
-                if where is not None:
-                    where["bytes"] = raw.tell()
-                text = clean(text)
+            texts = cleaned(documents(file, raw, text_key), raw, where, clean)
+            if separator != "file" and file.form in PLAIN_TEXT:
+                texts = separate(texts, SEPARATORS[separator])
+            for text, ends in texts:
                 for start, stop in cuts(text):
                     yield text[start:stop], ends and stop == len(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file.path} is damaged or was cut ({error}); fetch it again") from None
 
 
+def cleaned(texts, raw, where, clean):
+    """The texts of `documents`, cleaned; where["bytes"] follows the position in the open file."""
+    for text, ends in texts:
+        if where is not None:
+            where["bytes"] = raw.tell()
+        yield clean(text), ends
+
+
 def documents(file: File, raw, text_key):
     """(text, whether it ends its document) of an open file: all of a line or row, or some lines of a text."""
     if file.form == ".parquet":
-        yield from parquet_rows(raw, file.path, text_key)
+        texts = parquet_rows(raw, file.path, text_key)
+        yield from articles(texts) if file.wikitext else ((text, True) for text in texts)
         return
-    lines = io.TextIOWrapper(decompressed(raw, file.path), encoding="utf-8", errors="replace", newline="")
+    lines = io.TextIOWrapper(decompressed(raw, file.path), encoding="utf-8-sig", errors="replace", newline="")
     if file.form == ".jsonl":
         yield from json_rows(lines, file.path, text_key)
+    elif file.wikitext:
+        yield from articles(lines)
     else:
         piece = lines.read(PIECE)
         while piece:
@@ -72,6 +107,37 @@ def documents(file: File, raw, text_key):
             following = lines.read(PIECE)
             yield piece, not following
             piece = following
+
+
+def separate(texts, pattern):
+    """(text, whether its document ends here) of the documents inside a file, given as its texts one after the other.
+
+    What matches `pattern` separates and is dropped, with the blank lines and line ends around it. A blank document is
+    none. What is found does not depend on where one text ends and the next begins.
+    """
+    held = ""  # the end of what was read: a separator may be cut in two by the end of a text
+    is_open = False  # whether some of the present document was given out
+    for text, _ in texts:
+        *ended, rest = pattern.split(held + text)
+        for part in ended:
+            if part.strip() or is_open:
+                yield without_line_ends(part, is_open), True
+            is_open = False
+        rest = rest if is_open else BLANK_LINES.sub("", rest)
+        for start, stop in cuts(rest[: -len(END_OF_TEXT)]):
+            if stop < len(rest) - len(END_OF_TEXT):  # not the last
+                yield rest[start:stop], False
+                is_open = True
+        held = rest[start:]
+    if held.strip() or is_open:
+        yield without_line_ends(held, is_open), True
+
+
+def without_line_ends(text: str, is_open: bool) -> str:
+    """A whole document, or the end of an open one, without the line ends around it; not empty, as that ends nothing."""
+    if is_open:
+        return text.rstrip("\r\n") or text
+    return BLANK_LINES.sub("", text).rstrip("\r\n")
 
 
 def decompressed(raw, path: Path):
@@ -98,16 +164,15 @@ def json_rows(lines, path: Path, text_key: str):
 
 
 def parquet_rows(raw, path: Path, text_key: str):
-    """The texts of a column of a parquet file; WikiText's rows are lines, which are joined to articles."""
+    """The texts of a column of a parquet file."""
     parquet = need("pyarrow.parquet", path)
     try:
         table = parquet.ParquetFile(raw)
         if text_key not in table.schema_arrow.names:
             raise ValueError(f"{path} has no column {text_key!r}; name one of {', '.join(table.schema_arrow.names)}")
-        texts = (
-            text or "" for batch in table.iter_batches(256, columns=[text_key]) for text in batch[text_key].to_pylist()
-        )
-        yield from articles(texts) if "wikitext" in str(path) else ((text, True) for text in texts)
+        for batch in table.iter_batches(256, columns=[text_key]):
+            for text in batch[text_key].to_pylist():
+                yield text or ""
     except (need("pyarrow", path).ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is damaged or was cut ({str(error).splitlines()[0]}); fetch it again") from None
 
@@ -184,7 +249,10 @@ NAMES = ("stdlib", "shakespeare", *BABYLM, *PLAIN)
 
 
 def find_files(source: str, text_dir: str, folder: Path) -> list[File]:
-    """The files of a named corpus (downloaded to `folder`, or as they lie in text_dir), or of a path."""
+    """The files of a named corpus (downloaded to `folder`, or as they lie in text_dir), or of a path.
+
+    Raises FileNotFoundError or ValueError with the remedy where there are none, or none to train on.
+    """
     if source in NAMES and not text_dir:
         if source == "shakespeare":
             return [File(download(SHAKESPEARE, folder / "input.txt"))]
@@ -192,34 +260,95 @@ def find_files(source: str, text_dir: str, folder: Path) -> list[File]:
             return local_files(fetch_babylm(source, folder), domains=True)
         repo, files = PLAIN[source]
         base = f"{endpoint()}/datasets/{repo}/resolve/main"
-        return [File(download(f"{base}/{name}", folder / name), split) for split, name in files]
+        is_wikitext = source == "wikitext103"
+        return [File(download(f"{base}/{name}", folder / name), split, "", is_wikitext) for split, name in files]
     path = Path(text_dir or source)
     if not path.exists():
         what = f"text_dir {text_dir!r}" if text_dir else f"source {source!r}"
+        near = "" if text_dir else nearest(source, NAMES)
         raise FileNotFoundError(
-            f"{what} is not there; expected a file or a folder of them, or one of {', '.join(NAMES)}"
+            f"{what} is not there; expected a file or a folder of them, or one of {', '.join(NAMES)}{near}"
         )
-    return local_files(path, domains=source in BABYLM)
+    found = local_files(path, domains=source in BABYLM)
+    for file in found:
+        in_folder = any(part.startswith("wikitext") for part in file.path.parts)
+        file.wikitext = source == "wikitext103" or in_folder or is_wiki_dump(file)
+    return found
 
 
 def local_files(path: Path, domains=False) -> list[File]:
-    """The text files under a path, in the order of their names; <domain>.dev is held out, <domain>.train is not."""
+    """The text files under a path, in the order of their names, with the splits that the names declare.
+
+    Where a name declares validation, files that declare nothing are training text. Where none does, a name that
+    declares training says nothing: what is held out is decided document by document. A file that is itself the path
+    declares nothing either.
+    """
     paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    files = [f for f in map(File, paths) if f.form in SUFFIXES or (f.form == ".bin" and has_header(f.path))]
+    files = [f for f in map(File, paths) if is_read(f)]
     if not files:
-        what = (
-            f"{path} has none of {', '.join(SUFFIXES)}"
-            if path.is_dir()
-            else f"{path} is not one of {', '.join(SUFFIXES)}"
-        )
+        what = f"{path} has none of" if path.is_dir() else f"{path} is not one of"
+        what = f"{what} {', '.join(SUFFIXES)}"
         raise ValueError(f"{what} (nor with .gz or .zst behind); rename or convert it")
-    held_out = any(f.form == ".dev" for f in files)
     for f in files:
-        f.domain = f.path.name.split(".")[0] if domains or f.form in (".train", ".dev") else ""
-        f.split = {".dev": "val", ".train": "train" if held_out else ""}.get(f.form, "")
-        if f.form == ".bin":
-            f.split = "val" if "val" in f.path.name else "train"
+        is_domain = domains or f.form in (".train", ".dev")
+        f.domain = f.path.name.split(".")[0] if is_domain else ""
+        f.split = declared_split(f, path)
+    held_out = any(f.split == "val" for f in files)
+    for f in files:
+        if f.split in ("train", ""):
+            f.split = "train" if held_out or f.form == ".bin" else ""
+    check_files(files, path)
     return files
+
+
+def check_files(files: list[File], path: Path):
+    """ValueError where nothing is left to train on, or where texts lie beside files of ids."""
+    if not any(f.split in ("train", "") for f in files):
+        shown = ", ".join(f.path.name for f in files[:3])
+        raise ValueError(
+            f"{path}: by their names all files are for validation or test ({shown}), none to train on; rename one, or "
+            "name a single file as the source"
+        )
+    ids = [f for f in files if f.form == ".bin"]
+    if 0 < len(ids) < len(files):
+        text = next(f for f in files if f.form != ".bin")
+        raise ValueError(f"{path} holds ids ({ids[0].path.name}) and text ({text.path.name}); move one kind elsewhere")
+
+
+def is_read(file: File) -> bool:
+    """Whether a file is text that can be read, or ids with a header."""
+    return file.form in SUFFIXES or is_wiki_dump(file) or (file.form == ".bin" and has_header(file.path))
+
+
+def is_wiki_dump(file: File) -> bool:
+    """Whether a file is named as in the archives of WikiText, which were published before there was parquet."""
+    return re.fullmatch(r"wiki\.(train|valid|test)\.(tokens|raw)(\.gz|\.zst)?", file.path.name) is not None
+
+
+def declared_split(file: File, source: Path) -> str:
+    """The split that the name of a file below `source` declares: "train", "val", "test", or "" where it does not.
+
+    One of SPLIT_WORDS is the suffix (BabyLM's cbt.dev), or the name of a folder that the file lies in (the Pile's
+    train/00.jsonl.zst), or the first or last word of the file's name, else of a folder's (validation-00000-of-00001,
+    TinyStories-valid, babylm_dev). Words end at blanks, "-", "_" and "."; the numbers of shards are not counted.
+    """
+    if file.form in (".train", ".dev"):
+        return SPLIT_WORDS[file.form[1:]]
+    if file.path == source:
+        return ""
+    folders = file.path.relative_to(source).parts[:-1]
+    folders = [name.lower() for name in reversed(folders)]
+    if named := [name for name in folders if name in SPLIT_WORDS]:
+        return SPLIT_WORDS[named[0]]
+    stem = file.path.name.lower().removesuffix(".gz").removesuffix(".zst").removesuffix(file.form.lower())
+    for name in (stem, *folders):
+        words = [word for word in re.split(r"[-_.\s]+", name) if word and word != "of" and not word.isdecimal()]
+        if file.form != ".bin":  # in names of shards any word counts: text has titles, and those may hold one
+            words = words[:1] + words[-1:]
+        for word in words:
+            if word in SPLIT_WORDS:
+                return SPLIT_WORDS[word]
+    return ""
 
 
 def has_header(path: Path) -> bool:

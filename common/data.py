@@ -6,6 +6,7 @@ by the tokenizer's end-of-text id, in uint16 or, beyond 65,536 ids, uint32), per
 """
 
 import math
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,10 @@ class Tokens:
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", 3)
         if len(header) == 3 and header[0] == MAGIC:
-            if header[1] != 1 or size != HEADER + 2 * header[2]:
-                raise ValueError(
-                    f"{path}: {size} bytes, but its header says {header[2]} ids; it was cut, fetch it again"
-                )
-            return np.memmap(path, "<u2", mode="r", offset=HEADER) if header[2] else np.empty(0, "<u2")
+            n_ids = int(header[2])  # twice as many bytes may be beyond an int32
+            if header[1] != 1 or size != HEADER + 2 * n_ids or n_ids < 0:
+                raise ValueError(f"{path}: {size} bytes, but its header says {n_ids} ids; it was cut, fetch it again")
+            return np.memmap(path, "<u2", mode="r", offset=HEADER) if n_ids else np.empty(0, "<u2")
         if size % dtype.itemsize:
             raise ValueError(
                 f"{path}: {size} bytes is no multiple of {dtype.itemsize}, the bytes of an id; prepare it again"
@@ -129,6 +129,7 @@ class TokenData:
     T-token chunks behind it, so each token is seen once an epoch (but for less than 2T at the ends).
     packing="documents": epoch e draws a permutation of the documents, of which each makes a row, cut after T + 1
     tokens or filled up with eot; what is filled up has no target, by length, so that the document's own eot has one.
+    `share_used` is the share of the split's tokens that the rows of an epoch hold, and `packing_note` says it.
     A step takes the next batch_size * grad_accum_steps * world rows of that order, whatever number of ranks shares
     them: nothing is kept between steps, and resuming needs only the step.
     """
@@ -168,6 +169,17 @@ class TokenData:
         self.epoch, self.order, self.offset = -1, None, 0
         self.first_step, self.first_row = 0, 0
 
+    def ids(self, start: int, n: int) -> np.ndarray:
+        """Ids start … start + n - 1 of the split. ValueError for one beyond the vocabulary."""
+        ids = self.tokens.take(start, n)
+        if ids.max() >= self.vocab_size:
+            at = start + int(np.argmax(ids >= self.vocab_size))
+            raise ValueError(
+                f"{self.folder}, {self.split}: id {ids.max()} at token {at}, but meta.json says vocab_size="
+                f"{self.vocab_size}; a file is damaged or of another tokenizer, prepare it again"
+            )
+        return ids
+
     def rows(self, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead or -1."""
         rows, lengths = np.full((n, self.T + 1), self.meta["eot"], dtype=np.int64), np.full(n, self.T + 1)
@@ -181,13 +193,7 @@ class TokenData:
             start = self.offset + chosen * self.T
             if self.packing == "documents":
                 start, lengths[i] = int(self.starts[chosen]), min(int(self.lengths[chosen]), self.T + 1)
-            rows[i, : lengths[i]] = self.tokens.take(start, int(lengths[i]))
-            if rows[i].max() >= self.vocab_size:
-                at = start + int(np.argmax(rows[i] >= self.vocab_size))
-                raise ValueError(
-                    f"{self.folder}, {self.split}: id {rows[i].max()} at token {at}, but meta.json says vocab_size="
-                    f"{self.vocab_size}; a file is damaged or of another tokenizer, prepare it again"
-                )
+            rows[i, : lengths[i]] = self.ids(start, int(lengths[i]))
         y = rows[:, 1:].copy()
         y[np.arange(1, self.T + 1) >= lengths[:, None]] = -1
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(y)
@@ -212,9 +218,48 @@ class TokenData:
         follows_another = self.packing == "constant" and self.meta.get(f"{self.split}_documents", 0) > 1
         return [eot] if follows_another else self.tokens.take(0, 1).tolist()
 
+    @property
+    def share_used(self) -> float:
+        """The share of the split's tokens that are in some row; 1.0 for packing="constant"."""
+        if self.packing == "constant":
+            return 1.0
+        return float(np.minimum(self.lengths, self.T + 1).sum() / len(self.tokens))
+
+    @property
+    def packing_note(self) -> str:
+        """What to tell a user whose rows leave out a part of the split; "" where they leave out nothing to speak of."""
+        if self.share_used > 0.995:
+            return ""
+        return (
+            f'packing="documents": {self.n_rows:,} rows use {self.share_used:.1%} of the {len(self.tokens):,} tokens '
+            f"of {self.split}, as a document is cut after block_size + 1 = {self.T + 1} of them; to use more, take "
+            "--packing=constant, or shorter documents (prepare_data.py --document_separator)"
+        )
+
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """A loss that compares across tokenizers, by the text's UTF-8 bytes per token of the whole split."""
-        return nats_per_token / math.log(2) * self.meta[f"{self.split}_tokens"] / self.meta[f"{self.split}_bytes"]
+        """A loss that compares across tokenizers, by the UTF-8 bytes of the text that a target stands for on average.
+
+        packing="constant": the average over the whole split. packing="documents": over the targets of all rows, as
+        the beginnings of documents may be unlike the rest; NaN where none of them stands for text.
+        """
+        if self.packing == "constant":
+            n_targets, n_bytes = self.meta[f"{self.split}_tokens"], self.meta[f"{self.split}_bytes"]
+        else:
+            n_targets, n_bytes = self.targets_and_bytes
+        return nats_per_token / math.log(2) * n_targets / n_bytes if n_bytes else math.nan
+
+    @cached_property
+    def targets_and_bytes(self) -> tuple[int, int]:
+        """The targets of the rows of packing="documents", all of a row but its first token, and their UTF-8 bytes."""
+        from common.tokenizer import load_tokenizer  # here, as that module reads meta.json through this one
+
+        byte_lengths = load_tokenizer(self.folder).byte_lengths()
+        n_targets, n_bytes = 0, 0
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist()):
+            targets = self.ids(start + 1, min(length, self.T + 1) - 1)
+            n_targets += len(targets)
+            n_bytes += int(byte_lengths[targets].sum())
+        return n_targets, n_bytes
 
     def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """x, y (batch_size, T) of this rank in a micro-step of a step."""

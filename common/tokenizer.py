@@ -101,8 +101,9 @@ class SentencePieceTokenizer:
                 for text in texts:
                     seen[:] = [True]
                     yield text
-            except (ValueError, OSError) as error:  # the trainer would report it as its own
+            except (ValueError, OSError, KeyboardInterrupt) as error:  # the trainer would report it as its own
                 failed.append(error)
+                raise
 
         try:
             sentencepiece.SentencePieceTrainer.train(
@@ -119,6 +120,16 @@ class SentencePieceTokenizer:
         if failed:
             raise failed[0]
         return cls(model.getvalue())
+
+    def byte_lengths(self) -> np.ndarray:
+        """The bytes that each id stands for in a text, normalised as this tokenizer does; 0 for special ones."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for i in range(self.vocab_size):
+            if self.processor.is_byte(i):
+                lengths[i] = 1
+            elif not self.processor.is_control(i):
+                lengths[i] = len(self.processor.id_to_piece(i).replace("\u2581", " ").encode())
+        return lengths
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(whole_characters(text))

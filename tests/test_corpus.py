@@ -21,10 +21,12 @@ from conftest import ROOT, run_script, write_dataset
 
 import common.babylm
 import common.corpus
+import common.writing
 from common.babylm import CLEAN
-from common.corpus import NAMES, PIECE, File, cuts, extract, fetch_babylm, find_files, pieces
+from common.corpus import NAMES, PIECE, SEPARATORS, File, cuts, extract, fetch_babylm, find_files, pieces, separate
 from common.data import TokenData, Tokens
 from common.tokenizer import ByteTokenizer, load_tokenizer
+from common.writing import Split
 
 BABYLM = ROOT.parent / "shared/data/babylm_like"
 
@@ -74,6 +76,8 @@ def test_documents_of_every_form(tmp_path):
         assert list(pieces(File(path))) == [(d, True) for d in DOCUMENTS], form
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a\r\n\xffb"))
     assert list(pieces(File(tmp_path / "b.txt.gz"))) == [("a\r\n\ufffdb", True)]
+    (tmp_path / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "behind a byte order mark"}')
+    assert list(pieces(File(tmp_path / "c.jsonl"))) == [("behind a byte order mark", True)]
 
 
 def test_another_key_and_its_absence(tmp_path):
@@ -102,7 +106,7 @@ def test_the_help_lists_every_corpus_and_every_key_once():
     shown = run_script("prepare_data.py", "--help").stdout
     assert all(re.search(rf"\b{name}\b", shown) for name in NAMES)
     keys = re.findall(r"^  --(\w+)=", shown, re.MULTILINE)
-    assert len(keys) == len(set(keys)) == 12 and keys[0] == "source"
+    assert len(keys) == len(set(keys)) == 14 and keys[0] == "source"
 
 
 def test_wikitext_is_joined_to_articles():
@@ -150,7 +154,7 @@ def test_domains_and_their_held_out_files(tmp_path):
     ]
     assert [(f.domain, f.split) for f in find_files(str(tmp_path / "texts"), "", tmp_path)] == [("", "")]
     with pytest.raises(
-        FileNotFoundError, match=r"source .babyllm. is not there; .* or one of stdlib, shakespeare, babylm"
+        FileNotFoundError, match=r"source .babyllm. is not there; .* or one of stdlib, .*; did you mean 'babylm'"
     ):
         find_files("babyllm", "", tmp_path)
     (tmp_path / "empty").mkdir()
@@ -215,6 +219,221 @@ def test_an_archive_that_writes_elsewhere_is_refused(tmp_path, name):
     (tmp_path / "b.zip").write_bytes(babylm_zip()[:-30])
     with pytest.raises(ValueError, match=r"b.zip is damaged .*; delete it to fetch it again"):
         extract(tmp_path / "b.zip", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------
+# splits that names declare
+
+
+def split_texts(folder):
+    """The documents of a data set of bytes: {"train": [text], "val": [text]}."""
+    meta, tokenizer, found = json.loads((folder / "meta.json").read_text()), ByteTokenizer(), {}
+    for name in ("train", "val"):
+        tokens = Tokens([folder / file for file in meta[f"{name}_files"]], "uint16")
+        places = zip(*(part.tolist() for part in tokens.documents(tokenizer.eot)))
+        found[name] = [tokenizer.decode(tokens.take(start, length).tolist()) for start, length in places]
+    return found
+
+
+def as_jsonl(texts):
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def as_parquet(lines):
+    from pyarrow import parquet, table
+
+    buffer = io.BytesIO()
+    parquet.write_table(table({"text": lines}), buffer)
+    return buffer.getvalue()
+
+
+def wiki_lines(name):
+    """Two articles as WikiText has them: titles, sections and paragraphs, a line each."""
+    articles = ([f" = {name} {i} = \n", "\n", f" text of {name} \n", " = = Part = = \n", " more \n"] for i in range(2))
+    return list(itertools.chain(*articles))
+
+
+def layouts():
+    """(id, source, {file: content}, the validation documents): public layouts and folders of one's own."""
+    train, val, test = ([f"{split} document {i}" for i in range(30)] for split in ("train", "val", "test"))
+    pile = {"train/00.jsonl": as_jsonl(train), "val.jsonl": as_jsonl(val), "test.jsonl": as_jsonl(test)}
+    yield "pile", "pile", pile, val
+    articles = ["".join(wiki_lines("val")[:5]), "".join(wiki_lines("val")[5:])]
+    tokens = {f"wiki.{s}.tokens": "".join(wiki_lines(s[:5])).encode() for s in ("train", "test")}
+    tokens["wiki.valid.tokens"] = "".join(wiki_lines("val")).encode()
+    yield "wiki.tokens", "wikitext103", tokens, articles
+    if importlib.util.find_spec("pyarrow"):
+        rows = {
+            "train-00000-of-00002": "train", "train-00001-of-00002": "train", "validation-00000-of-00001": "val",
+            "test-00000-of-00001": "test",
+        }  # fmt: skip
+        parquet = {f"{name}.parquet": as_parquet(wiki_lines(split)) for name, split in rows.items()}
+        yield "wikitext", "wikitext103", parquet, articles
+    own = {"TinyStories-train.txt": b"train text", "TinyStories-valid.txt": b"val text", "test.txt": b"test text"}
+    yield "words", "", own, ["val text"]
+
+
+@pytest.mark.parametrize("source, files, held_out", [c[1:] for c in layouts()], ids=[c[0] for c in layouts()])
+def test_splits_stay_apart_wherever_the_files_lie(source, files, held_out, tmp_path):
+    """Not a document of validation or test in train.bin, and all of validation, and nothing else, in val.bin."""
+    place = tmp_path / "mine"
+    for name, content in files.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    where = [f"--source={source}", f"--text_dir={place}"] if source else [f"--source={place}"]
+    done = run_script("prepare_data.py", *where, "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}")
+    found = split_texts(tmp_path / "o")
+    assert found["val"] == held_out
+    assert found["train"] and not re.search("val|test", "".join(found["train"]))
+    said = [line for line in done.stdout.splitlines() if line.startswith("splits by the names of the files: train ")]
+    assert len(said) == 1 and "val 1 file (" in said[0] and said[0].endswith("left out")
+
+
+@pytest.mark.parametrize(
+    "files, splits",
+    [
+        (["a.txt", "b.txt"], ["", ""]),
+        (["train.txt", "train_2.txt"], ["", ""]),  # nothing is held out by name: document by document
+        (["a.txt", "val.txt"], ["train", "val"]),
+        (["a.txt", "test.txt"], ["", "test"]),
+        (["attest.txt", "contest/latest.txt", "validity.txt"], ["", "", ""]),
+        (["train/deep/val-notes.txt", "validation/00.txt"], ["train", "val"]),
+        (["babylm_dev/a.txt", "babylm_train/a.txt"], ["val", "train"]),
+        (["00.jsonl", "test.jsonl", "val.jsonl"], ["train", "test", "val"]),  # the Pile's, in one folder
+        (["cbt.dev", "cbt.train", "more.txt"], ["val", "train", "train"]),
+    ],
+)
+def test_names_that_declare_a_split(files, splits, tmp_path):
+    for name in files:
+        (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "t" / name).write_text("text")
+    assert [f.split for f in find_files(str(tmp_path / "t"), "", tmp_path)] == splits
+
+
+def test_what_cannot_be_split_is_refused(tmp_path):
+    (tmp_path / "held").mkdir()
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / "held" / name).write_text("text")
+    with pytest.raises(
+        ValueError, match=r"all files are for validation or test \(test.txt, valid.txt\), none to train on"
+    ):
+        find_files(str(tmp_path / "held"), "", tmp_path)
+    write_shard(tmp_path / "held/set_val_000000.bin", [1])
+    write_shard(tmp_path / "held/medieval_train_000000.bin", [1])
+    with pytest.raises(ValueError, match=r"holds ids \(medieval_train_000000.bin\) and text \(test.txt\)"):
+        find_files(str(tmp_path / "held"), "", tmp_path)
+    for name in ("valid.txt", "test.txt"):
+        (tmp_path / "held" / name).unlink()
+    write_shard(tmp_path / "held/set_test_000000.bin", [1])
+    found = find_files(str(tmp_path / "held"), "", tmp_path)
+    assert [f.split for f in found] == ["train", "test", "val"]
+
+
+def test_the_check_counts_documents_of_both_splits(tmp_path):
+    documents = [f"document {i % 43}, twice or once" for i in range(60)]  # 0 … 16 twice
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(documents))
+    args = [
+        "--tokenizer=bytes",
+        "--val_fraction=0.25",
+        f"--out_dir={tmp_path / 'o'}",
+        f"--source={tmp_path / 'a.jsonl'}",
+    ]
+    run_script("prepare_data.py", *args)
+    found = split_texts(tmp_path / "o")
+    leaked = [text for text in found["val"] if text in found["train"]]
+    assert 0 < len(leaked) < len(found["val"]) == 15
+    share = sum(len(text) + 1 for text in leaked) / sum(len(text) + 1 for text in found["val"])
+    done = run_script("prepare_data.py", f"--check={tmp_path / 'o'}")
+    assert (
+        f"warning: {len(leaked)} of 15 validation documents ({share:.1%} of its tokens) are in train as well, the "
+        f"first: {leaked[0]!r}"
+    ) in done.stdout
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(documents[:40]))
+    run_script("prepare_data.py", *args)
+    done = run_script("prepare_data.py", f"--check={tmp_path / 'o'}")
+    assert "none of the 10 validation documents is in train as well" in done.stdout and "warning" not in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------
+# documents inside a text file
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_documents_inside_a_text_do_not_depend_on_how_it_is_read(size, monkeypatch):
+    """Separators, of whatever form, cut in two by the end of a text; line ends around them go, others stay."""
+    monkeypatch.setattr(common.corpus, "PIECE", 20)
+    texts = {
+        "line": ["one", "  two ", "a line of more than twenty characters"],
+        "blank": ["one\nline", "  two\r\nlines ", "a paragraph of\nmore than twenty characters"],
+        "eot": ["one\n\nline", "two", "a story of\nmore than\n\ntwenty characters <|endof"],
+    }
+    separators = {
+        "line": ["\n", "\r\n", "\n\n\n"],
+        "blank": ["\n\n", "\r\n \r\n", "\n \n\n\t\n"],
+        "eot": ["<|endoftext|>", "\n<|endoftext|>\r\n", "\n<|endoftext|>\n\n<|endoftext|>"],
+    }
+    for name, documents in texts.items():
+        for first, second in itertools.product(separators[name], repeat=2):
+            text = first + documents[0] + first + documents[1] + second + documents[2] + second
+            parts = [(text[i : i + size], False) for i in range(0, len(text), size)]
+            found, now = [], ""
+            for piece, ends in separate(parts, SEPARATORS[name]):
+                assert piece
+                now += piece
+                if ends:
+                    found.append(now)
+                    now = ""
+            assert found == documents and not now, (name, first, second)
+
+
+SEPARATED = {"line": "{}\n", "blank": "{}\n\n", "eot": "{}\n<|endoftext|>\n"}
+
+
+@pytest.mark.parametrize("separator", SEPARATED)
+def test_documents_inside_text_files(separator, tmp_path):
+    """Whole documents are held out, over two files as over one; a file's last needs no separator behind it."""
+    documents = [f"a story, number {i}, of a café" for i in range(40)]
+    for name, part in (("a.txt", documents[:17]), ("b.txt.gz", documents[17:])):
+        text = "".join(SEPARATED[separator].format(d) for d in part).removesuffix("<|endoftext|>\n").encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    args = [f"--source={tmp_path}", "--tokenizer=bytes", f"--document_separator={separator}", "--val_fraction=0.1"]
+    run_script("prepare_data.py", *args, f"--out_dir={tmp_path / 'o'}")
+    found = split_texts(tmp_path / "o")
+    assert found["val"] == documents[9::10] and len(found["train"]) == 36
+    assert sorted(found["train"] + found["val"]) == sorted(documents)
+    assert json.loads((tmp_path / "o/meta.json").read_text())["settings"]["document_separator"] == separator
+
+
+def test_separated_documents_after_a_kill_and_for_any_number_of_workers(tmp_path):
+    """The same bytes, with a BPE that is trained on them."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randrange(2, 9))) for _ in range(1000)]
+    stories = (" ".join(rng.choices(words, k=rng.randrange(20, 2000))) for _ in range(2000))
+    (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(stories))
+    args = [f"--source={tmp_path / 'a.txt'}", "--vocab_size=300", "--document_separator=eot"]
+    run_script("prepare_data.py", *args, "--workers=1", f"--out_dir={tmp_path / 'whole'}")
+    killed = [*args, "--workers=3", f"--out_dir={tmp_path / 'killed'}"]
+    state = tmp_path / "killed/preparing/state.json"
+    process = subprocess.Popen([sys.executable, str(ROOT / "prepare_data.py"), *killed], stdout=subprocess.DEVNULL)
+    while process.poll() is None and not state.exists():
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    done = run_script("prepare_data.py", *killed)
+    assert "going on after" in done.stdout
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    meta = json.loads((tmp_path / "killed/meta.json").read_text())
+    assert (meta["train_documents"], meta["val_documents"]) == (1900, 100)
+
+
+def test_what_is_odd_about_a_text_is_said(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one story\n<|endoftext|>\nanother caf\xe9\n" * 20)
+    args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
+    done = run_script("prepare_data.py", *args)
+    assert "a.txt has <|endoftext|> in its text; documents end there only with --document_separator=eot" in done.stdout
+    assert "a.txt has U+FFFD in its text, which bytes become that are not UTF-8" in done.stdout
+    done = run_script("prepare_data.py", *args, "--document_separator=eot", "--overwrite=true")
+    assert "<|endoftext|>" not in done.stdout and len(split_texts(tmp_path / "o")["train"]) == 20
 
 
 # ---------------------------------------------------------------------------------------------
@@ -309,7 +528,7 @@ def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is
     run_script("prepare_data.py", *args)
     before = contents(tmp_path / "o")
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' * 30 + "{")
-    bad = [f"--source={tmp_path / 'bad.jsonl'}", *args[1:]]
+    bad = [f"--source={tmp_path / 'bad.jsonl'}", *args[1:], "--overwrite=true"]
     done = run_script("prepare_data.py", *bad, ok=False)
     assert done.returncode == 2 and "bad.jsonl, line 31: expected JSON" in done.stderr
     assert (
@@ -319,6 +538,59 @@ def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is
     run_script("prepare_data.py", *bad)
     assert json.loads((tmp_path / "o/meta.json").read_text())["train_documents"] == 38
     assert not (tmp_path / "o/preparing").exists()
+
+
+def test_a_data_set_of_other_settings_is_overwritten_only_when_asked(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}\n" * 1000)
+    out = tmp_path / "o"
+    args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={out}"]
+    run_script("prepare_data.py", *args)
+    before = contents(out)
+    other = [f"--source={tmp_path / 'b.txt'}", *args[1:], "--val_fraction=0.1"]
+    done = run_script("prepare_data.py", *other, ok=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"o is a data set made with source='{tmp_path / 'a.txt'}', not '{tmp_path / 'b.txt'}'" in done.stderr
+    assert ", val_fraction=0.05, not 0.1; choose another" in done.stderr
+    assert "replace it with --overwrite=true" in done.stderr and contents(out) == before
+    meta = json.loads((out / "meta.json").read_text())  # as earlier versions wrote it
+    del meta["settings"]["document_separator"], meta["settings"]["text_dir"]
+    (out / "meta.json").write_text(json.dumps(meta))
+    done = run_script("prepare_data.py", *args, "--document_separator=line", ok=False)
+    assert done.returncode == 2 and "made with document_separator='file', not 'line'" in done.stderr
+    (tmp_path / "a.txt").write_text("text that has changed\n" * 1000)
+    run_script("prepare_data.py", *args)  # the same settings again: the text may have changed
+    assert contents(out) != before
+    run_script("prepare_data.py", *other, "--overwrite=true", "--shard_tokens=2000")
+    assert {"train_000.bin", "val.bin"} <= set(contents(out)) and "train.bin" not in contents(out)
+
+
+def test_two_that_prepare_the_same_folder(tmp_path):
+    """The second is refused while the first is at work, and not once that was killed."""
+    (tmp_path / "a.txt").write_text("some text\n" * 100)
+    lock = common.writing.lock_folder(tmp_path / "o")
+    args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
+    done = run_script("prepare_data.py", *args, ok=False)
+    assert done.returncode == 2 and "o is being prepared by another process; wait for it" in done.stderr
+    lock.close()
+    run_script("prepare_data.py", *args)
+
+
+def test_more_than_a_thousand_shards_go_on_after_a_kill(tmp_path):
+    """What comes after the record is cut off, and nothing else; here the first 998 shards were written before."""
+    split = Split(tmp_path, "train", "uint16", 2, tokens=1996)
+    split.write(np.arange(15, dtype=np.uint32), 15, False, 9)
+    state = split.state()
+    split.write(np.arange(50, dtype=np.uint32), 50, False, 9)
+    split.close()
+    (tmp_path / "train_val_001.bin").touch()  # another split's
+    restored = Split(tmp_path, "train", "uint16", 2)
+    restored.restore(state)
+    restored.write(np.arange(15, 20, dtype=np.uint32), 5, False, 9)
+    restored.close()
+    shards = restored.shards()[998:]
+    assert np.array_equal(Tokens(shards, "uint16").take(0, 20), np.arange(20)) and shards[2].name == "train_1000.bin"
+    assert len(list(tmp_path.glob("*.bin"))) == 11
 
 
 def test_odd_texts(tmp_path):
@@ -359,7 +631,8 @@ def test_domains_have_their_own_validation(tmp_path):
     tiny = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--block_size=16", "--max_steps=2", "--eval_rows=8"]
     done = run_script("train.py", *tiny, f"--dataset={out}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")
     assert "val/cbt " in done.stdout and " val/cbt " in (tmp_path / "run/log.txt").read_text()
-    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}", "--clean=False")
+    uncleaned = ["--clean=False", "--overwrite=true"]
+    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}", *uncleaned)
     assert np.fromfile(out / "val_cbt.bin", "<u2").tobytes() != b"" and json.loads((out / "meta.json").read_text())[
         "val_cbt_bytes"] == 100 * len("cbt  said ,\n")  # fmt: skip
 

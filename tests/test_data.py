@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_dataset
 
-from common.data import TokenData
+from common.data import HEADER, MAGIC, TokenData, Tokens
 
 
 @pytest.fixture
@@ -193,3 +194,52 @@ def test_one_document_a_row(tmp_path, leading):
     assert torch.equal(data.rows(6, 6)[0].sort(0).values, x.sort(0).values) and not torch.equal(data.rows(6, 6)[0], x)
     with pytest.raises(ValueError, match="packing='padded' is not one of constant, documents"):
         TokenData(folder, "train", 16, 3, 2, packing="padded")
+
+
+# ---------------------------------------------------------------------------------------------
+# what the rows of packing="documents" use, and what their loss is divided by
+
+
+def test_documents_that_are_cut_are_said(tmp_path):
+    """Three documents of 100, 10 and 50 ids: rows of 16 + 1 use 17 + 10 + 17 of 160."""
+    documents = [[i + 1] * (n - 1) + [256] for i, n in enumerate((100, 10, 50))]
+    folder = shards_of(tmp_path / "long", list(itertools.chain(*documents)), (160,))
+    data = TokenData(folder, "train", 16, 0, 1, packing="documents")
+    assert data.share_used == pytest.approx(44 / 160)
+    assert 'packing="documents": 3 rows use 27.5% of the 160 tokens of train' in data.packing_note
+    constant = TokenData(folder, "train", 16, 0, 1)
+    assert constant.share_used == 1.0 and constant.packing_note == ""
+    whole = TokenData(folder, "train", 128, 0, 1, packing="documents")
+    assert whole.share_used == 1.0 and whole.packing_note == ""
+
+
+def test_bits_per_byte_of_documents_counts_the_bytes_that_are_scored(tmp_path):
+    """A target is a byte or, without any, the end of a document; the first id of a row is no target."""
+    documents = [[*b"abcdefgh", 256], [*b"abcd", 256], [*b"x" * 200, 256]]
+    folder = shards_of(tmp_path, list(itertools.chain(*documents)), (sum(map(len, documents)),), train_bytes=212)
+    short = TokenData(folder, "train", 4, 0, 1, packing="documents")
+    assert short.bits_per_byte(np.log(2)) == pytest.approx((4 + 4 + 4) / (4 + 3 + 4))
+    whole = TokenData(folder, "train", 500, 0, 1, packing="documents")
+    assert whole.bits_per_byte(np.log(2)) == pytest.approx((8 + 4 + 200) / (7 + 3 + 199))
+    empty = shards_of(tmp_path / "empty", [1, 256] * 10, (20,))
+    assert np.isnan(TokenData(empty, "train", 4, 0, 1, packing="documents").bits_per_byte(1.0))
+    constant = TokenData(folder, "train", 4, 0, 1)
+    assert constant.bits_per_byte(np.log(2)) == pytest.approx(sum(map(len, documents)) / 212)
+
+
+def write_header(path, n_ids, size):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = MAGIC, 1, n_ids
+    path.write_bytes(header.tobytes())
+    os.truncate(path, size)  # the ids are a hole in the file, which takes no room
+    return path
+
+
+def test_a_header_of_two_to_the_thirty_ids(tmp_path):
+    """Their bytes are 2**31: one more than an int32 holds."""
+    path = write_header(tmp_path / "large_train_000000.bin", 1 << 30, HEADER + (1 << 31))
+    tokens = Tokens([path], "uint16")
+    assert len(tokens) == 1 << 30 and tokens.take((1 << 30) - 2, 2).tolist() == [0, 0]
+    write_header(path, -300, HEADER - 600)
+    with pytest.raises(ValueError, match="424 bytes, but its header says -300 ids; it was cut, fetch it again"):
+        Tokens([path], "uint16")

@@ -3,6 +3,8 @@
 import json
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from conftest import ROOT, run_script
 
 from common.pretrained import find_model
-from common.tokenizer import load_tokenizer
+from common.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 
 def prepared(folder):
@@ -84,7 +86,17 @@ def test_stdlib_is_the_default_and_deterministic(tmp_path):
         (["--source={}/a.txt", "--vocab_size=5000"], "vocab_size=5000 does not suit this text"),
         (["--source={}/b.jsonl"], "b.jsonl, line 1: expected JSON with a"),
         (["--source={}/empty.txt"], "has no text"),
-        (["--tokenizer=words"], "tokenizer='words' is not one of bytes, bpe, gpt2"),
+        (["--tokenizer=byte"], "tokenizer='byte' is not one of bytes, bpe, gpt2; did you mean 'bytes'?"),
+        (["--tokenizer=char"], "there is none of characters; --tokenizer=bytes is the nearest, 257 ids"),
+        (["--source="], "source is empty; expected a file or a folder, or one of stdlib, shakespeare"),
+        (["--text_dir={}"], "source='stdlib' is not one that has files; for texts of your own give --source="),
+        (["--source=babyllm", "--text_dir={}"], "source='babyllm' is not one that has files; did you mean 'babylm'?"),
+        (
+            ["--source={}/a.txt", "--out_dir={}/a.txt"],
+            "a.txt is a file; out_dir is the folder that the data set goes to",
+        ),
+        (["--document_separator=lines"], "is not one of file, line, blank, eot; did you mean 'line'?"),
+        (["--document_separator=eot"], "'eot' is for .txt, .train, .dev files, and source 'stdlib of Python"),
         (["--val_fraction=0"], "val_fraction=0.0 is not in 0 … 0.5"),
         (["--source={}/three", "--tokenizer=bytes"], "the val split is empty"),
     ],
@@ -100,9 +112,37 @@ def test_bad_sources_end_in_one_line(args, message, tmp_path):
         for name in "abc":
             (tmp_path / f"files/three/{name}.txt").write_text(name)
     args = [a.format(tmp_path / "files") for a in args]
-    done = run_script("prepare_data.py", *args, f"--out_dir={tmp_path / 'out'}", ok=False)
+    done = run_script("prepare_data.py", f"--out_dir={tmp_path / 'out'}", *args, ok=False)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "out/meta.json").exists()
+
+
+def test_gpt2_that_cannot_be_downloaded_is_said_as_that(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    done = run_script("prepare_data.py", "--tokenizer=gpt2", f"--out_dir={tmp_path / 'o'}", ok=False)
+    assert done.returncode == 2 and "is not one of" not in done.stderr
+    assert done.stderr.startswith("prepare_data.py: cannot download GPT-2's vocabulary"), done.stderr
+
+
+def test_ctrl_c_while_a_bpe_trains(tmp_path):
+    """The trainer must not report it as a vocabulary that does not suit the text; it is fed for half a second here."""
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "some words and {i}"}}\n' for i in range(200_000)))
+    args = [f"--source={tmp_path / 'a.jsonl'}", f"--out_dir={tmp_path / 'o'}"]
+    command = [sys.executable, str(ROOT / "prepare_data.py"), *args]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "training a BPE" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and errors.strip() == "prepare_data.py: interrupted"
+
+    def interrupted():
+        yield "some words"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SentencePieceTokenizer.train(interrupted(), 300)
 
 
 def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
