@@ -137,6 +137,8 @@ for domain in train_data.domains:
     val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 rows_per_step = tokens_per_step // block_size
+if train_data.packing_note:
+    run.say(train_data.packing_note)
 tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))
@@ -243,7 +245,9 @@ for step in range(first_step, max_steps + 1):
         for domain, data in val_domains.items():
             by_domain[f"val/{domain}"] = evaluate(data, math.ceil(eval_rows / len(val_domains)))
         log(step, val=val, **by_domain)
-        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token | {val_data.bits_per_byte(val):.4f} bits/byte")
+        bits_per_byte = val_data.bits_per_byte(val)  # NaN where no target stands for text
+        compares_across_tokenizers = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte > 0 else ""
+        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token{compares_across_tokenizers}")
         if by_domain:
             losses = [f"{name} {loss:.4f}" for name, loss in by_domain.items()]
             run.say(f"step {step}/{max_steps} |", " | ".join(losses))
