@@ -45,7 +45,8 @@ def no_data_set(folder: Path) -> str:
     if (elsewhere / "meta.json").is_file():
         return f"data set {folder} {what}; did you mean {str(elsewhere)!r}?"
     beside = [str(path.parent) for path in folder.parent.glob("*/meta.json")]
-    if suggestion := nearest(str(folder), beside):
+    suggestion = "" if folder.is_dir() else nearest(str(folder), beside)
+    if suggestion:
         return f"data set {folder} {what}{suggestion}"
     general = (
         f"python prepare_data.py --source=<file, folder or name> --tokenizer=<bytes, bpe or gpt2> --out_dir={folder}"
