@@ -6,7 +6,7 @@ RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was sto
 .PHONY: help quickstart study-babyllama test clean
 
 help:
-	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (under 8 minutes on 2 cores)"
+	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 6 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama.md (under 2 hours on 2 cores)"
 	@echo "make test         the tests (about 7 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
