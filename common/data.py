@@ -222,9 +222,12 @@ class TokenData:
     @property
     def share_used(self) -> float:
         """The share of the split's tokens that are in some row; 1.0 for packing="constant"."""
+        return self.tokens_used() / len(self.tokens)
+
+    def tokens_used(self) -> int:
         if self.packing == "constant":
-            return 1.0
-        return float(np.minimum(self.lengths, self.T + 1).sum() / len(self.tokens))
+            return len(self.tokens)
+        return int(np.minimum(self.lengths, self.T + 1).sum())
 
     @property
     def packing_note(self) -> str:
@@ -232,9 +235,9 @@ class TokenData:
         if self.share_used > 0.995:
             return ""
         return (
-            f'packing="documents": {self.n_rows:,} rows use {self.share_used:.1%} of the {len(self.tokens):,} tokens '
-            f"of {self.split}, as a document is cut after block_size + 1 = {self.T + 1} of them; to use more, take "
-            "--packing=constant, or shorter documents (prepare_data.py --document_separator)"
+            f'packing="documents": {self.n_rows:,} rows use {self.tokens_used():,} of the {len(self.tokens):,} tokens '
+            f"of {self.split} ({self.share_used:.1%}), as a document is cut after block_size + 1 = {self.T + 1}; to "
+            "use more, take --packing=constant, or shorter documents (prepare_data.py --document_separator)"
         )
 
     def bits_per_byte(self, nats_per_token: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from conftest import write_dataset
 
 from common.data import HEADER, MAGIC, TokenData, Tokens
+from common.tokenizer import SentencePieceTokenizer
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_documents_that_are_cut_are_said(tmp_path):
     folder = shards_of(tmp_path / "long", list(itertools.chain(*documents)), (160,))
     data = TokenData(folder, "train", 16, 0, 1, packing="documents")
     assert data.share_used == pytest.approx(44 / 160)
-    assert 'packing="documents": 3 rows use 27.5% of the 160 tokens of train' in data.packing_note
+    assert 'packing="documents": 3 rows use 44 of the 160 tokens of train (27.5%), as' in data.packing_note
     constant = TokenData(folder, "train", 16, 0, 1)
     assert constant.share_used == 1.0 and constant.packing_note == ""
     whole = TokenData(folder, "train", 128, 0, 1, packing="documents")
@@ -225,6 +226,13 @@ def test_bits_per_byte_of_documents_counts_the_bytes_that_are_scored(tmp_path):
     assert np.isnan(TokenData(empty, "train", 4, 0, 1, packing="documents").bits_per_byte(1.0))
     constant = TokenData(folder, "train", 4, 0, 1)
     assert constant.bits_per_byte(np.log(2)) == pytest.approx(sum(map(len, documents)) / 212)
+
+
+def test_the_bytes_of_a_sentencepiece_by_id():
+    text = "Some words, a café, and a snowman ☃ that the training text has not\n  twice"
+    tokenizer = SentencePieceTokenizer.train([text.replace("☃", "") * 5], 300)
+    lengths, ids = tokenizer.byte_lengths(), tokenizer.encode(text)
+    assert lengths[ids].sum() == len(text.encode()) and lengths[tokenizer.eot] == 0
 
 
 def write_header(path, n_ids, size):
