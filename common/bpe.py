@@ -19,8 +19,8 @@ import tiktoken
 # GPT-2's pattern, as the ByteLevel of a tokenizer.json has it built in; in tiktoken's form, which cannot backtrack far
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # GPT-NeoX has no tokens for these bytes
-PLAIN = {"dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-         "fuse_unk": False, "byte_fallback": False}  # of a "BPE" model: what else would change its ids  # fmt: skip
+PLAIN = {"byte_fallback": False, "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+         "end_of_word_suffix": None, "fuse_unk": False}  # of a "BPE" model: what else would change its ids  # fmt: skip
 
 
 def byte_characters() -> dict[str, int]:
@@ -132,10 +132,30 @@ class BPETokenizer:
     def save(self, folder: Path):
         """Write tokenizer.json and tokenizer_config.json, which transformers and `load_tokenizer` read."""
         names = {i: content for content, i in self.ids.items()}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        config |= {"eos_token": names.get(self.eot), "bos_token": names.get(self.bos)}
-        for name, content in (("tokenizer.json", self.spec), ("tokenizer_config.json", config)):
-            (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        eos, bos = names.get(self.eot), names.get(self.bos)
+        write_tokenizer_json(folder, self.spec, eos_token=eos, bos_token=bos)
+
+
+def write_tokenizer_json(folder: Path, spec: dict | None, *, eos_token, bos_token):
+    """Write tokenizer.json and tokenizer_config.json such that transformers gives our ids for a text.
+
+    Nothing is added to a text or cut off, whatever the spec says: the models trained here see no
+    beginning-of-text id. Text that spells a special token stays text. spec: None for no
+    tokenizer.json. *_token: str, or None without any.
+    """
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes the file as it is, whatever the model_type
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        "model_input_names": ["input_ids", "attention_mask"],  # a GPT-2 embeds token_type_ids
+        "eos_token": eos_token,
+        "bos_token": bos_token,
+    }
+    files = {"tokenizer_config.json": config}
+    if spec is not None:
+        files["tokenizer.json"] = spec | {"truncation": None, "padding": None, "post_processor": None}
+    for name, content in files.items():
+        (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -149,7 +169,10 @@ def read_ranks(spec: dict, where) -> dict[bytes, int]:
         raise ValueError(f"{where}: model type {model['type']!r} is not implemented, only byte-level BPE")
     for key, value in PLAIN.items():
         if model.get(key) not in (value, None, ""):
-            raise ValueError(f"{where}: {key}={model[key]!r} is not implemented, only {value!r}")
+            remedy = ""
+            if key == "byte_fallback":
+                remedy = "; put the tokenizer.model that it was made from beside it"
+            raise ValueError(f"{where}: {key}={model[key]!r} is not implemented, only {value!r}{remedy}")
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     vocab, last = model["vocab"], -1
     ids = {character: vocab[character] for character in characters if character in vocab}

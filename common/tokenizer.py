@@ -13,16 +13,19 @@ import hashlib
 import io
 import json
 import os
+import sys
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from tiktoken.load import read_file_cached
 
-from common.bpe import BPETokenizer, byte_characters, spec_of_merges
+from common.bpe import BPETokenizer, byte_characters, spec_of_merges, write_tokenizer_json
 from common.data import read_meta
 from common.download import download_repo, is_repo
 from common.files import by_step, read_json
+from common.spm import SentencePieceFile, deciding_fields, inexpressible, spec_of_sentencepiece
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # what `save` of any of them may write
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # end-of-text tokens, for files that name none
@@ -144,8 +147,25 @@ class SentencePieceTokenizer:
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode([i for i in ids if i != self.eot])
 
+    @cached_property
+    def spec(self) -> dict | None:
+        """A tokenizer.json that gives the same ids; None, and one line on stderr, where none does."""
+        file = SentencePieceFile(self.model)
+        if reason := inexpressible(file):
+            print(
+                f"note: no tokenizer.json is written, as this tokenizer.model {reason}; "
+                "transformers may give other ids for a text than those the model is trained on",
+                file=sys.stderr,
+            )
+            return None
+        return spec_of_sentencepiece(file)
+
     def save(self, folder: Path):
+        """Write tokenizer.model, which `load_tokenizer` reads, and tokenizer.json for transformers."""
         (Path(folder) / "tokenizer.model").write_bytes(self.model)
+        eos = self.processor.id_to_piece(self.eot)
+        bos = self.processor.id_to_piece(self.bos)
+        write_tokenizer_json(folder, self.spec, eos_token=eos, bos_token=bos)
 
 
 def whole_characters(text: str) -> str:
@@ -155,44 +175,6 @@ def whole_characters(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def deciding_fields(model: bytes):
-    """The top-level fields of a SentencePiece file that decide ids, serialised: all but how it was trained and tested.
-
-    Field 2 is trainer_spec (paths of files, thread counts), 4 self_test_data; of trainer_spec, byte_fallback (35),
-    model_type (3) and treat_whitespace_as_suffix (24) are used for encoding.
-    """
-    for number, _, field in proto_fields(model):
-        if number == 2:
-            yield from (whole for n, whole, _ in proto_fields(field) if n in (3, 24, 35))
-        elif number != 4:
-            yield bytes([number]) + field
-
-
-def proto_fields(message: bytes):
-    """(number, serialised, contents) of each field of a protocol buffer message that a SentencePiece file is."""
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = varint(message, at)
-        size = {1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 == 2:
-            size, at = varint(message, at)
-        elif key & 7 == 0:
-            _, at = varint(message, at)
-        contents, at = message[at : at + size], at + size
-        yield key >> 3, message[start:at], contents
-
-
-def varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number in base 128, low digits first, of which all but the last have the top bit; and where it ends."""
-    value, shift = 0, 0
-    while True:
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if byte < 128:
-            return value, at
 
 
 # ---------------------------------------------------------------------------------------------

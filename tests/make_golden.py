@@ -1,9 +1,11 @@
-"""Writes tests/golden/: tiny random models by Hugging Face transformers, and their logits. Run once, results kept.
+"""Writes tests/golden/ (tiny random models by Hugging Face transformers, and their logits) and tests/golden_tokenizer/.
 
-pip install transformers && python tests/make_golden.py             # those that are not there yet
-python tests/make_golden.py --check                                 # what save_pretrained writes opens in transformers
+pip install -r requirements-dev.txt transformers
+python tests/make_golden.py             what of them is not there yet; run once, results kept
+python tests/make_golden.py --check     what save_pretrained writes opens in transformers: models, and tokenizers
 """
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -13,7 +15,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent / "golden"
-sys.path.insert(0, str(HERE.parents[1]))
+TOKENIZER = HERE.with_name("golden_tokenizer")
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 GPT2 = dict(vocab_size=80, n_positions=64, n_embd=32, n_layer=2, n_head=4)
 NEOX = dict(vocab_size=80, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
             max_position_embeddings=64)  # fmt: skip
@@ -82,9 +85,107 @@ def check(name):
     return difference < 1e-5
 
 
+# ---------------------------------------------------------------------------------------------
+# tokenizers
+
+ARCHITECTURES = ("gpt2", "neox_parallel", "llama", "olmo", "mistral", "qwen2")  # golden models, one of each family
+QWEN_PATTERN = (  # of Qwen2.5
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+REAL = {"gpt2": "tokenizers/gpt2", "GPT-NeoX": "tokenizers/gpt_neox_20b", "dolma2": "tokenizers/dolma2",
+        "Llama 2": "tokenizers/llama2", "stories260K": "checkpoints/stories260K_hf"}  # fmt: skip
+
+
+def all_tokenizers():
+    """{name: one of our tokenizers}: made here, and the real ones that lie beside the project."""
+    from test_tokenizer import DATA, split, trained_spec
+    from test_tokenizer_json import SETTINGS, trained
+
+    from common.bpe import BPETokenizer
+    from common.tokenizer import ByteTokenizer, load_tokenizer
+
+    spec = trained_spec()
+    qwen = spec | {
+        "added_tokens": spec["added_tokens"][:1],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": split(QWEN_PATTERN, "Isolated", False),
+    }
+    made = {"bytes": ByteTokenizer(), "byte-level": BPETokenizer(spec, eot=0), "as Qwen": BPETokenizer(qwen, eot=0)}
+    made |= {f"bpe, {name}": trained(**settings) for name, settings in SETTINGS.items()}
+    return made | {name: load_tokenizer(DATA / path) for name, path in REAL.items() if (DATA / path).is_dir()}
+
+
+def differences(theirs, ours) -> list[str]:
+    """What a tokenizer of transformers does otherwise than ours."""
+    from test_tokenizer_json import ODD
+
+    wrong = []
+    for text, ids in zip(ODD, theirs(ODD).input_ids):
+        want = ours.encode(text)
+        if not ids == theirs(text).input_ids == want:
+            wrong.append(f"ids of {text[:20]!r}")
+        if ours.kind == "bpe" and 0 in want:  # unknown: " ⁇ " here, "<unk>" there
+            continue
+        if theirs.decode(want) != ours.decode(want):
+            wrong.append(f"text of the ids of {text[:20]!r}")
+        if theirs.decode([*want, ours.eot], skip_special_tokens=True) != ours.decode(want):
+            wrong.append(f"text of the ids of {text[:20]!r} and an end")
+    if (theirs.eos_token_id, theirs.bos_token_id, len(theirs)) != (ours.eot, ours.bos, ours.vocab_size):
+        wrong.append(f"eos {theirs.eos_token_id}, bos {theirs.bos_token_id}, {len(theirs)} ids")
+    if set(theirs("a")) != {"input_ids", "attention_mask"}:
+        wrong.append(f"gives {', '.join(theirs('a'))}")
+    return wrong
+
+
+def check_tokenizers() -> bool:
+    """Every architecture with every tokenizer, saved and opened by AutoTokenizer: whether all is equal."""
+    from common.pretrained import load_pretrained, save_pretrained
+
+    tokenizers = all_tokenizers()
+    good = True
+    version = int(transformers.__version__.split(".")[0])
+    for name in ARCHITECTURES:
+        model = load_pretrained(HERE / name)
+        for kind, ours in tokenizers.items():
+            # AutoTokenizer of transformers 5 has Qwen's rules alone for a qwen2
+            by_rules = name == "qwen2" and kind != "as Qwen" and version >= 5
+            loader = transformers.PreTrainedTokenizerFast if by_rules else transformers.AutoTokenizer
+            with tempfile.TemporaryDirectory() as folder:
+                save_pretrained(model, folder, ours)
+                wrong = differences(loader.from_pretrained(folder), ours)
+            good &= not wrong
+            result = f"{len(wrong)} differences, first the {wrong[0]}" if wrong else "equal"
+            print(f"{name} with {kind}, {loader.__name__}: {result}")
+    return good
+
+
+def make_tokenizer():
+    """golden_tokenizer/: a tokenizer.model, the files that we write for it, and the ids that AutoTokenizer gives."""
+    from test_tokenizer_json import ODD, trained
+
+    folder = TOKENIZER
+    ours = trained()
+    folder.mkdir()
+    ours.save(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [text for text in ODD if len(text) < 200]
+    golden = {
+        "transformers": transformers.__version__,
+        "hash": ours.hash,
+        "texts": texts,
+        "ids": theirs(texts).input_ids,
+    }
+    (folder / "golden.json").write_text(json.dumps(golden), encoding="utf-8")
+
+
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(not all([check(name) for name in MODELS]))
+        transformers.logging.set_verbosity_error()  # of ids beyond the tiny models
+        models = all([check(name) for name in MODELS])
+        print(f"transformers {transformers.__version__}")
+        sys.exit(not (check_tokenizers() and models))
     for name, config in MODELS.items():
         if not (HERE / name).is_dir():
             make(name, config)
+    if not TOKENIZER.is_dir():
+        make_tokenizer()

@@ -11,7 +11,8 @@ import pytest
 import common.download
 from common.bpe import BPETokenizer
 from common.data import tokenizer_meta
-from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, load_tokenizer, proto_fields
+from common.spm import proto_fields
+from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, load_tokenizer
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 GPT2 = DATA / "tokenizers/gpt2"
@@ -99,6 +100,9 @@ def test_a_folder_gives_its_tokenizer_back_and_an_exchanged_file_is_refused(bpe,
     with pytest.raises(ValueError, match=r"tokenizer.model is not a SentencePiece model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r"put the tokenizer.model that it was made from beside it"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"meta.json that names tokenizer 'bpe', but not its files"):
         load_tokenizer(tmp_path)
     (tmp_path / "meta.json").unlink()
@@ -145,12 +149,12 @@ def added(i, content, special=False, normalized=False):
             "normalized": normalized, "special": special}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def spec():
+def trained_spec():
     """A tokenizer.json of 601 ids trained by tokenizers, with an end-of-text token and five added ones."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=596, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
@@ -161,6 +165,11 @@ def spec():
                              added(598, "<keep>"), added(599, "n\u0303", normalized=True),
                              added(600, "<keep>x", normalized=True)]  # fmt: skip
     return spec
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return trained_spec()
 
 
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
