@@ -15,6 +15,9 @@ A folder without meta.json is not a data set yet: it is written last. A run that
 is started again, and ends with the same bytes. A data set of other settings is replaced only with --overwrite=true.
 """
 
+# before the imports below, so that Ctrl-C while they load ends in one line
+from configurator import at_least, configure, nearest, one_of  # isort: split
+
 import hashlib
 import json
 import os
@@ -36,7 +39,6 @@ from common.data import Tokens, read_meta, tokenizer_meta
 from common.files import file_sha256, resident
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from common.writing import Run, check_replaceable, lock_folder, remove_data_set, write_json
-from configurator import at_least, configure, nearest, one_of
 
 BATCH = 1 << 22  # characters tokenised at once
 BPE_SAMPLE = 1 << 26  # bytes of text that the BPE is trained on, spread over the training split

@@ -137,8 +137,9 @@ for domain in train_data.domains:
     val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 rows_per_step = tokens_per_step // block_size
-if train_data.packing_note:
-    run.say(train_data.packing_note)
+for data in (train_data, val_data):
+    if data.packing_note:
+        run.say(data.packing_note)
 tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))

@@ -190,7 +190,9 @@ def test_without_stored_knobs_files_and_keys_hold(script, tmp_path):
     assert "asked" not in script("--init_from=resume", "--help")[1]
 
 
-@pytest.mark.parametrize("name", ["sample.py", "evaluate.py", "hellaswag.py", "plot.py"])
+@pytest.mark.parametrize(
+    "name", ["train.py", "distill.py", "prepare_data.py", "sample.py", "evaluate.py", "hellaswag.py", "plot.py"]
+)
 def test_ctrl_c_while_modules_load_ends_in_one_line(name, tmp_path):
     """A numpy on the path that takes a minute to load, and then finds that its C code was interrupted."""
     slow = (
