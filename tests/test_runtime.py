@@ -31,5 +31,5 @@ def test_what_cannot_fit_into_memory_is_refused_and_what_may_fit_is_not():
     per_token = 2 * (4 * 16 + 64) * 4  # layers * (4 n_embd + n_inner) * bytes of float32
     most = device_memory(run) // (16 * per_token)
     check_memory(run, model, batch_size=most // 2, block_size=16)
-    with pytest.raises(ValueError, match=r"a step needs at least .* GB .* lower batch_size"):
+    with pytest.raises(ValueError, match=r"a step needs at least .* GB; lower batch_size"):
         check_memory(run, model, batch_size=most + 1, block_size=16)
