@@ -252,9 +252,11 @@ def token_losses(hidden, weight, target, vocab_size, greedy):
     for now, logits in logits_in_chunks([(hidden, weight)]):
         for part in blocks(logits):
             z, y = logits[part, :vocab_size], target[now][part]
-            losses[now][part] = head_terms(z, [], y, None)[0]
+            (ce, _), _ = head_terms(z, [], y)
+            losses[now][part] = ce
             if greedy:
                 hits[now][part] = z.argmax(-1) == y
+        del logits, z  # before the next chunk's are made
     return losses, hits
 
 

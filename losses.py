@@ -128,8 +128,13 @@ class Divergence(torch.autograd.Function):
 
 
 def log_softmax(logits, temperature=1.0):
-    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR."""
-    return F.log_softmax(shifted(logits).div_(temperature), dim=-1).clamp_(min=FLOOR)
+    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR.
+
+    Not F.log_softmax: on a CPU it adds up exp z in eight or sixteen running sums, which at V = 50,304 costs 1e-5
+    relative; torch.sum adds pairwise.
+    """
+    z = shifted(logits).div_(temperature)
+    return z.sub_(z.exp().sum(dim=-1, keepdim=True).log_()).clamp_(min=FLOOR)
 
 
 def shifted(logits):
@@ -235,25 +240,25 @@ def chunked_head(
 
     hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding. targets: (...) ids, -1: masked.
     n_tokens: the valid tokens of the whole step, what sums are divided by. teachers: hidden states and head of each.
-    chunk: tokens at a time, the result is the same with any; 0: what was fastest. dtype: of the matmuls (None: as
-    hidden); logits, losses and the sum of the head's gradient are fp32. body: `head_terms`, perhaps compiled;
-    settings: what else it takes. Gradients are made beside the losses, in closed form, chunk by chunk, so that
-    N x V numbers are never alive; only the first result has a gradient, to hidden and weight, for one backward.
+    chunk: tokens at a time, the result is the same with any; 0: what was fastest. dtype: of all matmuls, the teachers'
+    too (None: as hidden); logits, losses and the sum of the head's gradient are fp32. body: `head_terms`, perhaps
+    compiled; settings: what else it takes. Gradients are made beside the losses, in closed form, chunk by chunk, so
+    that N x V numbers are never alive; only the first result has a gradient, to hidden and weight, for one backward.
     """
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     body, dtype = body or head_terms, dtype or hidden.dtype
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         h, w, y = hidden.flatten(0, -2).to(dtype), weight.to(dtype), targets.flatten()  # (N, C), (rows, C), (N,)
+        teachers = [(teacher_hidden, teacher_weight.to(dtype)) for teacher_hidden, teacher_weight in teachers]
         valid, per_token = (y >= 0).float(), h.new_zeros(2, len(h), dtype=torch.float32)
         grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
         grad_w = torch.zeros_like(w, dtype=torch.float32) if needs_grad and weight.requires_grad else None
         for now, logits, *taught in logits_in_chunks([(h, w), *teachers], chunk):
-            grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
-            for rows in blocks(logits):
-                args = logits[rows, :vocab_size], [t[rows, :vocab_size] for t in taught], y[now][rows].clamp(min=0)
-                per_token[:, now][:, rows] = body(*args, grad[rows, :vocab_size] if needs_grad else None, **settings)
+            grad = None
+            if needs_grad:  # in the place of the logits where it has their type
+                grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
+            per_token[:, now] = chunk_terms(body, logits, taught, y[now].clamp(min=0), vocab_size, grad, settings)
             if needs_grad:
-                grad[:, vocab_size:] = 0
                 grad_h[now] = matmul(grad, w) * valid[now, None]
                 if grad_w is not None:  # the head is not frozen
                     add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
@@ -265,13 +270,36 @@ def chunked_head(
     return loss, ce, kl
 
 
+def chunk_terms(body, logits, taught, targets, vocab_size, grad, settings):
+    """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given; it may be `logits`.
+
+    logits, grad: (n, rows), of which those from vocab_size on are padding. A block's gradient is copied over its logits
+    when they have been read.
+    """
+    values = logits.new_empty(2, len(logits))
+    grad_dtype = None if grad is None else grad.dtype
+    for rows, new in blocks_to_write(logits, equal=body is not head_terms):
+        block_taught = [t[rows, :vocab_size] for t in taught]
+        block_values, block_grad = body(logits[rows, :vocab_size], block_taught, targets[rows], grad_dtype, **settings)
+        n_new = new.stop - new.start  # the last rows of the block
+        values[:, new] = block_values[:, -n_new:]
+        if grad is not None:
+            grad[new, :vocab_size] = block_grad[-n_new:]
+    if grad is not None:
+        grad[:, vocab_size:] = 0
+    return values
+
+
 def head_terms(
-    logits, taught, targets, grad, weight_ce=1.0, weight_kl=0.0, terms=forward_terms, temperature=1.0,
+    logits, taught, targets, grad_dtype=None, weight_ce=1.0, weight_kl=0.0, terms=forward_terms, temperature=1.0,
     ensemble="logits", shares=(1.0,),
 ):  # fmt: skip
-    """ce and kl (2, n) of a few tokens, and into `grad` (n, V), if given, that of weight_ce * ce + weight_kl * kl.
+    """ce and kl (2, n) of a few tokens, and the gradient (n, V) of weight_ce * ce + weight_kl * kl.
 
-    logits: (n, V) fp32; taught: those of each teacher; targets: (n,) ids. `grad` may be `logits` itself.
+    logits: (n, V) fp32; taught: those of each teacher; targets: (n,) ids. grad_dtype: of the gradient; None: it is not
+    made, and None returned. Within 2e-5 relative or 5e-7 nats of float64 (total variation: 1e-5), as `both_softmaxes`
+    has it. The arguments are left as they are and share no memory with what is returned: where one was another's
+    place, torch.compile kept the first block's place in its graph, and read and wrote it for every later block.
     """
     z = shifted(logits)
     total = F.softmax(z, dim=-1)
@@ -279,13 +307,14 @@ def head_terms(
     if taught:
         (log_p, p), (log_q, q) = mixture(taught, temperature, ensemble, shares), both_softmaxes(z.div_(temperature))
         kl, slope = terms(log_p, log_q, p, q)
-    if grad is not None:
-        total.mul_(weight_ce)  # weight_ce * (q - onehot(target)), with q at T = 1
-        total.scatter_add_(1, targets[:, None], torch.full_like(total[:, :1], -weight_ce))
-        if taught:
-            total.add_(chain_rule(q, slope), alpha=weight_kl / temperature)
-        grad.copy_(total)
-    return torch.stack((ce, kl if taught else torch.zeros_like(ce)))
+    values = torch.stack((ce, kl if taught else torch.zeros_like(ce)))
+    if grad_dtype is None:
+        return values, None
+    grad = total.mul_(weight_ce)  # weight_ce * (q - onehot(target)), with q at T = 1
+    grad.scatter_add_(1, targets[:, None], torch.full_like(grad[:, :1], -weight_ce))
+    if taught:
+        grad.add_(chain_rule(q, slope), alpha=weight_kl / temperature)
+    return values, grad.to(grad_dtype)
 
 
 def mixture(logits, temperature=1.0, ensemble="logits", shares=(1.0,)):
@@ -294,6 +323,7 @@ def mixture(logits, temperature=1.0, ensemble="logits", shares=(1.0,)):
     "logits": softmax of the mean of logits / T (Baby Llama, arXiv:2308.02019, section 3).
     "probs": the mean of softmax(logits / T).
     """
+    assert len(logits) == 1 or len(logits) == len(shares), f"{len(logits)} teachers, but {len(shares)} shares"
     if ensemble == "logits" or len(logits) == 1:
         mean = logits[0] if len(logits) == 1 else sum(t * share for t, share in zip(logits, shares))
         return both_softmaxes(shifted(mean).div_(temperature))
@@ -306,44 +336,59 @@ def both_softmaxes(z):
     """log softmax, in the place of z, and softmax, of rows whose largest is 0.
 
     With one pass of exp: the largest probability is 1 / sum exp z. Its logarithm is rounded once, by up to 5e-7 at
-    V = 50,000; `log_softmax` and its exp, as in the functions above, agree with each other better and take longer.
+    V = 50,000, and torch sums exp z in one go, which costs up to 1e-5 relative there; `log_softmax` and its exp, as in
+    the functions above, agree with each other better and take longer.
     """
     p = F.softmax(z, dim=-1)
     return z.add_(p.amax(dim=-1, keepdim=True).log_()), p
 
 
 def teacher_shares(weights: str, n: int) -> list[float]:
-    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1."""
+    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1; of no teachers none."""
+    if n == 0:  # a control, which may have the knobs of the runs that it is compared with
+        return []
     try:
         numbers = [float(w) for w in weights.split(",")] if weights.strip() else [1.0] * n
     except ValueError:
         numbers = []
     if len(numbers) != n or not all(0 < w < math.inf for w in numbers):
         raise ValueError(f"teacher_weights={weights!r} must be {n} numbers over 0 with commas between, one a teacher")
-    return [w / sum(numbers) for w in numbers]
+    shares = [w / sum(numbers) for w in numbers]
+    if not all(shares):  # the sum overflows, or a weight vanishes beside it
+        raise ValueError(f"teacher_weights={weights!r} gives shares of {shares}; each must be over 0, as with 2,1")
+    return shares
 
 
 COMPARED = ("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl")
 
 
 @torch.no_grad()
-def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", shares=(1.0,)) -> dict:
+def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", shares=(1.0,), dtype=None) -> dict:
     """How the student stands to its teachers, at T = 1: a dict of sums over the valid tokens.
 
     agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and reverse_kl in nats.
-    student, teachers: (hidden states, head) of each; the rest as in chunked_head.
+    student, teachers: (hidden states, head) of each; the rest as in chunked_head, of which forward_kl is the kl.
     """
     sums, y = 0.0, targets.flatten()
-    for now, logits, *taught in logits_in_chunks([student, *teachers], chunk):
+    dtype = dtype or student[0].dtype
+    heads = [(hidden, weight.to(dtype)) for hidden, weight in (student, *teachers)]
+    for now, logits, *taught in logits_in_chunks(heads, chunk):
         for rows in blocks(logits):
-            log_q, q = both_softmaxes(shifted(logits[rows, :vocab_size]))
-            log_p, p = mixture([t[rows, :vocab_size] for t in taught], 1.0, ensemble, shares)
-            values = log_q.argmax(-1) == log_p.argmax(-1), -(q * log_q).sum(-1), -(p * log_p).sum(-1)
-            kls = (terms(log_p, log_q, p, q)[0] for terms in (forward_terms, reverse_terms))
-            values = torch.stack((*values, *kls))  # (5, n)
+            block_taught = [t[rows, :vocab_size] for t in taught]
+            values = compared_terms(logits[rows, :vocab_size], block_taught, ensemble, shares)
             sums = sums + (values * (y[now][rows] >= 0)).sum(-1)
-        del logits, taught  # before the next chunk's are made
+        del logits, taught, block_taught  # before the next chunk's are made
     return dict(zip(COMPARED, sums))
+
+
+def compared_terms(logits, taught, ensemble, shares):
+    """What COMPARED names, of each token: (5, n) from logits (n, V) of the student and of each teacher."""
+    log_q, q = both_softmaxes(shifted(logits))
+    log_p, p = mixture(taught, 1.0, ensemble, shares)
+    agree = log_q.argmax(-1) == log_p.argmax(-1)
+    entropies = -(q * log_q).sum(-1), -(p * log_p).sum(-1)
+    kls = (terms(log_p, log_q, p, q)[0] for terms in (forward_terms, reverse_terms))
+    return torch.stack((agree, *entropies, *kls))
 
 
 class WithGradient(torch.autograd.Function):
@@ -389,11 +434,30 @@ def blocks(logits):
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
+def blocks_to_write(logits, equal=False):
+    """Pairs of slices: a block's rows, and those of them whose results are to be kept, by default all.
+
+    equal: a short last block is lengthened at its front, so that a compiled body meets one shape and not several. It
+    comes first: the results of the others overwrite the logits that it shares with them.
+    """
+    *whole, last = blocks(logits)
+    if whole and equal:
+        size = whole[0].stop
+        yield slice(last.stop - size, last.stop), last
+    else:
+        whole = [*whole, last]
+    yield from zip(whole, whole)
+
+
 def matmul(a, b, out=None):
-    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own."""
+    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own.
+
+    The product of two bfloat16 is exact in fp32: what a CPU sums here is what out_dtype sums on CUDA. Its own bfloat16
+    product would round every logit to three digits, and takes nine times as long where it has no instructions for it.
+    """
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
 
 
 def add_matmul(total, a, b):

@@ -1,15 +1,14 @@
 """The chunked head against a slow reference that has all logits at once, in float64, and autograd."""
 
-import shutil
-
 import pytest
 import torch
 from conftest import ROOT, run_python
 from test_losses import OBJECTIVES, brute_force
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses import chunked_head, compare, divergence, head_terms
+from losses import blocks_to_write, chunked_head, compare, divergence, head_terms
 
 V, ROWS, C = 211, 256, 24  # the vocabulary, the rows of the padded head, the width of the student
 WIDTHS = ((40, 211), (16, 230), (33, 256))  # of teachers: width, rows of the head
@@ -169,6 +168,34 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class LiveLogits(TorchDispatchMode):
+    """The most matrices of n x rows that are alive while another is being multiplied."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n, self.made, self.most = n, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.most = max(self.most, sum(not storage.expired() for storage in self.made))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.mm and out.shape[0] == self.n and out.shape[1] in (V, ROWS):
+            self.made.append(StorageWeakRef(out.untyped_storage()))
+        return out
+
+
+def test_logits_of_a_chunk_are_freed_before_the_next_are_made():
+    """In bfloat16, as on CUDA, they have memory of their own; two models' are alive, not four."""
+    ids, targets, weight, layer, teachers = make(B=12)
+    hidden = states(ids, weight, layer)
+    with LiveLogits(22) as live:
+        chunked_head(hidden, weight, targets, 40, teachers, chunk=22, dtype=torch.bfloat16, **SETTINGS)[0].backward()
+    assert len(live.made) == 12 and live.most == 2
+    with LiveLogits(22) as live:
+        compare((hidden, weight), teachers, targets, V, 22, dtype=torch.bfloat16)
+    assert len(live.made) == 12 and live.most == 1
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_logits_of_all_tokens_are_never_allocated(name):
     """264 tokens x 256 rows would be 67,584 elements; the largest tensor is the head's own gradient."""
@@ -223,19 +250,52 @@ def test_a_second_backward_is_an_error():
         loss.backward()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_compiled_chunks_equal_eager_ones():
-    ids, targets, weight, layer, teachers = make()
-    body = torch.compile(head_terms)
-    for name in ("forward", "js"):
-        settings = SETTINGS | {"terms": divergence(name)}
-        results = []
-        for kind in (None, body):
-            hidden = states(ids, weight, layer)
-            loss, _, _ = chunked_head(hidden, weight, targets, 40, teachers, chunk=30, body=kind, **settings)
-            results.append((loss, *torch.autograd.grad(loss, (weight, layer))))
-        for a, b in zip(*results):
-            close(a, b, 1e-6)
+def test_what_the_head_computes_leaves_the_logits_as_they_are():
+    """And returns memory of its own: a compiled body with an argument in another's place gave wrong gradients."""
+    torch.manual_seed(0)
+    logits, taught, targets = torch.randn(5, V), [torch.randn(5, V), torch.randn(5, V)], torch.randint(V, (5,))
+    before = [t.clone() for t in (logits, *taught, targets)]
+    settings = {"weight_ce": 0.5, "weight_kl": 2.0, "temperature": 2.0, "shares": [0.5, 0.5]}
+    for name in OBJECTIVES:
+        for ensemble in ("logits", "probs"):
+            for teachers in ([], taught[:1], taught):
+                settings |= {"terms": divergence(name), "ensemble": ensemble}
+                _, grad = head_terms(logits, teachers, targets, torch.float32, **settings)
+                places = {t.untyped_storage().data_ptr() for t in (logits, *taught)}
+                assert grad.any() and grad.untyped_storage().data_ptr() not in places
+                for now, then in zip((logits, *taught, targets), before):
+                    assert torch.equal(now, then)
+
+
+def test_blocks_to_write_cover_each_row_once():
+    """With `equal` all have one size, where there are several; what they share is read before it is written."""
+    step = torch.get_num_threads() * 2
+    for n in (1, step - 1, step, step + 1, 3 * step, 4 * step - 1):
+        logits = torch.empty(n, 2**17)
+        for equal in (False, True):
+            written = []
+            for rows, new in blocks_to_write(logits, equal):
+                assert rows.start <= new.start < new.stop == rows.stop
+                assert not set(range(rows.start, rows.stop)) & set(written)
+                written += range(new.start, new.stop)
+                assert not equal or rows.stop - rows.start == min(n, step)
+            assert sorted(written) == list(range(n))
+
+
+def test_bfloat16_logits_are_not_rounded():
+    """The product of two bfloat16 is exact in fp32: the losses are those of fp32 hidden states with the same values."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, C).bfloat16(), torch.randn(ROWS, C).bfloat16()
+    teacher = (hidden + 0.05 * torch.randn(40, C)).bfloat16(), weight
+    targets = torch.randint(V, (40,))
+    wide = [(t.float(), w.float()) for t, w in [teacher]]
+    got = chunked_head(hidden, weight, targets, 40, [teacher], chunk=16, **SETTINGS)
+    want = chunked_head(hidden.float(), weight.float(), targets, 40, wide, chunk=16, **SETTINGS)
+    for a, b in zip(got, want):
+        close(a, b, 1e-6)
+    sums = compare((hidden, weight), [teacher], targets, V), compare((hidden.float(), weight.float()), wide, targets, V)
+    for name in sums[0]:
+        close(sums[0][name], sums[1][name], 1e-5)
 
 
 def test_comparison_with_the_teachers():
@@ -255,3 +315,29 @@ def test_comparison_with_the_teachers():
     assert got.keys() == want.keys()
     for key in want:
         assert got[key].item() == pytest.approx((want[key] * valid).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("student_dtype, teacher_dtype", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_student_and_teacher_are_compared_in_one_format(student_dtype, teacher_dtype):
+    """A student with its teacher's weights, one of them kept in bfloat16, is its teacher in the run's bfloat16."""
+    ids, targets, weight, layer, _ = make()
+    hidden = states(ids, weight, layer).detach()
+    student = hidden.bfloat16(), weight.to(getattr(torch, student_dtype))
+    teacher = hidden.to(getattr(torch, teacher_dtype)), weight.to(getattr(torch, teacher_dtype))
+    for dtype in (torch.bfloat16, None):  # None: as the student's hidden states
+        got = compare(student, [teacher], targets, V, dtype=dtype)
+        assert got["agree"] == (targets >= 0).sum() and got["forward_kl"] == got["reverse_kl"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16])
+def test_the_comparison_has_the_kl_that_is_trained_on(dtype, teacher_dtype):
+    ids, targets, weight, layer, teachers = make(n_teachers=2)
+    hidden = states(ids, weight, layer)
+    teachers = [(h.to(teacher_dtype), w.to(teacher_dtype)) for h, w in teachers]
+    shares = [0.75, 0.25]
+    _, _, kl = chunked_head(
+        hidden, weight, targets, 1, teachers, vocab_size=V, dtype=dtype, weight_kl=1.0, shares=shares
+    )  # fmt: skip
+    got = compare((hidden, weight), teachers, targets, V, shares=shares, dtype=dtype)
+    close(got["forward_kl"], kl, 1e-6)
