@@ -55,6 +55,7 @@ def table(results: list[dict], published: dict[str, dict[str, float]]) -> str:
     lines = [["task", "metric", "value", *published, "n", "time", "convention", "data"]]
     for result in results:
         lines += result_lines(result, published)
+    # columns as wide as their widest cell
     widths = []
     for column in zip(*lines):
         widths.append(max(len(cell) for cell in column))
@@ -80,6 +81,7 @@ def result_lines(result: dict, published: dict[str, dict[str, float]]) -> list[l
         if name == "byte_ppl":
             continue
         beside = [str(row.get(f"{task} {name}", "")) for row in published.values()]
+        # what holds for the whole task stands beside its first metric
         if lines:
             lines.append(["", name, shown(value), *beside, *[""] * len(how)])
         else:
@@ -116,6 +118,7 @@ def main():
     run = Runtime(device, dtype)
     tokenizer = load_tokenizer(find_model(model))
     columns = {"context": context_column, "choices": choices_column, "label": label_column}
+    # all files are read, or missed, before a model is loaded and the first task scored
     loaded_tasks = load_tasks(tasks, data_dir, limit=limit, shots=shots, seed=seed, columns=columns)
     # weights stay in fp32, whatever the matmuls compute in
     net = load_pretrained(model, run.device, torch.float32).eval()

@@ -70,6 +70,7 @@ def load_examples(path: str = "", limit: int = 0, split="val", convention="compl
         columns += ", and activity_label"
 
     examples = []
+    # the whole file is read and checked before a model is loaded
     for number, line in enumerate(read_utf8(file).split("\n"), 1):
         if limit and len(examples) == limit:
             break
@@ -102,13 +103,15 @@ def predict(model, tokenizer, examples: list[dict], run: Runtime, convention="co
     groups = []  # of each example its texts: (ids, how many of the last are the ending's)
     for prompt, example in zip(prompts, examples):
         groups.append(encode_rows(tokenizer, prompt + example["ctx"], example["endings"], is_harness))
-    scores = score(model, groups, tokenizer.vocab_size, run, "hellaswag" if progress else "")  # (all endings, 3)
+    # of each ending: summed log-probability, number of tokens, and whether all are the likeliest
+    scores = score(model, groups, tokenizer.vocab_size, run, "hellaswag" if progress else "")
 
     predictions = []
     first = 0
     for example in examples:
         endings = example["endings"]
         sums, n_tokens, _ = scores[first : first + len(endings)].T
+        # Karpathy divides by tokens, the harness by characters
         lengths = n_tokens
         if is_harness:
             lengths = [max(1, len(ending)) for ending in endings]
@@ -160,6 +163,7 @@ def main():
     check_fits(net, model, 1, tokenizer.vocab_size)
     net = run.compile(net, compile)
 
+    # the ranks of torchrun share the examples, and all get the result
     start = time.perf_counter()
     acc, acc_norm = accuracy(net, tokenizer, examples, run, convention=convention, prompts=prompts, progress=True)
     speed = n / (time.perf_counter() - start)

@@ -14,12 +14,13 @@ from common.files import read_json, read_utf8
 def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:
     """A task's files in data_dir, which are downloaded where they are not there.
 
-    files, source: of its Task. The files of a training split are nobody's test.
+    files, source: as of Task in tasks/tables.py.
     """
     folder = Path(data_dir)
     patterns = files.split()
     for pattern in patterns:
         there = [path for path in folder.glob(pattern) if path.is_file()]
+        # shots are drawn from train.jsonl, which lies in the same folder
         there = [path for path in there if not path.stem.endswith("train")]
         if there:
             return sorted(there)
@@ -95,6 +96,7 @@ def read_tsv_line(line: str) -> FileRow:
 
 
 def read_parquet(path: Path) -> list[FileRow]:
+    # optional: only who takes rows from a hub needs it
     parquet = need("pyarrow.parquet", path)
     arrow = need("pyarrow", path)
     try:

@@ -34,6 +34,7 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_
     wanted = without_repetitions(name.strip() for name in names.split(","))
     loaded_tasks = []
     for name in unfold_recipes(wanted):
+        # a task's name goes before a file that is called the same; write ./piqa for the file
         if name in TASKS:
             task = TASKS[name]
             label = name
@@ -97,12 +98,14 @@ def own_task(path: Path, columns: dict[str, str]) -> Task:
     if path.suffix != ".jsonl":
         return Task(str(path), "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention=AS_IT_IS)
 
+    # the first row tells the form; an empty file is an error later, as for every task
     first = next(iter(read_rows(path)), {})
     if first and not isinstance(first, dict):
         expected = ", ".join(columns.values())
         raise ValueError(f"{path}: its first row is not a JSON object; expected one with {expected}")
     missing = [what for what, column in columns.items() if column not in first]
     if first and missing:
+        # HellaSwag's own columns, and nobody named them by knobs
         if {"ctx", "endings", "label"} <= set(first):
             return own_hellaswag(path)
         knobs = " ".join(f"--{what}_column=<name>" for what in missing)
@@ -160,6 +163,7 @@ def read_questions(path: Path, loaded: LoadedTask, limit=0) -> list[Question]:
     for number, row in enumerate(read_rows(path)[: limit or None], 1):
         try:
             question = loaded.task.question(row)
+            # SNLI's annotators did not always agree
             if question is None:
                 continue
             check(question)

@@ -71,6 +71,7 @@ def headlines(tasks: list[LoadedTask], model, tokenizer, run: Runtime) -> dict[s
     Of each task its first metric under its name; of HellaSwag `hella` (acc_norm) and `hella_sum` (acc).
     """
     values = {}
+    # every rank calls this, as they share the questions of each task
     for loaded in tasks:
         metrics = run_task(loaded, model, tokenizer, run)["metrics"]
         labels = loaded.task.log_labels or {loaded.name: loaded.task.metrics[0]}
@@ -90,6 +91,7 @@ def score_questions(loaded: LoadedTask, model, tokenizer, run: Runtime, bar="") 
     greedy = "word_acc" in loaded.task.metrics
     scores = score(model, groups, tokenizer.vocab_size, run, progress=bar, greedy=greedy)
 
+    # scores of all choices lie one after the other
     answers = []
     first = 0
     for question in loaded.questions:
@@ -116,12 +118,14 @@ def encode_question(tokenizer, question: Question, is_harness: bool) -> list[tup
 
 def answer(question: Question, scores: np.ndarray, is_harness: bool) -> Answer:
     """scores: (choices, 3), as of `score`."""
-    sums, n_tokens, greedy = scores.T
+    sums, n_tokens, greedy = scores.T  # (choices,) each
+    # what acc_norm divides by: tokens in Karpathy's convention, characters in the harness's
     lengths = n_tokens
     if is_harness:
         lengths = [max(1, len(choice.ending)) for choice in question.choices]
     return Answer(
         label=question.label,
+        # of equal choices argmax takes the first
         by_sum=int(sums.argmax()),
         by_mean=int((sums / lengths).argmax()),
         log_probability=float(sums[question.label]),
@@ -195,6 +199,7 @@ def macro_f1(answers: list[Answer]) -> Value:
 def f1_by_label(answers: list[Answer]) -> np.ndarray:
     """2 * true positives / (predicted + actual positives) of labels 0, 1 and 2."""
     table = confusion(answers)
+    # what was predicted, by column, and what is right, by row
     n_positives = table.sum(0) + table.sum(1)
     # of a label that never occurs it is 0
     return 2 * table.diagonal() / np.maximum(n_positives, 1)
@@ -237,10 +242,12 @@ def score_documents(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0
     stride = stride or size
     groups = []
     for document in loaded.documents:
+        # so that the first token has something before it
         ids = [tokenizer.bos, *tokenizer.encode(document.seen)]
         # a group for each window: they are long, and share nothing
         groups += [[window] for window in windows(ids, size, min(stride, size))]
     sums, n_scored, _ = score(model, groups, tokenizer.vocab_size, run, progress=bar).T
+    # of the whole text, in nats
     loss = -sums.sum()
     n_tokens = n_scored.sum()
 
@@ -279,5 +286,6 @@ def windows(ids: list[int], size: int, stride: int) -> Iterator[tuple[list[int],
     while done < last:
         more = size if done == 0 else stride
         end = min(last, done + more)
+        # size inputs at most, and the id after the last of them
         yield ids[max(0, end - size) : end + 1], end - done
         done = end

@@ -80,6 +80,7 @@ def lettered(row) -> tuple[list[str], int]:
 
 
 def winogrande(row) -> Question:
+    # "Al saw Bo so _ ran off." -> which name in place of the _ makes "ran off." likelier?
     before, mark, after = row["sentence"].partition("_")
     if not mark:
         raise ValueError("its sentence has no _")
@@ -98,13 +99,14 @@ def wsc273(row) -> Question:
 
     The harness puts two blanks before what follows, here and in COPA; so do we.
     """
-    # a hub's columns, or those of the file with [MASK]
+    # a hub's columns (pronoun, options), or those of the file with [MASK]
     pronoun = row.get("pronoun", "[MASK]")
     options = row.get("options") or row["candidates"]
     start = row.get("pronoun_loc", row["text"].find(pronoun))
     if start < 0:
         raise ValueError("its text has no [MASK]")
 
+    # an option inside a sentence is written as inside a sentence
     text = row["text"].replace("  ", " ")
     begins_sentence = text[start - 2] == "."
     fitted_options = []
@@ -128,6 +130,7 @@ def arc(row) -> Question:
 
 
 def openbookqa(row) -> Question:
+    # the stem is often half a sentence, which a choice completes: no "Question:" around it
     texts, label = lettered(row)
     return ask(row["question_stem"], texts, label)
 
@@ -169,11 +172,13 @@ def copa(row) -> Question:
 
 
 def cb(row) -> Question:
+    # labels: 0 entailment, 1 contradiction, 2 neutral
     question = f"Question: {row['hypothesis']}. True, False, or Neither?"
     return ask(f"{row['premise']}\n{question}\nAnswer:", ["True", "False", "Neither"], row["label"])
 
 
 def rte(row) -> Question:
+    # labels: 0 entailment, 1 not
     context = f"{row['sentence1']}\nQuestion: {row['sentence2']} True or False?\nAnswer:"
     return ask(context, ["True", "False"], row["label"])
 
@@ -189,6 +194,7 @@ def snli(row) -> Question | None:
         label = row["label"]
     premise = row["sentence1"] if "sentence1" in row else row["premise"]
     hypothesis = row["sentence2"] if "sentence2" in row else row["hypothesis"]
+    # labels: 0 entailment, 1 neutral, 2 contradiction; in CB's prompt the last two change places
     context = f"{premise}\nQuestion: {hypothesis} True, False, or Neither?\nAnswer:"
     return ask(context, ["True", "Neither", "False"], label)
 
@@ -244,6 +250,7 @@ def hellaswag_example(row: dict, convention="completion") -> dict:
     ctx = row["ctx"]
     endings = row["endings"]
     label = to_label(row["label"])
+    # a string would pass for a list of its letters
     if not (isinstance(endings, list) and all(isinstance(text, str) for text in (ctx, *endings))):
         raise TypeError("ctx must be a text and endings a list of texts")
     if convention == "harness":
@@ -279,6 +286,7 @@ def own_question(row, columns: dict[str, str]) -> Question:
     texts = row[columns["choices"]]
     label = row[columns["label"]]
     letters = None
+    # the form of ARC and CommonsenseQA on the hub
     if isinstance(texts, dict):
         letters = texts.get("label")
         texts = texts["text"]
@@ -327,6 +335,7 @@ def whole(text: str) -> Iterator[Document]:
 
 def pages(text: str) -> Iterator[Document]:
     """WikiText page by page, as it is."""
+    # the file begins with a blank line, which is no page
     without_first_blank_lines = re.sub(r"^\s*\n", "", text)
     for page, _ in articles(without_first_blank_lines.splitlines(keepends=True)):
         yield Document(page, page)

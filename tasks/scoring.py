@@ -119,6 +119,7 @@ def pack(texts) -> Row:
     _, first_ids, _ = texts[0]
     row = Row(ids=first_ids[:start], positions=list(range(start)), part=[0] * start)
     for part, (number, ids, n) in enumerate(texts, 1):
+        # the last id is only predicted
         rest = ids[start:-1]
         # where the text's inputs stand in the row
         columns = [*range(start), *range(len(row.ids), len(row.ids) + len(rest))]
@@ -139,13 +140,14 @@ def batch(rows: list[Row], width: int, device):
 
     Where each row is one plain text, positions and mask are None: the model's own are right.
     """
+    # filled as one array, so that one copy takes all three to the device
     table = np.zeros((3, len(rows), width), dtype=np.int64)
     table[2] = PADDING
     for i, row in enumerate(rows):
         table[:, i, : len(row.ids)] = row.ids, row.positions, row.part
     ids, positions, part = torch.from_numpy(table).to(device)
-    n_parts = max(max(row.part) for row in rows)
-    if n_parts == 0:
+    # nothing but starts: plain causal attention, which has faster kernels than one with a mask
+    if max(max(row.part) for row in rows) == 0:
         return ids, None, None
 
     column = torch.arange(width, device=device)
@@ -182,6 +184,7 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     bar = tqdm(total=len(rows), unit="row", desc=progress, disable=not is_watched)
     for some_rows, width in batches(rows, size, run):
         ids, positions, mask = batch(some_rows, width, run.device)
+        # (scored positions,) each
         places, targets, texts = scored_places(some_rows, width, run.device)
         with run.autocast():
             hidden = model(ids, hidden=True, positions=positions, mask=mask)  # (B, width, C)
@@ -193,9 +196,11 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
         bar.update(len(some_rows))
     bar.close()
 
+    # each rank has filled in the texts of its groups
     total = run.all_sum(total)
     if not total.isfinite().all():
         raise ValueError("the model gives log-probabilities that are not finite; its weights are damaged or diverged")
+    # equal texts were computed once
     for first, numbers in equals.items():
         total[numbers] = total[first].clone()
     # so far the number of tokens that are not the likeliest
@@ -244,6 +249,7 @@ def plan(groups, size: int, run: Runtime) -> tuple[list[Row], dict[int, list[int
         for (ids, n), numbers in numbers_of.items():
             equals[numbers[0]] = numbers
             distinct.append((numbers[0], list(ids), n))
+        # numbers and equals are the same on all ranks, rows are not
         if i % run.world == run.rank:
             rows += lay_out(distinct, size)
     # the largest batch comes first: one that does not fit into memory fails at once
