@@ -24,6 +24,9 @@ the best square matmul of the moment, so that each is a share of the peak it had
 The versions of "gqa" take turns in one process: model.py's attention, and the same with keys and values expanded first.
 """
 
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
 import json as jsonlib
 import os
 import statistics
@@ -42,7 +45,6 @@ from tqdm import tqdm
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
-from configurator import at_least, configure, one_of
 from losses import chunked_head, divergence, head_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
 

@@ -322,7 +322,7 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
         count += (y >= 0).sum().item()
         if teachers:
             student_head = hidden, raw_model.lm_head.weight
-            added = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
+            added = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, dtype=run.dtype, **mixing)
             for name in COMPARED:
                 sums[name] += added[name].item()
     raw_model.train()
