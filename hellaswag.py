@@ -145,6 +145,30 @@ def draw_prompts(examples: list[dict], pool: Path) -> list[str]:
     return prompts
 
 
+def as_json(metrics: dict, n: int, speed: float, tokenizer_hash: str, file: Path, pool: Path | None) -> str:
+    """One object of the form of evaluate.py --json, which plot.py reads; what was scored is known by its hashes."""
+    result = {
+        "task": "hellaswag",
+        "convention": convention,
+        "shots": shots,
+        "seed": seed,
+        "n": n,
+        "metrics": metrics,
+        "examples_per_s": speed,
+        "data": str(file),
+        "data_sha256": file_sha256(file),
+        "shots_data": str(pool or ""),
+    }
+    return jsonlib.dumps(
+        {
+            "model": model,
+            "model_sha256": weights_sha256(find_model(model)),
+            "tokenizer_hash": tokenizer_hash,
+            "results": [result],
+        }
+    )
+
+
 def main():
     at_least(config, 0, "limit shots seed")
     one_of(config, split=("val", "train", "test"), convention=CONVENTIONS)
@@ -167,28 +191,15 @@ def main():
     start = time.perf_counter()
     acc, acc_norm = accuracy(net, tokenizer, examples, run, convention=convention, prompts=prompts, progress=True)
     speed = n / (time.perf_counter() - start)
+
     acc_error = standard_error(acc, n)
     norm_error = standard_error(acc_norm, n)
-
     if json:
-        # the form of evaluate.py --json, which plot.py reads
-        result = {
-            "task": "hellaswag",
-            "convention": convention,
-            "shots": shots,
-            "seed": seed,
-            "n": n,
-            "metrics": {
-                "acc": {"value": acc, "stderr": acc_error},
-                "acc_norm": {"value": acc_norm, "stderr": norm_error},
-            },
-            "examples_per_s": speed,
-            "data": str(file),
-            "data_sha256": file_sha256(file),
-            "shots_data": str(pool or ""),
+        metrics = {
+            "acc": {"value": acc, "stderr": acc_error},
+            "acc_norm": {"value": acc_norm, "stderr": norm_error},
         }
-        hashes = {"model_sha256": weights_sha256(find_model(model)), "tokenizer_hash": tokenizer.hash}
-        run.say(jsonlib.dumps({"model": model, **hashes, "results": [result]}))
+        run.say(as_json(metrics, n, speed, tokenizer.hash, file=file, pool=pool))
     else:
         shown_shots = f", {shots} shots of {pool} drawn with seed {seed}" if shots else ""
         run.say(f"convention {convention}{shown_shots}")

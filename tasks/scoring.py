@@ -172,8 +172,7 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     The ranks share the groups. `model` in eval mode; progress: the name at the bar.
     Raises ValueError for a model that gives NaN.
     """
-    net = raw(model)
-    size = net.config.block_size
+    size = raw(model).config.block_size
     if progress and run.is_main:
         announce_cut_texts(groups, size, progress)
     rows, equals = plan(groups, size, run)
@@ -183,14 +182,7 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     is_watched = progress and run.is_main and sys.stderr.isatty()
     bar = tqdm(total=len(rows), unit="row", desc=progress, disable=not is_watched)
     for some_rows, width in batches(rows, size, run):
-        ids, positions, mask = batch(some_rows, width, run.device)
-        # (scored positions,) each
-        places, targets, texts = scored_places(some_rows, width, run.device)
-        with run.autocast():
-            hidden = model(ids, hidden=True, positions=positions, mask=mask)  # (B, width, C)
-        hidden = hidden.flatten(0, 1)[places]  # (scored positions, C)
-        losses, hits = token_losses(hidden, net.lm_head.weight.to(run.dtype), targets, vocab_size, greedy)
-        values = torch.stack((-losses, torch.ones_like(losses), ~hits), dim=1)
+        texts, values = score_batch(model, some_rows, width=width, vocab_size=vocab_size, run=run, greedy=greedy)
         # the CPU adds them up: Apple's GPUs have no float64
         total.index_add_(0, texts.cpu(), values.cpu().double())
         bar.update(len(some_rows))
@@ -206,6 +198,18 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     # so far the number of tokens that are not the likeliest
     total[:, 2] = total[:, 2] == 0
     return total.numpy()
+
+
+def score_batch(model, rows: list[Row], width: int, vocab_size: int, run: Runtime, greedy: bool):
+    """The number of a text (P,) and its log-probability, 1 and whether it is no hit (P, 3) for each scored position."""
+    ids, positions, mask = batch(rows, width, run.device)
+    places, targets, texts = scored_places(rows, width, run.device)  # (P,) each
+    with run.autocast():
+        hidden = model(ids, hidden=True, positions=positions, mask=mask)  # (B, width, C)
+    hidden = hidden.flatten(0, 1)[places]  # (P, C)
+    weight = raw(model).lm_head.weight.to(run.dtype)
+    losses, hits = token_losses(hidden, weight, targets, vocab_size=vocab_size, greedy=greedy)
+    return texts, torch.stack((-losses, torch.ones_like(losses), ~hits), dim=1)
 
 
 def raw(model):

@@ -521,18 +521,19 @@ def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
 
 def test_hellaswag_has_its_two_labels_in_the_log_and_files_of_its_form_their_name(tmp_path):
     """`hella` is acc_norm in the completion convention, `hella_sum` acc: the values of hellaswag.py, on both files."""
-    torch.manual_seed(0)
     model, tokenizer = GPT(GPTConfig(300, 64, 2, 2, 32)).eval(), ByteTokenizer()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(20)
-    examples = [{"ctx": f"{i} and", "endings": ["one", "twenty-one", f"{i}", "2"], "label": i % 4} for i in range(20)]
+    torch.nn.init.zeros_(model.lm_head.weight)  # all ids are equally likely: the shortest ending wins by sum
+    examples = []
+    for i in range(20):
+        endings = ["one", "twenty-one", f"{i}", "2"]
+        examples.append({"ctx": f"{i} and", "endings": endings, "label": 0 if i % 3 else 2})
     write(tmp_path, "hellaswag/hellaswag_val.jsonl", examples)
     write(tmp_path, "my lines.jsonl", examples)
     names = f"hellaswag,piqa,{tmp_path / 'my lines.jsonl'}"
     write(tmp_path, "piqa/valid.jsonl", [ROWS["piqa"][0]] * 4)
     tasks = load_tasks(names, str(tmp_path), limit=12)
     acc, acc_norm = accuracy(model, tokenizer, examples[:12], RUN)
-    assert acc != acc_norm
+    assert (acc, acc_norm) == (4 / 12, 8 / 12)
     piqa = run_task(tasks[1], model, tokenizer, RUN)["metrics"]["acc"].value
     wanted = {"hella": acc_norm, "hella_sum": acc, "piqa": piqa, "my_lines.jsonl": acc_norm}
     assert headlines(tasks, model, tokenizer, RUN) == wanted
