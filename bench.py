@@ -14,7 +14,7 @@ the best square matmul of the moment, so that each is a share of the peak it had
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
     four rows         HellaSwag an example at a time, its endings padded to four rows (Karpathy's loop)
-    chunked           losses.chunked_head, as in the loops
+    chunked           head.chunked_head, as in the loops
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
@@ -45,7 +45,8 @@ from tqdm import tqdm
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
-from losses import chunked_head, divergence, head_terms
+from head import chunked_head
+from losses import Objective, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
 
 part = "head"  # "head": hidden states -> losses -> gradients; "step"; "hellaswag"; "tokenizer"; "bpe"; "loader"; "gqa"
@@ -81,7 +82,7 @@ def main():
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
     one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa"), version=versions)
-    divergence(kl)
+    divergence(kl, beta=0.5, lam=0.1)
     if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
     if part == "gqa":
@@ -318,10 +319,13 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
     """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test."""
     if version == "chunked":
         heads = [(teacher_hidden, teacher_weight)]
-        return chunked_head(
-            hidden, weight, targets, targets.numel(), heads, vocab_size=vocab_size, chunk=chunk_tokens,
-            dtype=run.dtype, body=body, weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=divergence(kl), temperature=T,
-        )[0]  # fmt: skip
+        terms = divergence(kl, beta=0.5, lam=0.1)
+        objective = Objective(weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=terms, temperature=T)
+        loss, _, _ = chunked_head(
+            hidden, weight, targets, targets.numel(), heads, objective,
+            vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype, body=body,
+        )  # fmt: skip
+        return loss
     with run.autocast():
         with torch.no_grad():
             teacher_logits = F.linear(teacher_hidden, teacher_weight).flatten(0, -2)
@@ -341,7 +345,7 @@ def head_part(run):
     teacher_hidden = torch.randn(n, t_width, device=run.device, dtype=run.dtype)
     teacher_weight = torch.randn(vocab_size, t_width, device=run.device).mul_(0.02).to(run.dtype)
     targets = torch.randint(vocab_size, (n,), device=run.device)
-    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
 
     def go():
         hidden.grad = weight.grad = None
@@ -361,7 +365,7 @@ def step_part(run):
     optimizers = make_optimizers(student, "adamw", 1e-3, 0.1, 0.9, 0.95, 1e-8)
     ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
     model = run.compile(student, compile)
 
     def go():

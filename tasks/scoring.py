@@ -17,7 +17,8 @@ import torch
 from tqdm import tqdm
 
 from common.runtime import Runtime
-from losses import blocks, head_terms, logits_in_chunks
+from head import blocks, logits_in_chunks
+from losses import Objective, loss_terms
 
 # ---------------------------------------------------------------------------------------------
 # texts
@@ -298,7 +299,8 @@ def token_losses(hidden, weight, target, vocab_size, greedy):
             # columns beyond the vocabulary are padding
             z = logits[block, :vocab_size]  # (n, V)
             y = target[chunk][block]  # (n,)
-            (ce, _), _ = head_terms(z, [], y)
+            # the training head's own cross-entropy, with no teachers
+            (ce, _), _ = loss_terms(z, [], y, Objective())
             losses[chunk][block] = ce
             if greedy:
                 hits[chunk][block] = z.argmax(-1) == y

@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT, read_log, write_dataset
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from losses import chunked_head, divergence, head_terms
+from head import chunked_head
+from losses import Objective, divergence, loss_terms
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 V, ROWS, C = 2**15 - 7, 2**15, 8  # so many columns that a block has few rows
@@ -38,10 +39,10 @@ def head(body, name, n_teachers, ensemble, dtype, n=N):
     targets[5] = -1
     teachers = [(torch.randn(n, 6), torch.randn(V, 6)) for _ in range(n_teachers)]
     shares = [(i + 1) / sum(range(n_teachers + 1)) for i in range(n_teachers)]
-    settings = {"weight_ce": 0.5, "weight_kl": 2.0, "temperature": 2.0, "ensemble": ensemble, "shares": shares}
-    settings["terms"] = divergence(name)
+    terms = divergence(name, beta=0.5, lam=0.1)
+    objective = Objective(0.5, 2.0, terms, temperature=2.0, ensemble=ensemble, shares=tuple(shares))
     loss, ce, kl = chunked_head(
-        hidden, weight, targets, n - 1, teachers, vocab_size=V, chunk=CHUNK, dtype=dtype, body=body, **settings
+        hidden, weight, targets, n - 1, teachers, objective, vocab_size=V, chunk=CHUNK, dtype=dtype, body=body
     )  # fmt: skip
     return loss, ce, kl, *torch.autograd.grad(loss, (hidden, weight))
 
@@ -68,7 +69,7 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def test_every_block_of_a_chunk_has_its_own_loss_and_gradient(case):
     counter = CompileCounterWithBackend("aot_eager")
-    body = torch.compile(head_terms, backend=counter)
+    body = torch.compile(loss_terms, backend=counter)
     assert_same(head(body, *case), head(None, *case), case[-1])
     assert counter.frame_count == 1  # full blocks, ragged ones and those of the last chunk are one graph
 
@@ -77,13 +78,13 @@ def test_every_block_of_a_chunk_has_its_own_loss_and_gradient(case):
 def test_compiled_blocks_equal_eager_ones():
     """Through the compiler itself in bfloat16; the scripts below do so in float32."""
     case = ("js", 2, "probs", torch.bfloat16)
-    assert_same(head(torch.compile(head_terms), *case), head(None, *case), torch.bfloat16)
+    assert_same(head(torch.compile(loss_terms), *case), head(None, *case), torch.bfloat16)
 
 
 def test_compilations_are_few_and_none_comes_after_the_first_evaluation():
     """A loop evaluates, with a smaller last batch, then trains; what follows meets nothing new."""
     counter = CompileCounterWithBackend("aot_eager")
-    body = torch.compile(head_terms, backend=counter)
+    body = torch.compile(loss_terms, backend=counter)
 
     def evaluate():
         for n in (N, N, BLOCK - 2):
@@ -145,13 +146,13 @@ def test_both_scripts_train_as_without_the_compiler(run):
     assert none == [] and read_log(eager, "train")[19] < read_log(eager, "train")[0] - 0.1
     compiled, recompiled = run("train.py", "compiled", "--max_steps=20", "--compile=on")
     assert_same_log(compiled, eager, ("train", "norm", "val", "hella"))
-    assert set(recompiled) == {"head_terms"} and len(recompiled) <= 3, recompiled
+    assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
 
     teach = [f"--teacher={eager}"]
     eager, _ = run("distill.py", "taught", "--max_steps=20", "--compile=off", *teach)
     for length, init_from in ((10, "scratch"), (20, "resume")):
         more = [f"--max_steps={length}", "--compile=on", f"--init_from={init_from}", *teach]
         compiled, recompiled = run("distill.py", "taught_compiled", *more)
-        assert set(recompiled) == {"head_terms"} and len(recompiled) <= 3, recompiled
+        assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
     labels = ("train", "ce", "kl", "norm", "val", "forward_kl", "agree", "hella")
     assert_same_log(compiled, eager, labels)

@@ -1,14 +1,17 @@
 """The chunked head against a slow reference that has all logits at once, in float64, and autograd."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import ROOT, run_python
-from test_losses import OBJECTIVES, brute_force
+from test_losses import OBJECTIVES, brute_force, terms_of
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses import blocks_to_write, chunked_head, compare, divergence, head_terms
+from head import blocks_to_write, chunked_head, compare
+from losses import Objective, loss_terms
 
 V, ROWS, C = 211, 256, 24  # the vocabulary, the rows of the padded head, the width of the student
 WIDTHS = ((40, 211), (16, 230), (33, 256))  # of teachers: width, rows of the head
@@ -59,10 +62,11 @@ def test_losses_and_gradients_equal_the_slow_reference(name, n_teachers, ensembl
     teachers = teachers if name else []
     shares, n = torch.tensor([3.0, 2.0, 1.0])[:n_teachers], (targets >= 0).sum().item()
     shares = (shares / shares.sum()).tolist()
-    loss, ce, kl = chunked_head(
-        states(ids, weight, layer), weight, targets, n, teachers, vocab_size=V, chunk=7, weight_ce=0.3, temperature=T,
-        weight_kl=2.0 if name else 0.0, terms=divergence(name or "forward"), ensemble=ensemble, shares=shares,
-    )  # fmt: skip
+    objective = Objective(weight_ce=0.3)
+    if name:
+        objective = Objective(0.3, 2.0, terms_of(name), temperature=T, ensemble=ensemble, shares=tuple(shares))
+    hidden = states(ids, weight, layer)
+    loss, ce, kl = chunked_head(hidden, weight, targets, n, teachers, objective, vocab_size=V, chunk=7)
     grads = torch.autograd.grad(loss, (weight, layer))
     exact = weight.detach().double().requires_grad_(), layer.detach().double().requires_grad_()
     want = slow_head(states(ids, *exact), exact[0], targets, n, teachers, name, 0.3, 2.0, T, ensemble, shares)
@@ -73,7 +77,8 @@ def test_losses_and_gradients_equal_the_slow_reference(name, n_teachers, ensembl
     assert not ce.requires_grad and not kl.requires_grad
 
 
-SETTINGS = {"vocab_size": V, "weight_ce": 0.5, "weight_kl": 2.0, "terms": divergence("forward"), "temperature": 2.0}
+OBJECTIVE = Objective(weight_ce=0.5, weight_kl=2.0, temperature=2.0)
+SETTINGS = {"vocab_size": V, "objective": OBJECTIVE}
 
 
 def test_chunks_of_any_size_give_the_same():
@@ -192,7 +197,7 @@ def test_logits_of_a_chunk_are_freed_before_the_next_are_made():
         chunked_head(hidden, weight, targets, 40, teachers, chunk=22, dtype=torch.bfloat16, **SETTINGS)[0].backward()
     assert len(live.made) == 12 and live.most == 2
     with LiveLogits(22) as live:
-        compare((hidden, weight), teachers, targets, V, 22, dtype=torch.bfloat16)
+        compare((hidden, weight), teachers, targets, OBJECTIVE, vocab_size=V, chunk=22, dtype=torch.bfloat16)
     assert len(live.made) == 12 and live.most == 1
 
 
@@ -200,7 +205,8 @@ def test_logits_of_a_chunk_are_freed_before_the_next_are_made():
 def test_logits_of_all_tokens_are_never_allocated(name):
     """264 tokens x 256 rows would be 67,584 elements; the largest tensor is the head's own gradient."""
     ids, targets, weight, layer, teachers = make(B=24, n_teachers=3)
-    settings = SETTINGS | {"terms": divergence(name), "shares": [1 / 3] * 3, "ensemble": "probs"}
+    objective = replace(OBJECTIVE, terms=terms_of(name), shares=(1 / 3,) * 3, ensemble="probs")
+    settings = {"vocab_size": V, "objective": objective}
     N = targets.numel()
     with Largest() as seen:
         hidden = states(ids, weight, layer)
@@ -208,7 +214,7 @@ def test_logits_of_all_tokens_are_never_allocated(name):
     assert weight.grad.any() and layer.grad.any()
     assert 20 * ROWS <= seen.numel <= max(ROWS * C, N * max(C, 40)) < N * V / 4
     with Largest() as seen:
-        compare((states(ids, weight, layer), weight), teachers, targets, V, 20, "probs", [1 / 3] * 3)
+        compare((states(ids, weight, layer), weight), teachers, targets, objective, vocab_size=V, chunk=20)
     assert 20 * ROWS <= seen.numel < N * V / 4
     with Largest() as seen:  # and that this test would see them
         states(ids, weight, layer) @ weight.T
@@ -255,16 +261,16 @@ def test_what_the_head_computes_leaves_the_logits_as_they_are():
     torch.manual_seed(0)
     logits, taught, targets = torch.randn(5, V), [torch.randn(5, V), torch.randn(5, V)], torch.randint(V, (5,))
     before = [t.clone() for t in (logits, *taught, targets)]
-    settings = {"weight_ce": 0.5, "weight_kl": 2.0, "temperature": 2.0, "shares": [0.5, 0.5]}
+    objective = replace(OBJECTIVE, shares=(0.5, 0.5))
     for name in OBJECTIVES:
         for ensemble in ("logits", "probs"):
             for teachers in ([], taught[:1], taught):
-                settings |= {"terms": divergence(name), "ensemble": ensemble}
-                _, grad = head_terms(logits, teachers, targets, torch.float32, **settings)
+                now = replace(objective, terms=terms_of(name), ensemble=ensemble)
+                _, grad = loss_terms(logits, teachers, targets, now, torch.float32)
                 places = {t.untyped_storage().data_ptr() for t in (logits, *taught)}
                 assert grad.any() and grad.untyped_storage().data_ptr() not in places
-                for now, then in zip((logits, *taught, targets), before):
-                    assert torch.equal(now, then)
+                for after, then in zip((logits, *taught, targets), before):
+                    assert torch.equal(after, then)
 
 
 def test_blocks_to_write_cover_each_row_once():
@@ -293,7 +299,11 @@ def test_bfloat16_logits_are_not_rounded():
     want = chunked_head(hidden.float(), weight.float(), targets, 40, wide, chunk=16, **SETTINGS)
     for a, b in zip(got, want):
         close(a, b, 1e-6)
-    sums = compare((hidden, weight), [teacher], targets, V), compare((hidden.float(), weight.float()), wide, targets, V)
+    narrow_student, wide_student = (hidden, weight), (hidden.float(), weight.float())
+    sums = [
+        compare(narrow_student, [teacher], targets, OBJECTIVE, vocab_size=V),
+        compare(wide_student, wide, targets, OBJECTIVE, vocab_size=V),
+    ]
     for name in sums[0]:
         close(sums[0][name], sums[1][name], 1e-5)
 
@@ -301,7 +311,8 @@ def test_bfloat16_logits_are_not_rounded():
 def test_comparison_with_the_teachers():
     ids, targets, weight, layer, teachers = make(n_teachers=2)
     hidden, valid = states(ids, weight, layer).detach(), targets.flatten() >= 0
-    got = compare((hidden, weight), teachers, targets, V, 9, shares=[0.75, 0.25])
+    objective = Objective(shares=(0.75, 0.25))
+    got = compare((hidden, weight), teachers, targets, objective, vocab_size=V, chunk=9)
     logits = (hidden.double() @ weight.double().T)[..., :V].flatten(0, 1)
     taught = sum(s * (h.double() @ w.double().T)[..., :V].flatten(0, 1) for s, (h, w) in zip((0.75, 0.25), teachers))
     p, q = taught.softmax(-1), logits.softmax(-1)
@@ -325,7 +336,7 @@ def test_student_and_teacher_are_compared_in_one_format(student_dtype, teacher_d
     student = hidden.bfloat16(), weight.to(getattr(torch, student_dtype))
     teacher = hidden.to(getattr(torch, teacher_dtype)), weight.to(getattr(torch, teacher_dtype))
     for dtype in (torch.bfloat16, None):  # None: as the student's hidden states
-        got = compare(student, [teacher], targets, V, dtype=dtype)
+        got = compare(student, [teacher], targets, OBJECTIVE, vocab_size=V, dtype=dtype)
         assert got["agree"] == (targets >= 0).sum() and got["forward_kl"] == got["reverse_kl"] == 0
 
 
@@ -335,9 +346,7 @@ def test_the_comparison_has_the_kl_that_is_trained_on(dtype, teacher_dtype):
     ids, targets, weight, layer, teachers = make(n_teachers=2)
     hidden = states(ids, weight, layer)
     teachers = [(h.to(teacher_dtype), w.to(teacher_dtype)) for h, w in teachers]
-    shares = [0.75, 0.25]
-    _, _, kl = chunked_head(
-        hidden, weight, targets, 1, teachers, vocab_size=V, dtype=dtype, weight_kl=1.0, shares=shares
-    )  # fmt: skip
-    got = compare((hidden, weight), teachers, targets, V, shares=shares, dtype=dtype)
+    objective = Objective(weight_kl=1.0, shares=(0.75, 0.25))
+    _, _, kl = chunked_head(hidden, weight, targets, 1, teachers, objective, vocab_size=V, dtype=dtype)
+    got = compare((hidden, weight), teachers, targets, objective, vocab_size=V, dtype=dtype)
     close(got["forward_kl"], kl, 1e-6)
