@@ -389,6 +389,7 @@ def hellaswag_part(run):
     import hellaswag
     from common.pretrained import load_pretrained
     from common.tokenizer import load_tokenizer
+    from tasks.scoring import lay_out
 
     net = load_pretrained(model, dtype=torch.float32) if model else GPT(GPTConfig(-(-vocab_size // 64) * 64))
     net, bpe = net.to(run.device).eval(), load_tokenizer(model or tokenizer)
@@ -397,7 +398,7 @@ def hellaswag_part(run):
     groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
     size, widths = net.config.block_size, [[len(ids) - 1 for ids, _ in g] for g in groups]
     if version == "nanodistill":
-        rows = [row for g in groups for row in hellaswag.lay_out([(i, *text) for i, text in enumerate(g)], size)]
+        rows = [row for g in groups for row in lay_out([(i, *text) for i, text in enumerate(g)], size)]
         positions, heads = sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows)
     else:
         positions = heads = sum(sum(w) if version == "straightforward" else 4 * max(w) for w in widths)
