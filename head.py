@@ -81,6 +81,7 @@ def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size,
         values[:, new] = block_values[:, -n_new:]
         if grad is not None:
             grad[new, :vocab_size] = block_grad[-n_new:]
+        del block_grad  # the next block's takes its memory, which is in cache
     if grad is not None:
         grad[:, vocab_size:] = 0
     return values

@@ -61,7 +61,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
 
     mask (B, 1, Tq, Tk): True where a query sees a key; without, those up to its own position.
     Grouped queries read their key/value head where it lies. With keys and values expanded to all heads first, a CPU
-    takes 6-8 % longer in training, 4-6 % in scoring, and 2.3-3.7 times as long with a cache (`bench.py --part=gqa`).
+    takes 5-8 % longer in training, 4-7 % in scoring, and 2.3-3.7 times as long with a cache (`bench.py --part=gqa`).
     """
     Tq, Tk = q.size(2), k.size(2)
     causal = mask is None and Tq == Tk
