@@ -55,6 +55,7 @@ def study_of(args, tmp_path, ok=True):
     return copy, done
 
 
+@pytest.mark.slow
 def test_the_data_is_cut_and_prepared_and_bad_input_is_told(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     args = [f"--corpus={corpus}", "--every_train=5", "--every_dev=2", "--only=data"]
