@@ -3,18 +3,25 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama test clean
+.PHONY: help quickstart study-babyllama check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 6 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama.md (under 2 hours on 2 cores)"
-	@echo "make test         the tests (about 7 minutes on 2 cores)"
+	@echo "make check        lint, format and the fast tests"
+	@echo "make test         all tests (about 7 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
 
 .venv/done: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+# what every commit passes; tests marked slow are left to `make test`
+check: .venv/done
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -n auto -m "not slow" tests
 
 test: .venv/done
 	$(RUN) -m pytest -n auto tests

@@ -1,99 +1,109 @@
 """Does it distil? Baby Llama's claim in small: teachers, students and controls over several seeds.
 
     python -m studies.babyllama --corpus=<folder of <domain>.train and <domain>.dev>
-    python -m studies.babyllama --corpus=<folder> --only=data       # the data of config/babyllama_*_small.py, no runs
+    python -m studies.babyllama --corpus=<folder> --only=data    # the small configs' data, no runs
 
-Cuts a subset from the corpus, prepares it, tries learning rates and epochs on the first seed, trains every row with
-every seed, scores them, and writes studies/babyllama.md, its pictures and studies/logs/. What is finished is not done
-again: stopped at any instant, the same command goes on. Every run is one of train.py or distill.py, on one core.
+Cuts a subset from the corpus, prepares it, tries learning rates and epochs on the first seed,
+trains every row with every seed, scores them, and writes studies/babyllama.md, its pictures and
+studies/logs/. What is finished is not run again: stopped at any instant, the same command continues
+the study. Every run is one of train.py or distill.py, on one core.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
-from configurator import at_least, configure, one_of, read_config_file  # isort: split
+from configurator import at_least, configure, one_of  # isort: split
 
-import dataclasses
-import fcntl
-import os
 import signal
-import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain, product
 from pathlib import Path
 
-from common.checkpoint import load_trainer_state
 from common.corpus import find_files
 from common.data import read_meta
-from common.files import by_step, read_json
+from common.files import read_json
 from common.writing import write_json
 from evaluate import load_tasks
 from studies.babyllama_report import write_report
+from studies.engine import Row, Study
 
-TEXT, DATA, CONFIGS = Path("data/babylm_small_text"), Path("data/babylm_small"), "config/babyllama"
+TEXT = Path("data/babylm_small_text")
+DATA = Path("data/babylm_small")
 PASSAGE = 4096  # bytes
-EPOCHS = 4.0, 6.0  # as the published teachers, as the published student
-RATES = {"gpt": (5e-4, 1e-3), "llama": (1e-3, 3e-3), "control": (1e-3, 3e-3), "student": (1e-3, 3e-3)}
 
+# ---------------------------------------------------------------------------------------------
+# rows
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of the table: a script, a config, what is changed in it, and whose learning rate and epochs it takes."""
-
-    title: str
-    script: str
-    config: str
-    like: str
-    changed: tuple = ()
-    teachers: tuple = ()
-
+GPT_CONFIG = "config/babyllama_gpt_small.py"
+LLAMA_CONFIG = "config/babyllama_llama_small.py"
+CONTROL_CONFIG = "config/babyllama_small_control.py"
+FORMULA_CONFIG = "config/babyllama_small_fixed.py"  # the KL of the paper's formula
+PUBLISHED_CONFIG = "config/babyllama_small.py"  # the KL as the published code scales it
 
 BOTH = ("gpt", "llama")
+LARGER = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256")
+
+
+def control(title: str, *overrides: str, epochs_factor=1.0) -> Row:
+    """The student without a teacher."""
+    return Row(
+        title,
+        script="distill.py",
+        config=CONTROL_CONFIG,
+        tuned_as="control",
+        overrides=overrides,
+        epochs_factor=epochs_factor,
+    )
+
+
+def student(
+    title: str,
+    *overrides: str,
+    config=FORMULA_CONFIG,
+    teachers=BOTH,
+    epochs_factor=1.0,
+) -> Row:
+    """A taught student. All take the learning rate and epochs of "student ← both"."""
+    return Row(
+        title,
+        script="distill.py",
+        config=config,
+        tuned_as="student",
+        overrides=overrides,
+        teachers=teachers,
+        epochs_factor=epochs_factor,
+    )
+
+
 ROWS = {
-    "gpt": Row("GPT teacher", "train.py", "gpt_small", "gpt"),
-    "llama": Row("LLaMA teacher", "train.py", "llama_small", "llama"),
-    "control": Row("control: no teacher", "distill.py", "small_control", "control"),
-    "from_gpt": Row("student ← GPT", "distill.py", "small_fixed", "student", (), ("gpt",)),
-    "from_llama": Row("student ← LLaMA", "distill.py", "small_fixed", "student", (), ("llama",)),
-    "student": Row("student ← both", "distill.py", "small_fixed", "student", (), BOTH),
-    "published": Row("student ← both, published scale", "distill.py", "small", "student", (), BOTH),
-    "reverse": Row("student ← both, reverse KL", "distill.py", "small_fixed", "student", ("--kl=reverse",), BOTH),
-    "control_offset": Row(
-        "control, random offset", "distill.py", "small_control", "control", ("--random_offset=True",)
-    ),
-    "offset": Row(
-        "student ← both, random offset", "distill.py", "small_fixed", "student", ("--random_offset=True",), BOTH
-    ),
+    "gpt": Row("GPT teacher", script="train.py", config=GPT_CONFIG, tuned_as="gpt"),
+    "llama": Row("LLaMA teacher", script="train.py", config=LLAMA_CONFIG, tuned_as="llama"),
+    "control": control("control: no teacher"),
+    "from_gpt": student("student ← GPT", teachers=("gpt",)),
+    "from_llama": student("student ← LLaMA", teachers=("llama",)),
+    "student": student("student ← both"),
+    "published": student("student ← both, published scale", config=PUBLISHED_CONFIG),
+    "reverse": student("student ← both, reverse KL", "--kl=reverse"),
+    "control_offset": control("control, random offset", "--random_offset=True"),
+    "offset": student("student ← both, random offset", "--random_offset=True"),
 }
-POINTS = {  # the first seed only
-    "T1": Row("T = 1", "distill.py", "small_fixed", "student", ("--temperature=1",), BOTH),
-    "T4": Row("T = 4", "distill.py", "small_fixed", "student", ("--temperature=4",), BOTH),
-    "longer": Row("half as many epochs again", "distill.py", "small_fixed", "student", (), BOTH),
-    "control_longer": Row("half as many epochs again, no teacher", "distill.py", "small_control", "control"),
-    "wider": Row(
-        "1.8 times the parameters (4 × 128)", "distill.py", "small_fixed", "student",
-        ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"), BOTH,
-    ),
-    "control_wider": Row(
-        "1.8 times the parameters (4 × 128), no teacher", "distill.py", "small_control", "control",
-        ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256"),
-    ),
-}  # fmt: skip
 
+# further points, with the first seed only
+POINTS = {
+    "T1": student("T = 1", "--temperature=1"),
+    "T4": student("T = 4", "--temperature=4"),
+    "longer": student("half as many epochs again", epochs_factor=1.5),
+    "control_longer": control("half as many epochs again, no teacher", epochs_factor=1.5),
+    "wider": student("1.8 times the parameters (4 × 128)", *LARGER),
+    "control_wider": control("1.8 times the parameters (4 × 128), no teacher", *LARGER),
+}
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """One run: a row, a seed, and the learning rate and epochs it is given."""
-
-    row: str
-    seed: int
-    rate: float
-    epochs: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.row}_seed{self.seed}_lr{self.rate:g}_epochs{self.epochs:g}"
-
+# lower ones for the GPT: at 3e-3 it ended at 5.38 nats/token, at 1e-3 at 4.76 (6 epochs, LOG.md)
+TRIAL_RATES = {
+    "gpt": (5e-4, 1e-3),
+    "llama": (1e-3, 3e-3),
+    "control": (1e-3, 3e-3),
+    "student": (1e-3, 3e-3),
+}
+TRIAL_EPOCHS = (4.0, 6.0)  # of the published teachers, of the published student
 
 # ---------------------------------------------------------------------------------------------
 # data
@@ -105,203 +115,147 @@ def passages(text: str, every: int) -> str:
     >>> passages("a\\n" * PASSAGE * 3 + "end\\n", 6) == "a\\n" * (PASSAGE // 2)
     True
     """
-    found, now, size = [], [], 0
+    complete = []  # passages of full length; the rest at the end of the text is left out
+    lines = []
+    size = 0
     for line in text.splitlines(keepends=True):
-        now.append(line)
+        lines.append(line)
         size += len(line.encode())
         if size >= PASSAGE:
-            found.append("".join(now))
-            now, size = [], 0
-    return "".join(found[every // 2 :: every])
+            complete.append("".join(lines))
+            lines = []
+            size = 0
+    # of each group of `every` passages the one in the middle
+    return "".join(complete[every // 2 :: every])
 
 
-def corpus_files(corpus: str) -> list:
+def corpus_files(folder: str) -> list:
     """The files of the corpus by domain and split; without a folder they are downloaded."""
-    return find_files("babylm", corpus, Path("data/downloads/babylm"))
+    return find_files("babylm", folder, Path("data/downloads/babylm"))
 
 
-def cut_corpus(corpus: str, every_train: int, every_dev: int):
-    """Write the passages kept of each domain to TEXT, and nothing else; nothing at all where one gives none."""
+def cut_corpus(folder: str, every_train: int, every_dev: int):
+    """Write the kept passages of each file to TEXT, and nothing else there.
+
+    ValueError, with nothing written, where a file is too short for a passage.
+    """
+    every_of_split = {"train": every_train, "val": every_dev}
     texts = {}
-    for file in corpus_files(corpus):
-        every = {"train": every_train, "val": every_dev}.get(file.split, 0)
-        kept = passages(file.path.read_text(encoding="utf-8", errors="replace"), every) if every else ""
+    for file in corpus_files(folder):
+        kept = ""
+        if file.split in every_of_split:
+            text = file.path.read_text(encoding="utf-8", errors="replace")
+            kept = passages(text, every_of_split[file.split])
         if not kept:
+            needed = PASSAGE * (every_of_split.get(file.split, 0) // 2 + 1)  # bytes
             raise ValueError(
-                f"{file.path} gives no passage; corpus is a folder of <domain>.train and <domain>.dev, of more than "
-                f"{PASSAGE * (every // 2 + 1):,} bytes, or --every_train and --every_dev are smaller"
+                f"{file.path} gives no passage; corpus is a folder of <domain>.train and "
+                f"<domain>.dev, of more than {needed:,} bytes, or --every_train and --every_dev are smaller"
             )
         texts[file.path.name] = kept
     TEXT.mkdir(parents=True, exist_ok=True)
+    # files of another corpus would be prepared with these
     for path in TEXT.iterdir():
-        if path.name not in texts:  # of another corpus
+        if path.name not in texts:
             path.unlink()
+    # a file that is the same keeps its time, by which prepare_data.py sees that nothing is new
     for name, kept in texts.items():
         path = TEXT / name
-        if not path.exists() or path.read_text(encoding="utf-8") != kept:  # the time of a file tells of a new one
+        if not path.exists() or path.read_text(encoding="utf-8") != kept:
             path.write_text(kept, encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------
-# runs
+# the study
 
 
-class Study:
-    """The runs, `jobs` of them at a time, each in a folder of out_dir; what is there is not run again."""
-
-    def __init__(self, out_dir: str, eval_dir: str, blimp_limit: int, jobs: int):
-        self.out, self.eval_dir, self.blimp_limit, self.jobs = Path(out_dir), eval_dir, blimp_limit, jobs
-        self.rows, self.chosen, self.lock = ROWS | POINTS, {}, threading.Lock()
-        self.children, self.stopped = set(), False
-        DATA.parent.mkdir(parents=True, exist_ok=True)
-        self.held = open(f"{DATA}.lock", "w")  # the runs inherit it, and so hold it should this process be killed
-        try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{DATA} is in use by another study, or by a run it left behind; wait for it") from None
-        self.clock, self.started = self.out / "seconds.json", time.perf_counter()
-        self.before = read_json(self.clock)["seconds"] if self.clock.exists() else 0.0
-
-    def seconds(self) -> float:
-        """What the study has taken, this time and the times before."""
-        return self.before + time.perf_counter() - self.started
-
-    def call(self, command: list[str], log: str | Path = os.devnull):
-        """Run a script on one core, its output in a file. ValueError with its last line unless it ends well."""
-        settings = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "pass_fds": [self.held.fileno()], "text": True}
-        settings["start_new_session"] = True  # Ctrl-C is for the study, which then tells its runs
-        with open(log, "w") as out, self.lock:
-            if self.stopped:
-                raise ValueError("stopped")
-            process = subprocess.Popen([sys.executable, *command], stdout=out, stderr=subprocess.PIPE, **settings)
-            self.children.add(process)
-        _, said = process.communicate()
-        self.children.discard(process)
-        if process.returncode:
-            reason = (said.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
-            raise ValueError(f"{' '.join(command)}: {reason}")
-
-    def run(self, runs: list[Trained], blimp: bool):
-        """Train and score the runs that are not there yet. One that fails stops the others, which save first."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            waiting = [pool.submit(self.run_one, run, blimp) for run in runs]
-            try:
-                for future in as_completed(waiting):
-                    future.result()
-            except BaseException:
-                with self.lock:
-                    self.stopped = True
-                for child in list(self.children):
-                    child.terminate()
-                raise
-
-    def run_one(self, run: Trained, blimp: bool):
-        folder, started = self.out / run.name, time.perf_counter()
-        command = self.command(run, folder)
-        begun = by_step(folder)
-        self.check_same(folder, begun, command)
-        if not (folder / "summary.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self.call(command + ["--init_from=resume"] * bool(begun), folder / "output.txt")
-            finally:
-                remove_if_empty(folder)
-        if not (folder / "dev/summary.json").exists():  # all rows of the dev split, and of each domain
-            args = [f"--init_from={folder}", f"--out_dir={folder}/dev", f"--dataset={DATA}", "--max_steps=0"]
-            self.call(["train.py", *args, "--block_size=128", "--eval_rows=0", "--batch_size=32"])
-        scores = folder / "blimp.json"
-        if blimp and not (scores.exists() and read_json(scores)["limit"] == self.blimp_limit):
-            args = [f"--model={folder}", "--tasks=blimp", f"--data_dir={self.eval_dir}", f"--limit={self.blimp_limit}"]
-            aside = scores.with_suffix(".writing")
-            self.call(["evaluate.py", *args, "--json=true"], aside)
-            aside.rename(scores)
-        with self.lock:
-            write_json(self.clock, {"seconds": self.seconds()})
-            val = read_json(folder / "dev/summary.json")["val"]
-            print(f"{run.name}: dev {val:.4f} nats/token, {time.perf_counter() - started:.0f} s", flush=True)
-
-    def command(self, run: Trained, folder: Path) -> list[str]:
-        row = self.rows[run.row]
-        args = [f"--out_dir={folder}", f"--seed={run.seed}", f"--learning_rate={run.rate}", f"--epochs={run.epochs}"]
-        if row.teachers:
-            places = (self.out / dataclasses.replace(self.chosen[t], seed=run.seed).name for t in row.teachers)
-            args.append("--teacher=" + ",".join(map(str, places)))
-        return [row.script, f"{CONFIGS}_{row.config}.py", *args, *row.changed]
-
-    def check_same(self, folder: Path, begun: list[Path], command: list[str]):
-        """ValueError if a run, finished or begun, has other settings, as after a change of the study or a config."""
-        if (folder / "summary.json").exists():
-            was = read_json(folder / "summary.json")["config"]
-        elif begun:
-            was = load_trainer_state(begun[-1])["config"]
-        else:
-            return
-        wanted = read_config_file(command[1]) | dict(arg[2:].split("=", 1) for arg in command[2:])
-        for key, value in wanted.items():
-            if str(was.get(key)) not in (str(value), f"{value}.0"):
-                raise ValueError(
-                    f"{folder} is of a run with {key}={was.get(key)!r}, not {value}; delete it, or choose another "
-                    "--out_dir"
-                )
-
-    def dev(self, run: Trained) -> float:
-        return read_json(self.out / run.name / "dev/summary.json")["val"]
-
-    def choose(self, rows: list[str], seed: int, others=()):
-        """Try RATES and EPOCHS with each of the rows on one seed, keep those of the least dev loss; run the others."""
-        trials = {row: [Trained(row, seed, r, epochs) for r in RATES[row] for epochs in EPOCHS] for row in rows}
-        self.run([run for row in rows for run in trials[row]] + list(others), blimp=False)
-        self.chosen |= {row: min(runs, key=self.dev) for row, runs in trials.items()}
-        return trials
-
-    def settled(self, row: str, seed: int) -> Trained:
-        """The run of a row with the chosen learning rate and epochs."""
-        chosen = self.chosen[self.rows[row].like]
-        return Trained(row, seed, chosen.rate, chosen.epochs * (1.5 if row.endswith("longer") else 1))
+def parse_seeds(text: str) -> list[int]:
+    """The knob `seeds`. ValueError unless it has two or more, all different."""
+    parts = text.split(",")
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    # one seed has no error bar, and a seed given twice would shrink it
+    if len(numbers) < 2 or len(set(numbers)) != len(parts):
+        expected = "expected two or more different whole numbers, as in --seeds=0,1,2"
+        raise ValueError(f"seeds={text!r}: {expected}")
+    return numbers
 
 
-def remove_if_empty(folder: Path):
-    """Delete the folder of a run that failed before it wrote or said anything."""
-    output = folder / "output.txt"
-    if list(folder.iterdir()) == [output] and output.stat().st_size == 0:
-        output.unlink()
-        folder.rmdir()
+def check_corpus(folder: str):
+    """ValueError for a folder without the files of a corpus, before anything is written."""
+    if not folder:  # downloaded later
+        return
+    if not Path(folder).is_dir():
+        remedy = "name one of <domain>.train and <domain>.dev files"
+        raise ValueError(f"corpus={folder!r} is no folder; {remedy}")
+    corpus_files(folder)
+
+
+def record_corpus(study: Study, meta: dict):
+    """Note which texts the runs of out_dir are of. ValueError if it holds runs on others."""
+    study.out.mkdir(parents=True, exist_ok=True)
+    record = study.out / "data.json"
+    if record.exists() and read_json(record) != meta["files"]:
+        raise ValueError(
+            f"{study.out} holds runs on another corpus than {DATA} has now; delete it, "
+            "choose another --out_dir, or give --corpus, --every_train and --every_dev as they were"
+        )
+    write_json(record, meta["files"])
 
 
 def main():
-    numbers = [int(part) for part in seeds.split(",") if part.strip().isdecimal()]
-    if len(numbers) < 2 or len(set(numbers)) != len(seeds.split(",")):
-        raise ValueError(f"seeds={seeds!r}: expected two or more different whole numbers, as in --seeds=0,1,2")
-    if corpus and not Path(corpus).is_dir():
-        raise ValueError(f"corpus={corpus!r} is no folder; name one of <domain>.train and <domain>.dev files")
-    if corpus:
-        corpus_files(corpus)  # what lacks its files fails before anything is written
-    study = Study(out_dir, eval_dir, blimp_limit, jobs)
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
+    study = Study(
+        rows=ROWS | POINTS,
+        trial_rates=TRIAL_RATES,
+        trial_epochs=TRIAL_EPOCHS,
+        data=DATA,
+        out_dir=out_dir,
+        eval_dir=eval_dir,
+        blimp_limit=blimp_limit,
+        jobs=jobs,
+    )
     cut_corpus(corpus, every_train, every_dev)
     study.call(["prepare_data.py", "config/data_babylm_small.py"])
     meta = read_meta(DATA)
-    print(f"{DATA}: {meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out", flush=True)
+    tokens = f"{meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out"
+    print(f"{DATA}: {tokens}", flush=True)
     if only == "data":
         return
-    meta |= {"every_train": every_train, "every_dev": every_dev, "corpus": Path(corpus or "babylm").name}
-    study.out.mkdir(parents=True, exist_ok=True)
-    used = study.out / "data.json"  # runs of one out_dir are of one corpus
-    if used.exists() and read_json(used) != meta["files"]:
-        raise ValueError(
-            f"{study.out} holds runs on another corpus than {DATA} has now; delete it, choose another --out_dir, or "
-            "give --corpus, --every_train and --every_dev as they were"
-        )
-    write_json(used, meta["files"])
+    record_corpus(study, meta)
+    load_tasks("blimp", eval_dir, 1)  # downloaded now, not after the first hour
 
-    load_tasks("blimp", eval_dir, 1)  # fetched now, or missed now
-    trials = study.choose(["gpt", "llama", "control"], numbers[0])
-    teachers = [study.settled(row, seed) for row in BOTH for seed in numbers[1:]]
-    trials |= study.choose(["student"], numbers[0], teachers)
-    table = {row: [study.settled(row, seed) for seed in numbers] for row in ROWS}
-    study.run([run for i in range(len(numbers)) for runs in table.values() for run in runs[i : i + 1]], blimp=True)
-    points = {row: [study.settled(row, numbers[0])] for row in POINTS}
-    study.run([run for runs in points.values() for run in runs], blimp=True)
+    table, points, trials = run_all(study, numbers)
+    # by name only: the page is published, and a path would say nothing to its readers
+    meta["corpus"] = Path(corpus or "babylm").name
+    meta["every_train"] = every_train
+    meta["every_dev"] = every_dev
     write_report(study, table, points, trials, meta)
+
+
+def run_all(study: Study, numbers: list[int]) -> tuple[dict, dict, dict]:
+    """Train and score everything.
+
+    Returns the table, the further points and the trials, {row: its runs} each.
+    """
+    first, *others = numbers
+    trials = study.choose(["gpt", "llama", "control"], first)
+
+    # Students are tried with the teachers of the first seed, which the trials above have trained.
+    # The teachers of the other seeds are trained beside: students of these seeds need them below.
+    teachers = [study.settled(row, seed) for row, seed in product(BOTH, others)]
+    trials |= study.choose(["student"], first, teachers)
+
+    table = {}
+    for row in ROWS:
+        table[row] = [study.settled(row, seed) for seed in numbers]
+    # all rows of one seed before the next, so that a study that is stopped has whole columns
+    by_seed = chain(*zip(*table.values()))
+    study.run(list(by_seed), blimp=True)
+
+    points = {row: [study.settled(row, first)] for row in POINTS}
+    study.run(list(chain(*points.values())), blimp=True)
+    return table, points, trials
 
 
 if __name__ == "__main__":
@@ -310,7 +264,7 @@ if __name__ == "__main__":
     every_dev = 20  # likewise of the dev texts
     eval_dir = "data/eval"  # where BLiMP lies, or is downloaded to
     blimp_limit = 200  # minimal pairs of each of the 67 paradigms, of 1,000; 0: all
-    seeds = "0,1,2"  # of weights, order and teachers; learning rates and epochs are chosen on the first
+    seeds = "0,1,2"  # of weights, order, teachers; learning rates and epochs are chosen on the first
     jobs = 2  # runs at a time, on one core each
     out_dir = "out/babyllama_small"
     only = ""  # "data": no runs

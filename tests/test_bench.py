@@ -12,12 +12,14 @@ TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_widt
         "--teacher_layers=1", "--block_size=16", "--rounds=1", "--repeats=1", "--device=cpu"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_head_prints_a_table():
     table = run_script("bench.py", *TINY).stdout.splitlines()
     assert table[0].startswith("matmul peak ") and table[2].endswith("1.00x")
     assert [line.split()[0] for line in table[2:]] == ["straightforward", "chunked"]
 
 
+@pytest.mark.slow
 def test_step_prints_json():
     got = json.loads(run_script("bench.py", *TINY, "--part=step", "--json").stdout)
     assert list(got["medians"]) == ["straightforward", "chunked", "kept"] and got["config"]["vocab_size"] == 300
@@ -25,6 +27,7 @@ def test_step_prints_json():
         assert m["seconds"] > 0 and m["peak_bytes"] > 1e8 and m["tokens_per_s"] == pytest.approx(64 / m["seconds"])
 
 
+@pytest.mark.slow
 def test_tokenizer_compares_with_the_reference(tmp_path):
     pytest.importorskip("tokenizers")
     ByteTokenizer().save(tmp_path)
@@ -36,6 +39,7 @@ def test_tokenizer_compares_with_the_reference(tmp_path):
     assert list(medians) == ["tokenizers", "nanodistill"] and all(m["peak_bytes"] > 1e7 for m in medians.values())
 
 
+@pytest.mark.slow
 def test_hellaswag(teacher, tmp_path):
     """The versions agree, and the shared context leaves fewer FLOPs to do."""
     rows = [{"ctx": f"ab {i}", "endings": ["c", "de", f"{i}", "c d"], "label": 0} for i in range(6)]
@@ -47,11 +51,13 @@ def test_hellaswag(teacher, tmp_path):
     assert float(table[5].split()[-1]) < 1e-4
 
 
+@pytest.mark.slow
 def test_loader(dataset):
     table = run_script("bench.py", "--part=loader", f"--dataset={dataset}", "--block_size=16", "--rounds=1").stdout
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["nanodistill"]
 
 
+@pytest.mark.slow
 def test_gqa():
     keys = ["--part=gqa", "--rounds=1", "--repeats=1", "--device=cpu"]
     got = json.loads(run_script("bench.py", *keys, "--json").stdout)["medians"]
@@ -62,6 +68,7 @@ def test_gqa():
     assert [line.split()[0] for line in lines] == ["attention", *got]
 
 
+@pytest.mark.slow
 def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]

@@ -66,6 +66,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[2]}")
 def test_every_block_of_a_chunk_has_its_own_loss_and_gradient(case):
     counter = CompileCounterWithBackend("aot_eager")
@@ -74,6 +75,7 @@ def test_every_block_of_a_chunk_has_its_own_loss_and_gradient(case):
     assert counter.frame_count == 1  # full blocks, ragged ones and those of the last chunk are one graph
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_blocks_equal_eager_ones():
     """Through the compiler itself in bfloat16; the scripts below do so in float32."""
@@ -81,6 +83,7 @@ def test_compiled_blocks_equal_eager_ones():
     assert_same(head(torch.compile(loss_terms), *case), head(None, *case), torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_compilations_are_few_and_none_comes_after_the_first_evaluation():
     """A loop evaluates, with a smaller last batch, then trains; what follows meets nothing new."""
     counter = CompileCounterWithBackend("aot_eager")
@@ -139,6 +142,7 @@ def assert_same_log(got, want, labels):
         assert values == pytest.approx(wanted, rel=1e-4, abs=1e-6), label
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_both_scripts_train_as_without_the_compiler(run):
     """Twenty steps with two evaluations; distill.py is stopped after ten and resumed."""

@@ -190,6 +190,7 @@ def test_without_stored_knobs_files_and_keys_hold(script, tmp_path):
     assert "asked" not in script("--init_from=resume", "--help")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["train.py", "distill.py", "prepare_data.py", "sample.py", "evaluate.py", "hellaswag.py", "plot.py"]
 )

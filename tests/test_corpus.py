@@ -102,6 +102,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
             list(pieces(File(tmp_path / name)))
 
 
+@pytest.mark.slow
 def test_the_help_lists_every_corpus_and_every_key_once():
     shown = run_script("prepare_data.py", "--help").stdout
     assert all(re.search(rf"\b{name}\b", shown) for name in NAMES)
@@ -124,6 +125,7 @@ def test_long_texts_are_cut_in_front_of_blanks():
     assert len(parts) > 2 and all(a[-1] in "dwore" and b[0] == " " for a, b in itertools.pairwise(parts))
 
 
+@pytest.mark.slow
 def test_damaged_files_are_one_line(tmp_path):
     whole = gzip.compress(b'{"text": "abc"}\n' * 9999)
     cases = {"cut.jsonl.gz": whole[: len(whole) // 2], "bad.jsonl.gz": whole[:50] + b"\0" * 60, "no.jsonl.gz": b"text"}
@@ -273,6 +275,7 @@ def layouts():
     yield "words", "", own, ["val text"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source, files, held_out", [c[1:] for c in layouts()], ids=[c[0] for c in layouts()])
 def test_splits_stay_apart_wherever_the_files_lie(source, files, held_out, tmp_path):
     """Not a document of validation or test in train.bin, and all of validation, and nothing else, in val.bin."""
@@ -329,6 +332,7 @@ def test_what_cannot_be_split_is_refused(tmp_path):
     assert [f.split for f in found] == ["train", "test", "val"]
 
 
+@pytest.mark.slow
 def test_the_check_counts_documents_of_both_splits(tmp_path):
     documents = [f"document {i % 43}, twice or once" for i in range(60)]  # 0 … 16 twice
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(documents))
@@ -389,6 +393,7 @@ def test_documents_inside_a_text_do_not_depend_on_how_it_is_read(size, monkeypat
 SEPARATED = {"line": "{}\n", "blank": "{}\n\n", "eot": "{}\n<|endoftext|>\n"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", SEPARATED)
 def test_documents_inside_text_files(separator, tmp_path):
     """Whole documents are held out, over two files as over one; a file's last needs no separator behind it."""
@@ -404,6 +409,7 @@ def test_documents_inside_text_files(separator, tmp_path):
     assert json.loads((tmp_path / "o/meta.json").read_text())["settings"]["document_separator"] == separator
 
 
+@pytest.mark.slow
 def test_separated_documents_after_a_kill_and_for_any_number_of_workers(tmp_path):
     """The same bytes, with a BPE that is trained on them."""
     rng = random.Random(0)
@@ -426,6 +432,7 @@ def test_separated_documents_after_a_kill_and_for_any_number_of_workers(tmp_path
     assert (meta["train_documents"], meta["val_documents"]) == (1900, 100)
 
 
+@pytest.mark.slow
 def test_what_is_odd_about_a_text_is_said(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one story\n<|endoftext|>\nanother caf\xe9\n" * 20)
     args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
@@ -460,6 +467,7 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_workers_and_are_what_the_text_says(corpus, tmp_path):
     made = []
     for workers in (1, 2, 8):
@@ -482,6 +490,7 @@ def test_files_do_not_depend_on_the_workers_and_are_what_the_text_says(corpus, t
     assert f"train: {meta['train_tokens']:,} tokens in {len(sizes)} files" in done.stdout
 
 
+@pytest.mark.slow
 def test_kill_9_at_ten_moments_and_the_same_bytes_in_the_end(corpus, tmp_path):
     args = [f"--source={corpus}", "--vocab_size=400", "--shard_tokens=300000"]
     start = time.perf_counter()
@@ -509,6 +518,7 @@ def test_kill_9_at_ten_moments_and_the_same_bytes_in_the_end(corpus, tmp_path):
     assert (tmp_path / "killed/meta.json").read_text() == (tmp_path / "whole/meta.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_finished_files_are_moved(corpus, tmp_path):
     """As it would lie on the disk: some files at their place, some not, meta.json not yet."""
     args = [f"--source={corpus}", "--tokenizer=bytes", "--val_fraction=0.01", f"--out_dir={tmp_path / 'o'}"]
@@ -522,6 +532,7 @@ def test_a_kill_while_the_finished_files_are_moved(corpus, tmp_path):
     assert contents(tmp_path / "o") == before and not work.exists() and load_tokenizer(tmp_path / "o")
 
 
+@pytest.mark.slow
 def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is(corpus, tmp_path):
     (tmp_path / "a.txt").write_text("some text\n" * 1000)
     args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
@@ -540,6 +551,7 @@ def test_other_settings_start_anew_and_a_finished_set_stays_until_the_new_one_is
     assert not (tmp_path / "o/preparing").exists()
 
 
+@pytest.mark.slow
 def test_a_data_set_of_other_settings_is_overwritten_only_when_asked(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"text {name}\n" * 1000)
@@ -565,6 +577,7 @@ def test_a_data_set_of_other_settings_is_overwritten_only_when_asked(tmp_path):
     assert {"train_000.bin", "val.bin"} <= set(contents(out)) and "train.bin" not in contents(out)
 
 
+@pytest.mark.slow
 def test_two_that_prepare_the_same_folder(tmp_path):
     """The second is refused while the first is at work, and not once that was killed."""
     (tmp_path / "a.txt").write_text("some text\n" * 100)
@@ -593,6 +606,7 @@ def test_more_than_a_thousand_shards_go_on_after_a_kill(tmp_path):
     assert len(list(tmp_path.glob("*.bin"))) == 11
 
 
+@pytest.mark.slow
 def test_odd_texts(tmp_path):
     """Empty documents count for nothing; a 200 MB line fits; what has no text is one line."""
     rows = ["", "a", "", "b", "", "\ud800c"] * 10
@@ -615,6 +629,7 @@ def test_odd_texts(tmp_path):
     assert int(re.search(r"peak memory ([\d,]+) MB", done.stdout)[1].replace(",", "")) < 1000
 
 
+@pytest.mark.slow
 def test_domains_have_their_own_validation(tmp_path):
     for domain in ("cbt", "qed"):
         for split, n in (("train", 400), ("dev", 100)):
@@ -643,6 +658,7 @@ def write_shard(path, ids, said=None):
     path.write_bytes(header.tobytes() + np.array(ids, dtype="<u2").tobytes())
 
 
+@pytest.mark.slow
 def test_shards_with_headers_are_used_as_they_are(tmp_path, monkeypatch):
     gpt2 = ROOT.parent / "shared/data/tokenizers/gpt2"
     if not gpt2.is_dir():
@@ -675,6 +691,7 @@ def test_shards_with_headers_are_used_as_they_are(tmp_path, monkeypatch):
     assert done.returncode == 2 and "its bytes are not those that meta.json was written for" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BABYLM.is_dir(), reason="the corpus of ten million words is not here")
 def test_the_cleaned_text_of_every_domain_survives_encoding(tmp_path):
     run_script("prepare_data.py", f"--source={BABYLM}", "--vocab_size=2000", f"--out_dir={tmp_path}")

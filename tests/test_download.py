@@ -103,6 +103,7 @@ def test_failures_are_one_line_each_with_the_remedy(hub, tmp_path):
     assert left(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_fetch_a_file_once(hub, tmp_path):
     hub.files["/file"], hub.trouble["/file"] = BODY, ["slow"]
     code = f"from common.download import download; download({hub.url + '/file'!r}, {str(tmp_path / 'file')!r})"
@@ -128,6 +129,7 @@ def model(tmp_path):
     return model
 
 
+@pytest.mark.slow
 def test_a_whole_repository_by_name(hub, model, tmp_path, monkeypatch):
     publish(hub, "org/tiny", tmp_path / "model")
     monkeypatch.setenv("HF_TOKEN", "secret")
@@ -176,6 +178,7 @@ def test_a_repository_that_fell_short_is_never_loaded(hub, model, tmp_path):
     assert load_pretrained("org/tiny").config == model.config
 
 
+@pytest.mark.slow
 def test_names_that_are_not_repositories(hub, tmp_path):
     assert is_repo("gpt2") and is_repo("EleutherAI/pythia-160m") and is_repo("allenai/OLMo-1B-hf@step1000-tokens4B")
     for name in ("../etc", "a/../b", "a/b/c", "/abs/olute", "~/x", ".hidden", "a/.git", "a/b@../c", "a b", "", "a/b/"):
@@ -221,6 +224,7 @@ def test_a_web_page_in_between_is_not_taken_for_a_file(hub, model, tmp_path):
     load_pretrained("org/tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value, message",
     [

@@ -131,6 +131,7 @@ def test_training_files_are_not_scored_and_texts_keep_apart(tasks_dir, tmp_path)
     assert [t.name for t in found] == names and [len(t.questions) for t in found] == [0, 0, 0, 4]
 
 
+@pytest.mark.slow
 def test_a_perplexity_beyond_numbers_is_inf_in_the_table_and_null_in_json(model_dir, tmp_path):
     (tmp_path / "t.txt").write_text("字" * 400)  # one "word"
     args = [f"--model={model_dir}", f"--tasks={tmp_path / 't.txt'}", "--device=cpu"]
@@ -277,6 +278,7 @@ def model_dir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_command_line_scores_every_task(tasks_dir, model_dir):
     names = [*ROWS, "hellaswag_harness", "wikitext", "wikitext_tokens"]
     names.remove("hellaswag")
@@ -298,6 +300,7 @@ def test_command_line_scores_every_task(tasks_dir, model_dir):
     assert set(blimp["parts"]["UID"]) == {"x", "y"} and set(blimp["parts"]["field"]) == {"syntax", "syntax_semantics"}
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_values_of_one(tasks_dir, model_dir):
     args = [
         f"--model={model_dir}",
@@ -330,6 +333,7 @@ def test_shots_come_from_the_file_itself_or_a_training_file(tasks_dir):
     (tasks_dir / "sst2/train.jsonl").unlink()
 
 
+@pytest.mark.slow
 def test_recipes_print_what_was_published(tasks_dir, model_dir):
     write(tasks_dir, "arc_challenge/test.jsonl", [ROWS["arc_easy"][0]] * 4)
     args = [f"--model={model_dir}", f"--data_dir={tasks_dir}", "--tasks=distilpythia", "--limit=2", "--device=cpu"]
@@ -338,6 +342,7 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
     assert "SuperGLUE's, 104 sentences" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -441,6 +446,7 @@ OWN = [
 OWN_ANSWERS = [1, 0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_multiple_choice_of_ones_own_is_scored_as_choices(model_dir, tmp_path):
     """By the command line, with columns of other names, and with shots from the file; against a forward for each."""
     names = {"context": "q", "choices": "options", "label": "right"}
@@ -502,6 +508,7 @@ def test_a_jsonl_that_is_not_multiple_choice_is_refused(row, message, tmp_path):
         load_tasks(str(tmp_path / "x.jsonl"), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
     from conftest import TINY
 

@@ -150,6 +150,7 @@ run.close()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_same_gradients(tmp_path):
     (tmp_path / "two.py").write_text(TWO_RANKS)
     run_python(tmp_path / "two.py", tmp_path / "grads.pt", torchrun=2)

@@ -155,6 +155,7 @@ def test_a_model_that_diverged_is_an_error_and_no_chance_score():
         score(model, [[([1, 2, 3], 1)]], 257, RUN)
 
 
+@pytest.mark.slow
 def test_compiled_once_or_twice_for_all_lengths():
     """torch.compile sees one shape, then any: no compilation after the second, whatever the examples."""
     import torch._dynamo.testing as testing
@@ -232,6 +233,7 @@ def write_rows(path, rows):
     return path
 
 
+@pytest.mark.slow
 def test_command_line(teacher, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "e"], "label": "1"}] * 3  # the official file has labels as text
     args = [f"--model={teacher}", f"--data={write_rows(tmp_path / 'h.jsonl', rows)}", "--device=cpu"]
@@ -248,6 +250,7 @@ def test_command_line(teacher, tmp_path):
     assert result["shots"] == 2 and len(result["data_sha256"]) == 64 and result["metrics"]["acc"]["value"] in (0, 1)
 
 
+@pytest.mark.slow
 def test_texts_beyond_the_window_are_announced(teacher, tmp_path):
     data = write_rows(tmp_path / "h.jsonl", [{"ctx": "abc" * 20, "endings": ["d", "e"], "label": 0}] * 2)
     for more in ([], ["--json"]):
@@ -255,6 +258,7 @@ def test_texts_beyond_the_window_are_announced(teacher, tmp_path):
         assert "hellaswag: 4 of 4 texts are beyond the model's 16 positions; they lose their first" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_examples(teacher, tmp_path):
     torch.manual_seed(2)
     rows = [{"ctx": some_text(3), "endings": [some_text(2) for _ in range(4)], "label": i % 4} for i in range(31)]
@@ -282,6 +286,7 @@ def test_bad_files_are_named(text, message, tmp_path):
         load_examples(str(tmp_path / "nowhere.jsonl"))
 
 
+@pytest.mark.slow
 def test_bad_settings_end_in_one_line(teacher, tmp_path):
     data = write_rows(tmp_path / "h.jsonl", [{"ctx": "a", "endings": ["b", "c"], "label": 0}])
     for args, message in [

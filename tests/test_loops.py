@@ -77,6 +77,7 @@ def test_distill_without_distillation_is_train_bit_for_bit(args, tmp_path):
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("script", LOOPS)
 def test_ten_steps_equal_five_resumed_for_five_more(script, optimizer, args, tmp_path):
@@ -120,6 +121,7 @@ def test_sections_of_both_loops_have_the_same_names_and_order():
 # ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", LOOPS)
 def test_two_ranks_give_the_losses_of_one(script, args, tmp_path):
     more = ["--max_steps=20", "--eval_interval=10", "--dropout=0"]  # dropout draws per rank
@@ -148,6 +150,7 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", LOOPS)
 def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(script, args, tmp_path):
     more = ["--max_steps=60", "--save_interval=3", "--keep_checkpoints=2"]
@@ -164,6 +167,7 @@ def test_a_run_killed_at_any_instant_resumes_to_the_same_bits(script, args, tmp_
     assert sorted(p.name for p in (tmp_path / "killed").glob("*step_*")) == ["step_000057", "step_000060"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", LOOPS)
 def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by_resuming(script, args, tmp_path):
     run_script(script, *args(script, "run", "--eval_interval=5"))
@@ -177,6 +181,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_summary_is_finished_by
     assert "at step 10 already; raise it" in fails(script, *args(script, "run", "--max_steps=9", "--init_from=resume"))
 
 
+@pytest.mark.slow
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(args, tmp_path):
     """The process dies as soon as the first file of the first checkpoint is gone."""
     die = """import os, runpy, sys
@@ -196,6 +201,7 @@ runpy.run_path("train.py", run_name="__main__")"""
     assert [p.name for p in (tmp_path / "run").glob("*step_*")] == ["step_000004"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_finish_the_step_save_and_exit_with_their_code(number, code, args, tmp_path):
     process = start("train.py", *args("train.py", "run", "--max_steps=100000", "--save_interval=0"))
@@ -212,6 +218,7 @@ def test_signals_finish_the_step_save_and_exit_with_their_code(number, code, arg
 # what a run writes
 
 
+@pytest.mark.slow
 def test_the_log_line_adds_up_and_the_checkpoint_is_a_model_folder(args, dataset, tmp_path):
     loss = ["--weight_ce=0.25", "--weight_kl=0.5", "--weight_cos=0.125", "--temperature=3"]
     done = run_script("distill.py", *args("distill.py", "run", *loss, "--keep_checkpoints=1", "--save_interval=5"))
@@ -229,6 +236,7 @@ def test_the_log_line_adds_up_and_the_checkpoint_is_a_model_folder(args, dataset
     assert val == pytest.approx(read_log(tmp_path / "run", "val")[10], rel=1e-6)  # it starts where that one ended
 
 
+@pytest.mark.slow
 def test_scales_of_the_kl_and_terms_of_several_teachers(args, teacher, tmp_path):
     """The logged kl stays in nats per token; sequence / token is exactly block_size = 16, with T**2 = 9 exactly 9."""
     more = [f"--teacher={teacher},{teacher / 'step_000012'}", "--max_steps=1", "--temperature=3", "--weight_cos=0"]
@@ -252,6 +260,7 @@ def read_log_line(args, tmp_path, name, *more):
     return line, {label: read_log(tmp_path / name, label)[0] for label in labels}
 
 
+@pytest.mark.slow
 def test_every_evaluation_compares_student_and_teacher(args, teacher, tmp_path):
     """Of a student that is its teacher; and of one that is not, whose loss at T = 1 is forward_kl, on other rows."""
     more = [f"--init_from={teacher}", "--learning_rate=0", "--min_lr=0", "--weight_decay=0", "--dropout=0"]
@@ -266,6 +275,7 @@ def test_every_evaluation_compares_student_and_teacher(args, teacher, tmp_path):
     assert forward == pytest.approx(kl, rel=0.2) and read_log(tmp_path / "other", "agree")[0] < 1
 
 
+@pytest.mark.slow
 def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, teacher, tmp_path):
     """The chain's next id is one of 4: from log 257 = 5.5 nats towards log 4 = 1.4."""
     more = ["--max_steps=150", "--learning_rate=1e-2", "--warmup_steps=5", "--batch_size=16", "--optimizer=muon"]
@@ -279,6 +289,7 @@ def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, t
     assert kl[149] < 0.2 * kl[0] and read_log(tmp_path / "student", "val")[150] < 3.5
 
 
+@pytest.mark.slow
 def test_hellaswag_runs_inside_the_loops(args, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "ef", "ghi", "jk"], "label": i % 4} for i in range(6)]
     (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -308,6 +319,7 @@ def broken(dataset, tmp_path, name="broken", **meta):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, message",
     [
@@ -338,6 +350,7 @@ def test_bad_keys(more, message, args):
     assert message in fails("train.py", *args("train.py", "run", *more))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more, message",
     [
@@ -368,12 +381,14 @@ def test_baby_llamas_published_sizes(name, millions):
     assert found == pytest.approx(millions * 1e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_errors_of_two_ranks_are_said(args):
     """Once a process group is there, torch puts a hook of its own around ours."""
     done = run_script("train.py", *args("train.py", "run", "--arch=gpt3"), ok=False, torchrun=2)
     assert done.returncode and "train.py: arch='gpt3' is not one of gpt, llama" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_configs_name_what_to_run_first(tmp_path):
     for script, config, need in [
         ("train.py", "pretrain_124m", "data/fineweb_edu"),
@@ -388,6 +403,7 @@ def test_configs_name_what_to_run_first(tmp_path):
         assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused_although_the_shapes_agree(args, dataset, teacher, tmp_path):
     vocab = {character: 255 - byte for character, byte in byte_characters().items()}  # as many ids, other meanings
     reversed_bytes = BPETokenizer(spec_of_merges(vocab | {"<|endoftext|>": 256}, []), eot=256)
@@ -410,6 +426,7 @@ def test_another_tokenizer_is_refused_although_the_shapes_agree(args, dataset, t
     assert "has no tokenizer" in fails("distill.py", *args("distill.py", "run2", f"--teacher={stripped}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [lambda s: s.pop("step"), lambda s: s.update(optimizers=5), lambda s: s.update(config=[]),
@@ -427,6 +444,7 @@ def test_a_trainer_state_of_another_shape_is_refused(change, args, tmp_path):
     assert "trainer.pt is damaged or was cut" in line or "trainer.pt is of other optimisers" in line
 
 
+@pytest.mark.slow
 def test_a_padded_and_an_unpadded_copy_of_a_model_are_the_same_teacher_and_student(args, teacher, tmp_path):
     """The padding is filled with what would win every softmax."""
     model, tokenizer = load_pretrained(teacher), load_tokenizer(teacher)
@@ -449,6 +467,7 @@ def test_a_padded_and_an_unpadded_copy_of_a_model_are_the_same_teacher_and_stude
             assert len(unpadded) >= 3 and unpadded == pytest.approx(padded, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_blocks_of_its_teacher_with_some_of_it_frozen(args, teacher, tmp_path):
     """DistilGPT2's way: blocks, embeddings, final norm and head of the teacher, its positions never trained."""
     more = ["--init_layers=1", "--freeze=wpe,ln_f.bias", "--optimizer=muon", "--weight_decay=0.1"]
@@ -471,6 +490,7 @@ def test_a_student_starts_from_blocks_of_its_teacher_with_some_of_it_frozen(args
     assert "freeze='', but" in line and "has freeze='wpe,ln_f.bias'" in line
 
 
+@pytest.mark.slow
 def test_a_teacher_by_its_name_on_the_hub(args, teacher, hub, tmp_path):
     for path in find_model(teacher).iterdir():
         hub.files[f"/org/teacher/resolve/main/{path.name}"] = path.read_bytes()
@@ -479,6 +499,7 @@ def test_a_teacher_by_its_name_on_the_hub(args, teacher, hub, tmp_path):
     assert (tmp_path / "hub/log.txt").read_text() == (tmp_path / "local/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_rows_beyond_a_learned_position_table_are_refused(args, teacher):
     more = [f"--init_from={teacher}", "--block_size=32"]
     assert "block_size=32 is beyond the 16 positions" in fails("train.py", *args("train.py", "run", *more))
@@ -486,6 +507,7 @@ def test_rows_beyond_a_learned_position_table_are_refused(args, teacher):
     assert "block_size=32 is beyond the 16 positions" in fails("distill.py", *args("distill.py", "run", *more))
 
 
+@pytest.mark.slow
 def test_damaged_data_is_refused(args, dataset, tmp_path):
     folder = broken(dataset, tmp_path)
     with open(folder / "train.bin", "ab") as file:
@@ -496,6 +518,7 @@ def test_damaged_data_is_refused(args, dataset, tmp_path):
     assert ", train: id 9999 at token" in line and "vocab_size=257" in line
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_and_not_resumed_beyond_its_end(args, tmp_path):
     run_script("train.py", *args("train.py", "run", "--max_steps=4"))
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"}
@@ -523,6 +546,7 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     assert find_model(tmp_path).name == "step_1000020"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_before_the_update(args, tmp_path):
     more = ["--learning_rate=1e30", "--grad_clip=0", "--warmup_steps=0", "--save_interval=1", "--max_steps=20"]
     line = fails("train.py", *args("train.py", "run", *more, "--schedule=constant"))
@@ -532,6 +556,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(args, tmp_path):
     assert [p.name for p in (tmp_path / "run").glob(".*")] == [".lock"]  # nothing half written
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="needs a small file system of its own")
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(args, tmp_path):
     disk = tmp_path / "disk"

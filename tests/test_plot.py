@@ -62,6 +62,7 @@ def legend_texts(figure):
     return [text.get_text().strip() for text in figure.legends[0].get_texts()]
 
 
+@pytest.mark.slow
 def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):
     run_script("train.py", *TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'b'}", "--max_steps=5")
     args = [f"--runs={teacher},{tmp_path / 'b'}", f"--out={tmp_path / 'p.png'}", "--labels=one,two"]

@@ -325,6 +325,7 @@ print((resident("VmHWM") - before) / sum(p.nbytes for p in model.parameters()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 @pytest.mark.parametrize("form, dtype", [("safetensors", "float32"), ("safetensors", "bfloat16"), ("bin", "float32")])
 def test_loading_takes_the_memory_of_the_model_and_little_more(form, dtype, tmp_path):
@@ -406,6 +407,7 @@ def test_no_byte_of_a_pickle_ends_in_a_traceback(small):
                 assert str(folder) in str(error)
 
 
+@pytest.mark.slow
 def test_a_newline_in_a_name_stays_one_line(small):
     _, weights, folder = small
     save_file(weights | {"x\ny": torch.zeros(1)}, folder / "model.safetensors")
@@ -421,6 +423,7 @@ def test_a_pointer_of_git_lfs_is_told_from_a_file(small):
         load_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_end_in_one_line(name, tmp_path):
     file, content, message = HOSTILE[name]
@@ -485,6 +488,7 @@ def test_frozen_parameters_are_named_by_whole_parts():
 # a real model
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STORIES.is_dir(), reason="the 260K-parameter LLaMA is not here")
 def test_stories260k_tells_its_story(tmp_path):
     tokens = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426]

@@ -55,6 +55,7 @@ def trainer_state(run) -> dict:
 # stored knobs, and those that change
 
 
+@pytest.mark.slow
 def test_out_dir_is_enough_to_resume(train, resume, tmp_path):
     """The knobs are the stored ones, not the script's defaults; a key of the command line changes one, and says so."""
     more = ["--schedule=linear", "--seed=3", "--learning_rate=0.01", "--eval_interval=5"]
@@ -71,6 +72,7 @@ def test_out_dir_is_enough_to_resume(train, resume, tmp_path):
     assert trainer_state(tmp_path / "parts")["config"]["schedule"] == "linear"
 
 
+@pytest.mark.slow
 def test_a_config_file_does_not_change_a_resumed_run_without_a_word(train, resume, tmp_path):
     train("run", "--max_steps=2", "--batch_size=2")
     config = tmp_path / "c.py"
@@ -80,6 +82,7 @@ def test_a_config_file_does_not_change_a_resumed_run_without_a_word(train, resum
     assert trainer_state(tmp_path / "run")["config"]["batch_size"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_optimiser_knobs_of_a_resumed_run_are_in_force(optimizer, train, resume, tmp_path):
     """load_state_dict brings the old ones back; the checkpoint would record the new ones."""
@@ -103,6 +106,7 @@ def test_optimiser_knobs_of_a_resumed_run_are_in_force(optimizer, train, resume,
     torch.testing.assert_close(weak - strong, 0.1 * (0.5 - 0.1) * start, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_may_not_change_is_refused(train, resume, tmp_path):
     train("run", "--max_steps=2")
     for key, message in [
@@ -115,6 +119,7 @@ def test_what_may_not_change_is_refused(train, resume, tmp_path):
         assert message in refusal(resume("run", key, ok=False))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_other_script_is_refused(train, resume, tmp_path, teacher):
     train("run", "--max_steps=2")
     more = [f"--teacher={teacher}", "--max_steps=4"]
@@ -123,6 +128,7 @@ def test_a_run_of_the_other_script_is_refused(train, resume, tmp_path, teacher):
     )
 
 
+@pytest.mark.slow
 def test_teachers_keep_their_places_when_projections_belong_to_them(dataset, teacher, tmp_path, resume):
     """Projections are by place: with two teachers swapped each would learn from the other's."""
     run_script(
@@ -143,6 +149,7 @@ def test_teachers_keep_their_places_when_projections_belong_to_them(dataset, tea
 # the batch and the ranks
 
 
+@pytest.mark.slow
 def test_a_run_resumed_on_one_rank_takes_the_steps_of_two(train, resume, tmp_path):
     """The tokens of a step stay: two ranks become two micro-steps, and the losses are those of a run on one rank."""
     more = ["--schedule=constant", "--eval_interval=5"]
@@ -156,6 +163,7 @@ def test_a_run_resumed_on_one_rank_takes_the_steps_of_two(train, resume, tmp_pat
         np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_more_ranks_than_a_step_has_micro_steps_are_refused_with_the_remedy(train, resume, tmp_path):
     train("run", "--batch_size=4", "--max_steps=2")
     done = resume("run", "--max_steps=4", torchrun=2, ok=False)
@@ -164,6 +172,7 @@ def test_more_ranks_than_a_step_has_micro_steps_are_refused_with_the_remedy(trai
     assert trainer_state(tmp_path / "run")["rows"] == 4 * 4
 
 
+@pytest.mark.slow
 def test_tokens_per_step_makes_the_same_run_whatever_the_batch(train, tmp_path):
     train("four", "--batch_size=4", "--tokens_per_step=128")
     train("two", "--batch_size=2", "--tokens_per_step=128")
@@ -189,6 +198,7 @@ def test_another_size_of_step_continues_with_the_next_row(dataset):
     assert doubled.steps(1) == 3 + -(-(data.n_rows - 12) // 8) and data.steps(1) == -(-data.n_rows // 4)
 
 
+@pytest.mark.slow
 def test_max_steps_by_hand_counts_although_the_config_says_epochs(train, tmp_path):
     config = tmp_path / "c.py"
     config.write_text("epochs = 1.0\n")
@@ -201,6 +211,7 @@ def test_max_steps_by_hand_counts_although_the_config_says_epochs(train, tmp_pat
 # the shape of a model that was loaded
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_records_the_shape_that_it_has(train, resume, tmp_path, dataset, teacher):
     line = refusal(train("run", f"--init_from={teacher}", "--n_layer=99", ok=False))
     assert "command line: n_layer=99, but" in line and "has n_layer=2" in line and "leave n_layer out" in line
@@ -220,6 +231,7 @@ def test_a_fine_tuned_run_records_the_shape_that_it_has(train, resume, tmp_path,
 # one run in a folder, and its best checkpoint
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time_in_a_folder(dataset, tmp_path, train, resume):
     """The second is told, also when it resumes; reading goes on; a killed process holds nothing."""
     keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=100000", "--save_interval=5"]
@@ -242,6 +254,7 @@ def test_one_run_at_a_time_in_a_folder(dataset, tmp_path, train, resume):
     assert (tmp_path / "run/summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_before_it_writes_leaves_no_folder(train, tmp_path):
     refusal(train("deep/inside", "--schedule=none", ok=False))
     assert not list(tmp_path.iterdir())
@@ -249,6 +262,7 @@ def test_a_run_that_fails_before_it_writes_leaves_no_folder(train, tmp_path):
     assert "is a file; name a folder for the run" in refusal(train("file", ok=False))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays_beside_the_newest(train, resume, tmp_path):
     """Ten good steps, then some with a learning rate that ruins the model."""
     more = ["--keep_checkpoints=1", "--eval_interval=5", "--learning_rate=0.01", "--schedule=constant"]
@@ -271,6 +285,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(train, resume, tmp_path):
 # what a run says and writes
 
 
+@pytest.mark.slow
 def test_the_last_words_name_what_comes_next(train, tmp_path):
     out = tmp_path / "run"
     lines = train("run").stdout.splitlines()[-4:]
@@ -280,6 +295,7 @@ def test_the_last_words_name_what_comes_next(train, tmp_path):
     assert f"python train.py --out_dir={out} --init_from=resume --max_steps=<more>" in lines[3]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_comes_next_too(dataset, tmp_path):
     keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=100000"]
     run = subprocess.Popen([sys.executable, ROOT / "train.py", *keys], stdout=subprocess.PIPE, text=True)
@@ -292,6 +308,7 @@ def test_ctrl_c_says_what_comes_next_too(dataset, tmp_path):
     assert run.returncode == 130 and "\nsaved " in out and "--init_from=resume\n" in out
 
 
+@pytest.mark.slow
 def test_eval_only_scores_and_writes_nothing(train, resume, tmp_path):
     train("run", "--eval_interval=10")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
@@ -306,6 +323,7 @@ def test_eval_only_scores_and_writes_nothing(train, resume, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_samples_are_written_and_change_nothing(train, tmp_path):
     """An empty prompt starts from what the training text began with; dropout's numbers are not disturbed."""
     train("with", "--sample_interval=5", "--dropout=0.1", "--sample_prompt=(((")
@@ -316,6 +334,7 @@ def test_samples_are_written_and_change_nothing(train, tmp_path):
     assert (tmp_path / "with" / names[-1]).read_text().startswith("(((")
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_starts_from_what_the_model_has_seen(tmp_path):
     """One document: no text follows an end-of-text id, so that the model knows nothing of it. Many: it does."""
     one = write_dataset(tmp_path / "one")
@@ -330,6 +349,7 @@ def test_an_empty_prompt_starts_from_what_the_model_has_seen(tmp_path):
     assert done.stdout.startswith("(")  # id 40
 
 
+@pytest.mark.slow
 def test_weights_and_biases_has_what_the_log_has(train, resume, tmp_path, monkeypatch):
     """Offline, with the real package: its files are in out_dir, and a resumed run is the same run."""
     pytest.importorskip("wandb")
@@ -346,6 +366,7 @@ def test_weights_and_biases_has_what_the_log_has(train, resume, tmp_path, monkey
             assert f"{value:.4g}"[:4].encode() in content, (label, value)
 
 
+@pytest.mark.slow
 def test_without_wandb_the_way_to_install_it_is_said(train, tmp_path, monkeypatch):
     (tmp_path / "hide/wandb").mkdir(parents=True)  # an empty folder of that name imports as a module
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hide"))
@@ -368,6 +389,7 @@ def test_a_log_that_a_kill_cut_anywhere(tmp_path):
 # bad input
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_at_once(train, tmp_path, monkeypatch):
     for key, message in [
         ("--eps=0", "eps=0.0 is out of range; expected 1e-30 to 1"),
@@ -380,6 +402,7 @@ def test_what_cannot_be_is_refused_at_once(train, tmp_path, monkeypatch):
     assert "batch_size=100000000 rows of block_size=16" in line and "lower batch_size" in line
 
 
+@pytest.mark.slow
 def test_a_data_set_by_half_its_path(dataset, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine").symlink_to(dataset)
@@ -390,6 +413,7 @@ def test_a_data_set_by_half_its_path(dataset, tmp_path):
     assert "data set data/mime is not there; did you mean 'data/mine'?" in line
 
 
+@pytest.mark.slow
 def test_a_typing_error_in_a_teacher_is_not_a_network_problem(dataset, teacher, tmp_path):
     keys = [*TINY, f"--dataset={dataset}", "--out_dir=run"]
     (tmp_path / "out").symlink_to(teacher.parent)
@@ -400,6 +424,7 @@ def test_a_typing_error_in_a_teacher_is_not_a_network_problem(dataset, teacher, 
     assert "no model at 'out/pretrain_124m' yet; first run: python train.py config/pretrain_124m.py" in line
 
 
+@pytest.mark.slow
 def test_teacher_weights_may_stay_on_a_control(dataset, teacher, tmp_path):
     keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=1"]
     both = [f"--teacher={teacher},{teacher}", "--teacher_weights=2,1"]

@@ -31,6 +31,7 @@ def prepared(folder):
     return tokenizer, meta, *splits
 
 
+@pytest.mark.slow
 def test_folder_of_txt_and_jsonl(tmp_path):
     source = tmp_path / "texts"
     (source / "deep").mkdir(parents=True)
@@ -49,6 +50,7 @@ def test_folder_of_txt_and_jsonl(tmp_path):
     assert (tmp_path / "out/train.bin").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_text_is_split_at_its_end_and_read_in_pieces(tmp_path):
     text = "".join(f"line {i} of a longer text, é\r\n" for i in range(60_000))  # 1.9 M characters: two pieces
     (tmp_path / "a.txt").write_bytes(text.encode())
@@ -60,6 +62,7 @@ def test_one_text_is_split_at_its_end_and_read_in_pieces(tmp_path):
     assert len(val[0]) == pytest.approx(0.1 * len(text), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_stdlib_is_the_default_and_deterministic(tmp_path):
     for name in ("a", "b"):
         run_script("prepare_data.py", f"--out_dir={tmp_path / name}", "--tokenizer=bytes")
@@ -75,6 +78,7 @@ def test_stdlib_is_the_default_and_deterministic(tmp_path):
     assert all(len(set(r["endings"])) == 4 and r["endings"][r["label"]] in held_out for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -117,6 +121,7 @@ def test_bad_sources_end_in_one_line(args, message, tmp_path):
     assert not (tmp_path / "out/meta.json").exists()
 
 
+@pytest.mark.slow
 def test_gpt2_that_cannot_be_downloaded_is_said_as_that(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf_home"))
@@ -126,6 +131,7 @@ def test_gpt2_that_cannot_be_downloaded_is_said_as_that(tmp_path, monkeypatch):
     assert done.stderr.startswith("prepare_data.py: cannot download GPT-2's vocabulary"), done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_bpe_trains(tmp_path):
     """The trainer must not report it as a vocabulary that does not suit the text; it is fed for half a second here."""
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "some words and {i}"}}\n' for i in range(200_000)))
@@ -145,6 +151,7 @@ def test_ctrl_c_while_a_bpe_trains(tmp_path):
         SentencePieceTokenizer.train(interrupted(), 300)
 
 
+@pytest.mark.slow
 def test_sample_writes_text_and_the_same_for_the_same_seed(teacher):
     args = [f"--model={teacher}", "--prompt=abc", "--max_tokens=30", "--num_samples=2"]
     first, again, other = (run_script("sample.py", *args, f"--seed={s}").stdout for s in (1, 1, 2))

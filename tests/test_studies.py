@@ -13,13 +13,14 @@ import pytest
 from conftest import ROOT, parameters
 
 from configurator import read_config_file
-from studies import babyllama, babyllama_report
-from studies.babyllama import BOTH, ROWS, Study, Trained, passages
+from studies import babyllama, measuring
+from studies.babyllama import BOTH, ROWS, passages
+from studies.engine import Study, Trained
 
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
 
 
-@pytest.mark.parametrize("module", [babyllama, babyllama_report])
+@pytest.mark.parametrize("module", [babyllama, measuring])
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -54,6 +55,7 @@ def study_of(args, tmp_path, ok=True):
     return copy, done
 
 
+@pytest.mark.slow
 def test_the_data_is_cut_and_prepared_and_bad_input_is_told(tmp_path):
     corpus = small_corpus(tmp_path / "corpus")
     args = [f"--corpus={corpus}", "--every_train=5", "--every_dev=2", "--only=data"]
@@ -139,12 +141,12 @@ def pretended(tmp_path, monkeypatch):
         made = []
         for name, value in (knobs | changed | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
             monkeypatch.setattr(babyllama, name, value, raising=False)
-        monkeypatch.setattr(babyllama, "Study", lambda *a: made.append(Pretended(*a)) or made[0])
+        monkeypatch.setattr(babyllama, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
         monkeypatch.setattr(Pretended, "call", prepared(Pretended.__dict__["call"]))
         try:
             babyllama.main()
         finally:
-            made[0].held.close()
+            made[0].data_lock.close()
         return made[0]
 
     return make
@@ -195,7 +197,7 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     pretended()
     page = (tmp_path / "studies/babyllama.md").read_text()
     assert "**Does it distil? Yes.**" in page and "**-0.1900 ± 0.0058**" in page
-    assert "on BLiMP it is +0.00 ± 0.00 points (not told apart at 95 %)" in page
+    assert "on BLiMP it is +0.00 ± 0.00 points (not significant at 95 %)" in page
     assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
     assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
     assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
@@ -206,11 +208,24 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert all((tmp_path / f"studies/{name}.png").stat().st_size > 10_000 for name in ("babyllama", "babyllama_curves"))
 
 
+def bare_study(data, out_dir):
+    """A study of the real rows, two runs at a time."""
+    return Study(
+        rows=ROWS,
+        trial_rates=babyllama.TRIAL_RATES,
+        trial_epochs=babyllama.TRIAL_EPOCHS,
+        data=data,
+        out_dir=str(out_dir),
+        eval_dir="",
+        blimp_limit=1,
+        jobs=2,
+    )
+
+
 def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     """A real train.py, which finds no data; the other job, a long one, is told to stop."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(babyllama, "DATA", tmp_path / "none")
-    study = Study(str(tmp_path / "out"), "", 1, 2)
+    study = bare_study(tmp_path / "none", tmp_path / "out")
     study.command = lambda run, folder: (
         ["train.py", f"--dataset={tmp_path}/none", f"--out_dir={folder}"]
         if run.seed
@@ -222,20 +237,20 @@ def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     assert time.perf_counter() - started < 50 and not study.children
     assert not list((tmp_path / "out").iterdir())  # neither wrote anything
     with pytest.raises(OSError, match="is in use by another study, or by a run it left behind"):
-        Study(str(tmp_path / "out"), "", 1, 2)
+        bare_study(tmp_path / "none", tmp_path / "out")
 
 
 def test_a_run_left_behind_holds_the_study(tmp_path, monkeypatch):
     """What a study started keeps its lock although the study is gone."""
     monkeypatch.chdir(tmp_path)
-    study = Study(str(tmp_path), "", 1, 1)
-    left = subprocess.Popen(["sleep", "60"], pass_fds=[study.held.fileno()])
-    study.held.close()
+    study = bare_study(tmp_path / "data", tmp_path)
+    left = subprocess.Popen(["sleep", "60"], pass_fds=[study.data_lock.fileno()])
+    study.data_lock.close()
     with pytest.raises(OSError, match="by a run it left behind"):
-        Study(str(tmp_path), "", 1, 1)
+        bare_study(tmp_path / "data", tmp_path)
     left.kill()
     left.wait()
-    Study(str(tmp_path), "", 1, 1).held.close()
+    bare_study(tmp_path / "data", tmp_path).data_lock.close()
 
 
 def test_the_small_twins_keep_the_proportions():

@@ -149,6 +149,7 @@ def test_ids_of_real_converted_files(folder, tmp_path):
     check(load_tokenizer(DATA / folder), tmp_path, [*ODD, *MARKS, *corpus])
 
 
+@pytest.mark.slow
 def test_a_gpt_on_nfkc_bpe_is_saved_with_a_tokenizer_that_others_read(tmp_path):
     """Baby Llama's GPT teacher, small: from text to a checkpoint."""
     text = tmp_path / "text.txt"
