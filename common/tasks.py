@@ -14,9 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.corpus import articles, need
 from common.download import download, endpoint
 from common.files import read_json, read_utf8
+from corpora.readers import articles, need
 
 NORMED = ("acc", "acc_norm")  # metrics of choices that differ in length
 

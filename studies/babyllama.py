@@ -23,10 +23,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from common.checkpoint import load_trainer_state
-from common.corpus import find_files
 from common.data import read_meta
-from common.files import by_step, read_json
-from common.writing import write_json
+from common.files import by_step, read_json, write_json
+from corpora.sources import find_files
 from evaluate import load_tasks
 from studies.babyllama_report import write_report
 
