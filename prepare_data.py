@@ -66,6 +66,7 @@ def prepare(config: dict):
     # abspath: of --source=. it is the name of the folder that one is in
     folder = Path(config["out_dir"] or f"data/{Path(os.path.abspath(source)).stem}")
     settings = settings_of(config)
+    # Before anything is downloaded or trained: an hour later would be late.
     check_replaceable(folder, settings, config["overwrite"])
     files = files_to_read(config, folder)
     if config["document_separator"] != "file":
@@ -91,8 +92,10 @@ def prepare_texts(files: list[File], folder: Path, settings: dict, config: dict)
         )
         tok = choose_tokenizer(preparation, stream, config)
         write_tokens(preparation, stream, tok, config["workers"], config["shard_tokens"])
+        # The quickstart's task; other corpora have tasks of their own.
         if config["source"] == "stdlib":
             write_choices(stream, preparation.work / "choices.jsonl")
+        # Known only now that all text was read.
         for remark, path in stream.notes.items():
             print(f"note: {path} {remark}", flush=True)
         write_meta(preparation, tok, settings["source"])
@@ -110,6 +113,7 @@ def check_source(config: dict):
     if not source:
         names = ", ".join(NAMES)
         raise ValueError(f"source is empty; expected a file or a folder, or one of {names}")
+    # The standard library has no files; a path of one's own is the source itself.
     if text_dir and (source == "stdlib" or source not in NAMES):
         names_with_files = NAMES[1:]
         raise ValueError(
@@ -188,8 +192,10 @@ def choose_tokenizer(preparation: Preparation, stream: Stream, config: dict):
 
 def write_tokens(preparation: Preparation, stream: Stream, tok, workers: int, shard_tokens: int):
     """Write the token files of all splits, and record after each batch what is on the disk."""
+    # two bytes an id wherever they are enough
     dtype = "uint16" if tok.vocab_size <= 65536 else "uint32"
     preparation.restore(dtype, shard_tokens)
+    # Pieces come in the same order in each pass: those that an earlier run recorded are read and skipped.
     new_pieces = islice(iter(stream), preparation.pieces, None)
     with Progress(stream) as progress:
         for batch, ids_of_batch in encode_ahead(batches(new_pieces), tok, workers or os.cpu_count()):
@@ -236,6 +242,7 @@ class Progress:
 def write_meta(preparation: Preparation, tok, source: str):
     """Count, hash, and write meta.json. ValueError if a split is empty."""
     splits = preparation.splits
+    # A data set without one of them could be neither trained on nor evaluated.
     for name in ("train", "val"):
         if name not in splits or splits[name].tokens == 0:
             reason = "too few documents for val_fraction; change it"
@@ -272,13 +279,14 @@ def report(folder: Path, seconds: float):
         if others:
             where += f" … {others[-1]}"
         print(f"{where}: {tokens:,} tokens, {documents:,} documents, {bytes_per_token:.3f} bytes a token")
+    # Domains that a tokenizer suits less have fewer bytes a token.
     rates = []
     for domain, counts in meta["domains"].items():
         rates.append(f"{domain} {counts['bytes'] / counts['tokens']:.2f}")
     if rates:
         print("bytes a token:", ", ".join(rates))
+    # /proc is there on Linux only.
     peak = ""
-    # Linux only
     if Path("/proc/self/status").is_file():
         peak = f", peak memory {resident(peak=True) / 1e6:,.0f} MB"
     total = meta["train_tokens"] + meta["val_tokens"]

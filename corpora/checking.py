@@ -9,7 +9,8 @@ from common.data import Tokens, read_meta
 from common.files import file_sha256
 from common.tokenizer import load_tokenizer
 
-BLOCK = 1 << 24  # ids that are read at once: a stream may be larger than memory
+# Ids that are read at once: a stream may be larger than memory.
+BLOCK = 1 << 24
 
 
 def check_data(folder: Path):
@@ -32,6 +33,7 @@ def check_hashes(folder: Path, meta: dict):
         remedy = "prepare the data again"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there, but meta.json names it; {remedy}")
+        # The size first: a file that was cut is found without reading it.
         if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
             raise ValueError(f"{path}: its bytes are not those that meta.json was written for; {remedy}")
 
@@ -76,7 +78,8 @@ def report_leaks(train: Tokens, val: Tokens, tok):
 def leaked_documents(train: Tokens, val: Tokens, eot: int) -> set[tuple[int, int]]:
     """(start in val, length) of the validation documents that are training documents as well."""
     val_starts, val_lengths = val.documents(eot)
-    held_out = {}  # hash of a document: [(start, length)] in val
+    # hash of a document: [(start, length)] in val
+    held_out = {}
     for start, length in zip(val_starts.tolist(), val_lengths.tolist()):
         key = document_hash(val, start, length, eot)
         held_out.setdefault(key, []).append((start, length))

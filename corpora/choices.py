@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 
 CONTEXT_LINES = 6
-LONG_ENOUGH = 20  # characters of a line
-STRIDE = CONTEXT_LINES + 20  # lines from one question to the next
-MOST_OF_A_TEXT = 20  # questions, so that a few long files are not all there is
+# Characters of a line that says something: "else:" would be a fair ending of anything.
+LONG_ENOUGH = 20
+# Lines from one question to the next, so that their contexts do not overlap.
+STRIDE = CONTEXT_LINES + 20
+# Questions of one text: a few long files should not be all there is.
+MOST_OF_A_TEXT = 20
 MOST = 500
 
 
@@ -37,6 +40,7 @@ def questions_of(text: str, rng: np.random.Generator) -> list[dict]:
         others = {line.strip() for line in lines} - {right}
         if len(others) < 3:
             continue
+        # Sorted, as the order of a set differs from run to run.
         wrong = rng.choice(sorted(others), 3, replace=False)
         endings = [str(line) for line in wrong]
         label = int(rng.integers(4))

@@ -10,9 +10,11 @@ from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokeniz
 from configurator import nearest
 from corpora.stream import Stream
 
-BPE_SAMPLE = 1 << 26  # bytes of text that a BPE is trained on, spread over the training split
+# Bytes of text that a BPE is trained on, as the trainer holds them in memory.
+BPE_SAMPLE = 1 << 26
 KINDS = ("bytes", "bpe", "gpt2")
-CHARACTERS = ("char", "chars", "character", "characters")  # nanoGPT has a tokenizer of characters, this has none
+# nanoGPT has a tokenizer of characters and many expect one; here there is none.
+CHARACTERS = ("char", "chars", "character", "characters")
 
 
 def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
@@ -24,12 +26,14 @@ def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
         return ByteTokenizer()
     if kind == "bpe":
         return train_bpe(vocab_size, nfkc, stream)
+    # A folder may have that name.
     if kind in CHARACTERS and not Path(kind).exists():
         nearest_kind = "--tokenizer=bytes is the nearest, 257 ids"
         raise ValueError(f"tokenizer={kind!r}: there is none of characters; {nearest_kind}")
     try:
         return load_tokenizer(kind)
     except OSError as error:
+        # Its name is right: what failed is the download, and the error says so.
         if kind in KINDS:
             raise
         suggestion = nearest(kind.lower(), KINDS)
@@ -48,6 +52,7 @@ def train_bpe(vocab_size: int, nfkc: bool, stream: Stream) -> SentencePieceToken
     if every > 1:
         sample = f"one in {every} pieces of the training split"
     print(f"training a BPE of {vocab_size:,} on {sample} …", flush=True)
+    # Validation text must not decide the vocabulary.
     training_texts = (piece.text for piece in stream if piece.split == "train")
     return SentencePieceTokenizer.train(islice(training_texts, 0, None, every), vocab_size, nfkc)
 
@@ -57,6 +62,7 @@ def encode_ahead(batches, tok, workers: int):
 
     The tokenizer works outside Python's lock: while other cores encode a batch, this one reads and cleans the next.
     """
+    # at most two (batch, future): one that is encoded, and one that waits for it
     in_progress = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:

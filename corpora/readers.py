@@ -14,10 +14,14 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-PIECE = 1 << 20  # characters
-PARQUET_ROWS = 256  # read at once
-PLAIN_TEXT = (".txt", ".train", ".dev")  # document_separator says where their documents end
-SUFFIXES = (*PLAIN_TEXT, ".jsonl", ".parquet")  # all but parquet may have .gz or .zst behind
+# The most characters in a piece; what bounds the memory that long documents take.
+PIECE = 1 << 20
+# Rows of parquet that are decoded at once. Its row groups may be larger than memory once they are str.
+PARQUET_ROWS = 256
+# document_separator says where the documents of these end
+PLAIN_TEXT = (".txt", ".train", ".dev")
+# all but parquet, which has a compression of its own, may have .gz or .zst behind
+SUFFIXES = (*PLAIN_TEXT, ".jsonl", ".parquet")
 END_OF_TEXT = "<|endoftext|>"
 
 # What separates the documents inside a plain text file, by the values of document_separator.
@@ -27,7 +31,9 @@ SEPARATORS = {
     "blank": re.compile(r"\r?\n(?:[ \t\r]*\n)+"),
     "eot": re.compile(re.escape(END_OF_TEXT)),
 }
+# not the blanks in front of the first word: they may be the indent of a program
 LEADING_BLANK_LINES = re.compile(r"\A(?:[ \t]*[\r\n])*")
+# Titles of sections have more than one "=": " = = Part = = ".
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 
 
@@ -67,6 +73,7 @@ def pieces(file: File, text_key="text", clean=str, separator="file", on_read=Non
             if separator != "file" and file.form in PLAIN_TEXT:
                 texts = separate(texts, SEPARATORS[separator])
             for text, ends in texts:
+                # A row of JSON or parquet, or a line that never ends, may be longer than PIECE.
                 for start, stop in cuts(text):
                     yield text[start:stop], ends and stop == len(text)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -155,11 +162,14 @@ def separate(texts, separator: re.Pattern):
     The separators are dropped, with the blank lines and line ends around them, and so are blank documents. The result
     does not depend on where one of the given texts ends and the next begins.
     """
-    held = ""  # the end of what was read: it may hold the beginning of a separator
-    is_open = False  # whether the beginning of the current document was yielded
+    # the end of what was read: it may hold the beginning of a separator
+    held = ""
+    # whether the beginning of the current document was yielded already
+    is_open = False
     for text, _ in texts:
         *ended_here, rest = separator.split(held + text)
         for document in ended_here:
+            # The end of an open document is yielded even if it is blank, as the caller waits for it.
             if document.strip() or is_open:
                 yield without_line_ends(document, is_open), True
             is_open = False
@@ -206,6 +216,7 @@ def decompressed(raw, path: Path):
 def json_rows(lines, path: Path, text_key: str):
     """The text of each line of a .jsonl file. ValueError with the line's number."""
     for number, line in enumerate(lines, 1):
+        # Files that were joined or edited by hand have blank lines.
         if not line.strip():
             continue
         try:
@@ -229,6 +240,7 @@ def parquet_rows(raw, path: Path, text_key: str):
             raise ValueError(f"{path} has no column {text_key!r}; name one of {', '.join(columns)}")
         for batch in table.iter_batches(PARQUET_ROWS, columns=[text_key]):
             for text in batch[text_key].to_pylist():
+                # A cell may be null: a document without text.
                 yield text or ""
     except (need("pyarrow", path).ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -249,6 +261,7 @@ def articles(lines):
 
 def need(module: str, path: Path):
     """An optional package, imported. ValueError with the way to install it."""
+    # Only here, so that nobody needs pyarrow or zstandard who has no such files.
     try:
         return importlib.import_module(module)
     except ImportError:

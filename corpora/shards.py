@@ -17,6 +17,7 @@ def use_shards(files: list[File], folder: Path, source: str):
     tok = load_tokenizer("gpt2")
     lock = lock_folder(folder)
     meta = tokenizer_meta(tok) | {"source": source, "dtype": "uint16", "domains": {}, "files": {}}
+    # All is checked and counted before the data set that may lie there is removed.
     for split in ("train", "val"):
         paths = [file.path for file in files if file.split == split]
         tokens = Tokens(paths, "uint16")
@@ -31,6 +32,7 @@ def use_shards(files: list[File], folder: Path, source: str):
         meta[f"{split}_files"] = names
         for name, path in zip(names, paths):
             meta["files"][name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    # The shards may lie in the folder, downloaded for an earlier data set of the same source.
     remove_data_set(folder, keep=[file.path for file in files])
     tok.save(folder)
     write_json(folder / "meta.json", meta)

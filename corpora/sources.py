@@ -25,8 +25,9 @@ BABYLM_2023 = "https://github.com/babylm/babylm.github.io/raw/main/babylm_data.z
 OSF = "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/"
 # release: (the archive of its training text, its folder in the archive of 2023)
 BABYLM = {
-    "babylm": ("", "babylm_10M"),  # 2023, strict-small: 10 M words
-    "babylm_100m": ("", "babylm_100M"),  # 2023, strict
+    # strict-small, 10 M words, and strict, 100 M
+    "babylm": ("", "babylm_10M"),
+    "babylm_100m": ("", "babylm_100M"),
     "babylm_2024_10m": ("train_10M.zip", ""),
     "babylm_2024_100m": ("train_100M.zip", ""),
 }
@@ -79,6 +80,7 @@ def find_files(source: str, text_dir: str, folder: Path) -> list[File]:
         raise FileNotFoundError(f"{what} is not there; {expected}{suggestion}")
     files = local_files(path, domains=source in BABYLM)
     for file in files:
+        # Only WikiText has articles over several lines or rows; a copy of one's own is known by its folder.
         in_folder = any(part.startswith("wikitext") for part in file.path.parts)
         file.wikitext = source == "wikitext103" or in_folder or is_wikitext_dump(file)
     return files
@@ -94,6 +96,7 @@ def fetch(source: str, folder: Path) -> list[File]:
         return [File(download(SHAKESPEARE, folder / "input.txt"))]
     if source in BABYLM:
         return local_files(fetch_babylm(source, folder), domains=True)
+    # HF_ENDPOINT may name a mirror.
     repo, names = PLAIN[source]
     base = f"{endpoint()}/datasets/{repo}/resolve/main"
     files = []
@@ -110,6 +113,7 @@ def fetch_babylm(source: str, folder: Path) -> Path:
     if folder_of_2023:
         extract(download(BABYLM_2023, folder / "babylm_data.zip"), texts, (folder_of_2023, "babylm_dev"))
         return texts
+    # In 2024 training and validation text are archives of their own.
     for name in (archive, "dev.zip"):
         extract(download(osf_url(name), folder / name), texts)
     return texts
@@ -148,6 +152,7 @@ def extract(archive: Path, folder: Path, wanted_folders=()):
 
 
 def extract_member(file, member, archive: Path, folder: Path, wanted_folders):
+    # The whole archive is refused, as one that tries to write elsewhere is not the one that was asked for.
     parts = Path(member.filename).parts
     if ".." in parts or Path(member.filename).is_absolute():
         what = f"{archive} holds {member.filename!r}"
@@ -241,6 +246,7 @@ def stdlib():
 
     Each is a document; none comes twice. Sources are in the order of their paths.
     """
+    # a large module that only this source needs
     from pydoc_data.topics import topics
 
     texts = [topics[name] for name in sorted(topics)]
@@ -249,6 +255,7 @@ def stdlib():
         if LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             source = path.read_bytes().decode("utf-8", errors="replace")
             texts.append(source.replace("\r\n", "\n"))
+    # Many __init__.py are alike. A text that came twice could be in both splits.
     seen = set()
     for text in texts:
         if text.strip() and text not in seen:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from corpora.readers import File, uncompressed_name
 
+# Words in the names of public corpora, and the split that they mean.
 SPLIT_WORDS = {
     "train": "train",
     "val": "val",
@@ -60,6 +61,7 @@ def declare_splits(files: list[File], source: Path):
     """
     for file in files:
         file.split = declared_split(file, source)
+    # Seen over all files: whether "train" says anything depends on the others.
     has_validation = any(file.split == "val" for file in files)
     for file in files:
         if file.split in ("train", ""):
@@ -76,14 +78,17 @@ def declared_split(file: File, source: Path) -> str:
     """
     if file.form in (".train", ".dev"):
         return SPLIT_WORDS[file.form.removeprefix(".")]
+    # Whoever names a single file wants it read, whatever it is called.
     if file.path == source:
         return ""
     folders = [name.lower() for name in file.path.relative_to(source).parts[:-1]]
-    folders.reverse()  # the nearest one first
+    # The nearest one first: in train/dev/ a file is of dev.
+    folders.reverse()
     for folder in folders:
         if folder in SPLIT_WORDS:
             return SPLIT_WORDS[folder]
     stem = uncompressed_name(file.path.name.lower()).removesuffix(file.form.lower())
+    # The file's own name is more specific than those of its folders.
     for name in (stem, *folders):
         words = words_of_name(name)
         # In names of shards any word counts. Texts have titles, and those may hold one of the words by chance.
@@ -143,6 +148,7 @@ def hold_out_end(pieces, train_bytes: int):
     bytes_read = 0
     for piece in pieces:
         if bytes_read < train_bytes:
+            # The boundary is in bytes, as the size of a file is known without reading it.
             encoded = piece.text.encode()
             head = encoded[: train_bytes - bytes_read].decode(errors="ignore")
             bytes_read += len(encoded)
@@ -160,6 +166,7 @@ def hold_out_documents(pieces, val_fraction: float):
     document = 0
     for piece in pieces:
         piece.split = "val" if is_held_out(document, val_fraction) else "train"
+        # Further pieces of a document have its number, and so its split.
         document += piece.ends
         yield piece
 

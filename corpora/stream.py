@@ -9,7 +9,8 @@ from corpora.readers import END_OF_TEXT, PLAIN_TEXT, File, pieces
 from corpora.sources import stdlib
 from corpora.splits import Piece, hold_out_documents, hold_out_end, split_rule
 
-BATCH = 1 << 22  # characters that are encoded at once
+# Characters that are encoded at once: enough pieces for all cores.
+BATCH = 1 << 22
 
 # What is better said than left to be found in a model's samples.
 HAS_END_OF_TEXT = f"has {END_OF_TEXT} in its text; documents end there only with --document_separator=eot"
@@ -27,13 +28,15 @@ class Stream:
     files: list[File]
     text_key: str = "text"
     val_fraction: float = 0.05
-    clean: bool = True  # the domains of BabyLM
+    # whether the domains of BabyLM are cleaned
+    clean: bool = True
     separator: str = "file"
     done: float = 0.0
     notes: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.sizes = [file.path.stat().st_size for file in self.files]  # bytes on the disk
+        # bytes on the disk, which of compressed files are fewer than those of their text
+        self.sizes = [file.path.stat().st_size for file in self.files]
 
     def __iter__(self):
         """Files whose split is declared or cut out of them come first, then those that are divided by document."""
@@ -61,6 +64,7 @@ class Stream:
         bytes_before = sum(self.sizes[:i])
         bytes_in_all = max(1, sum(self.sizes))
 
+        # A pass over the text of unknown length is measured by the files, compressed or not.
         def follow(bytes_read: int):
             self.done = (bytes_before + bytes_read) / bytes_in_all
 
@@ -73,10 +77,12 @@ class Stream:
         )
         for text, ends in texts:
             self.note(file, text)
+            # An empty document counts for nothing, not even as a document to hold out.
             if text:
                 yield Piece(text, ends, split=file.split, domain=file.domain)
 
     def note(self, file: File, text: str):
+        # In JSON and parquet the documents are separate, and the text may speak of the token.
         if file.form in PLAIN_TEXT and END_OF_TEXT in text:
             self.notes.setdefault(HAS_END_OF_TEXT, file.path)
         if "\ufffd" in text:
@@ -86,6 +92,7 @@ class Stream:
         """The bytes of a text. One that is compressed or cleaned has to be read to know them."""
         file = self.files[i]
         clean = self.cleaning(file)
+        # What the name of a file says of its compression is all that decides how it is read.
         is_compressed = file.path.suffix in (".gz", ".zst")
         if clean is str and not is_compressed:
             return self.sizes[i]

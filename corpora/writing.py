@@ -31,8 +31,10 @@ class SplitWriter:
     tokens: int = 0
     bytes: int = 0
     documents: int = 0
-    open_bytes: int = 0  # of the document that has not ended yet
-    file: object = field(default=None, repr=False)  # the last shard, while it is open
+    # bytes of the document that has not ended yet
+    open_bytes: int = 0
+    # the last shard, while it is open
+    file: object = field(default=None, repr=False)
 
     def shard(self, i: int) -> Path:
         return self.folder / f"{self.name}_{i:03}.bin"
@@ -46,6 +48,7 @@ class SplitWriter:
             ids = np.append(ids, np.uint32(eot))
             self.documents += 1
             self.open_bytes = 0
+        # A piece may fill one shard and begin the next, or several where shards are small.
         while len(ids):
             if self.file is None:
                 self.file = open(self.shard(self.tokens // self.shard_tokens), "ab")
@@ -60,6 +63,7 @@ class SplitWriter:
     def close(self):
         """Flush and close the last shard; the next write opens it again."""
         if self.file:
+            # state.json may only speak of what a power cut leaves.
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
@@ -77,6 +81,7 @@ class SplitWriter:
         last_shard, last_tokens = divmod(self.tokens, self.shard_tokens)
         for path in self.folder.glob("*.bin"):
             name, number = split_and_number(path)
+            # val_cbt_000.bin is of val_cbt, not of val.
             if name != self.name:
                 continue
             if number > last_shard or (number == last_shard and last_tokens == 0):
@@ -119,12 +124,17 @@ class Preparation:
         self.work = folder / "preparing"
         self.state_file = self.work / "state.json"
         self.splits = {}  # name: SplitWriter
+        # Before anything is read: the state may change while another process is at work.
         self.lock = lock_folder(folder)
         state = self.earlier_state()
-        self.pieces = state.get("pieces", 0)  # how many are in the token files
+        # how many pieces of the stream are in the token files
+        self.pieces = state.get("pieces", 0)
+        # "" until there is a tokenizer
         self.tokenizer_hash = state.get("tokenizer", "")
-        self.domains = state.get("domains", {})  # name: [tokens, bytes]
-        self.recorded_splits = state.get("splits", {})  # name: the state of its SplitWriter
+        # name: [tokens, bytes], as JSON has it
+        self.domains = state.get("domains", {})
+        # name: the state of its SplitWriter
+        self.recorded_splits = state.get("splits", {})
 
     def earlier_state(self) -> dict:
         """What a run with the same settings recorded before it was killed, or {}; what others left is removed."""
@@ -155,6 +165,7 @@ class Preparation:
         """Cut the token files back to what is recorded, after a kill."""
         for path in self.work.glob("*.bin"):
             split, _ = split_and_number(path)
+            # Its first tokens were written after the last record.
             if split not in self.recorded_splits:
                 path.unlink()
         for name, state in self.recorded_splits.items():
@@ -191,6 +202,7 @@ class Preparation:
     def install(self):
         """Move the finished files over those of an earlier data set. After a kill it can be called again."""
         meta = read_json(self.work / "meta.json")
+        # From here on meta.json in preparing/ says that the files only have to be moved.
         self.state_file.unlink(missing_ok=True)
         remove_data_set(self.folder)
         final_names = {}
@@ -210,6 +222,7 @@ def lock_folder(folder: Path):
     The lock goes with the process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # The file stays where it is: a lock on a file that was removed would keep nobody out.
     lock = open(folder / ".preparing.lock", "w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
