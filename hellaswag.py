@@ -43,7 +43,8 @@ from common.pretrained import check_fits, find_model, load_pretrained, weights_s
 from common.runtime import Runtime
 from common.tasks import to_label
 from common.tokenizer import load_tokenizer
-from losses import blocks, head_terms, logits_in_chunks
+from head import blocks, logits_in_chunks
+from losses import Objective, loss_terms
 
 URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 CONVENTIONS = ("completion", "harness")
@@ -252,9 +253,11 @@ def token_losses(hidden, weight, target, vocab_size, greedy):
     for now, logits in logits_in_chunks([(hidden, weight)]):
         for part in blocks(logits):
             z, y = logits[part, :vocab_size], target[now][part]
-            losses[now][part] = head_terms(z, [], y, None)[0]
+            (ce, _), _ = loss_terms(z, [], y, Objective())
+            losses[now][part] = ce
             if greedy:
                 hits[now][part] = z.argmax(-1) == y
+        del logits, z  # before the next chunk's are made
     return losses, hits
 
 
