@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from common.corpus import articles
+from corpora.readers import articles
 
 
 class Choice(NamedTuple):
