@@ -54,3 +54,11 @@ def flush(path: Path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_json(path: Path, content: dict):
+    """Aside, flushed, renamed."""
+    aside = path.with_name(path.name + ".writing")
+    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flush(aside)
+    aside.replace(path)

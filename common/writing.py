@@ -4,7 +4,6 @@ After a kill at any moment the record says what is on the disk; what came after 
 """
 
 import fcntl
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import flush, read_json
+from common.files import read_json, write_json
 from common.tokenizer import FILES
 
 
@@ -197,11 +196,3 @@ def remove_data_set(folder: Path, keep=()):
         if file.parent == folder and file not in keep:
             file.unlink(missing_ok=True)
     path.unlink()
-
-
-def write_json(path: Path, content: dict):
-    """Aside, flushed, renamed."""
-    aside = path.with_name(path.name + ".writing")
-    aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    flush(aside)
-    aside.replace(path)

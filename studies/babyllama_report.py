@@ -7,8 +7,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from common.figures import draw_curves
 from common.files import read_json
-from plot import draw_curves, read_log
+from plot import read_log
 
 HERE = Path("studies")
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}  # Student's t, 95 %, by the number of seeds
