@@ -21,7 +21,8 @@ import torch
 
 from common.files import by_step, flush
 from common.optim import load_optimizer_state
-from common.pretrained import DAMAGE, save_pretrained
+from common.pretrained import save_pretrained
+from common.weight_files import DAMAGE
 from configurator import nearest
 
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}

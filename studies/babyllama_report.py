@@ -11,8 +11,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from common.figures import draw_curves
 from common.files import read_utf8
-from plot import draw_curves, read_log
+from plot import read_log
 from studies.measuring import (
     Measured,
     bound,

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import runpy
+import subprocess
 import sys
 
 import matplotlib.pyplot as plt
@@ -75,6 +76,21 @@ def test_plot_draws_and_prints_a_table(dataset, teacher, tmp_path):
     for bad, message in [(["--runs=nowhere"], "no log.txt at 'nowhere'"), ([args[0], "--labels=a"], "2 runs need")]:
         done = run_script("plot.py", *bad, f"--out={tmp_path / 'q.png'}", ok=False)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_help_loads_nothing_that_takes_time():
+    """`import torch` alone takes ten times as long as all that --help does."""
+    code = """
+import runpy, sys
+sys.argv = ["plot.py", "--help"]
+try:
+    runpy.run_path("plot.py", run_name="__main__")
+except SystemExit:
+    heavy = {"torch", "numpy", "sentencepiece", "tiktoken", "requests", "matplotlib"}
+    print("loaded:", sorted(heavy & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--runs=''" in done.stdout and done.stdout.endswith("loaded: []\n")
 
 
 def test_losses_are_the_logs_or_their_log10(plot, tmp_path):

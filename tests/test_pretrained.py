@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, run_script
 from safetensors.torch import load_file, save_file
 
-from common.families import read_config
+from common.hf_config import read_config
 from common.pretrained import freeze_parameters, keep_blocks, load_pretrained, save_pretrained
 from common.tokenizer import ByteTokenizer, load_tokenizer
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
@@ -239,7 +239,7 @@ def test_every_form_of_files(small, form):
 
 def test_a_file_is_opened_anew_on_the_way_and_still_read_right(small, monkeypatch):
     model, weights, folder = small
-    monkeypatch.setattr("common.pretrained.REOPEN", 100)
+    monkeypatch.setattr("common.weight_files.REOPEN", 100)
     for save, name in ((torch.save, "pytorch_model.bin"), (save_file, "model.safetensors")):
         save(weights, folder / name)
         assert equal(load_pretrained(folder), model)
