@@ -6,6 +6,7 @@
     python bench.py --part=tokenizer --tokenizer=EleutherAI/pythia-160m      # these need pip install tokenizers
     python bench.py --part=bpe --vocab_size=16000 --repeats=1
     python bench.py --part=loader --dataset=data/stdlib
+    python bench.py --part=gqa
 
 The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
 the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
@@ -13,13 +14,18 @@ the best square matmul of the moment, so that each is a share of the peak it had
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
     four rows         HellaSwag an example at a time, its endings padded to four rows (Karpathy's loop)
-    chunked           losses.chunked_head, as in the loops
+    chunked           head.chunked_head, as in the loops
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
     tiktoken          a loop over the documents on one core
     nanodistill       what prepare_data.py or hellaswag.py does
+
+The versions of "gqa" take turns in one process: model.py's attention, and the same with keys and values expanded first.
 """
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
 
 import json as jsonlib
 import os
@@ -39,11 +45,11 @@ from tqdm import tqdm
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
-from configurator import at_least, configure, one_of
-from losses import chunked_head, divergence, head_terms
-from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from head import chunked_head
+from losses import Objective, divergence, loss_terms
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
 
-part = "head"  # "head": hidden states -> losses -> gradients; "step"; "hellaswag"; "tokenizer"; "bpe"; "loader"
+part = "head"  # "head": hidden states -> losses -> gradients; "step"; "hellaswag"; "tokenizer"; "bpe"; "loader"; "gqa"
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -75,8 +81,14 @@ def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
-    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader"), version=versions)
-    divergence(kl)
+    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa"), version=versions)
+    divergence(kl, beta=0.5, lam=0.1)
+    if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
+        raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
+    if part == "gqa":
+        medians = compare_gqa(Runtime(device, dtype))
+        print(jsonlib.dumps({"config": config, "medians": medians})) if json else gqa_table(medians)
+        return
     if version:
         print(jsonlib.dumps({"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)()))
         return
@@ -239,6 +251,63 @@ def loader_turn() -> dict:
     return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": memory(False, peak=True)}
 
 
+def compare_gqa(run) -> dict:
+    """{case: {version: median seconds}} of attention with 12 query heads to 4 key/value heads of 64 channels.
+
+    training: forward and backward of 2 rows of 512 positions. scoring: 3 rows of 512 with a mask.
+    generation: the next token of 4 rows after 1,000 others, in a cache of 1,024.
+    """
+    torch.manual_seed(0)
+
+    def random(B, n, T, **more):
+        return torch.randn(B, n, T, 64, device=run.device, dtype=run.dtype, **more)
+
+    def train(attention):
+        attention(*trained).sum().backward()
+
+    @torch.no_grad()
+    def score(attention):
+        attention(*scored, mask)
+
+    @torch.no_grad()
+    def generate(attention):
+        attention(*generated)
+
+    trained = [random(2, n, 512, requires_grad=True) for n in (12, 4, 4)]
+    scored = [random(3, n, 512) for n in (12, 4, 4)]
+    mask = torch.ones(3, 1, 512, 512, dtype=torch.bool, device=run.device).tril()
+    mask[..., 100:300] &= torch.eye(512, dtype=torch.bool, device=run.device)[:, 100:300]
+    generated = [random(4, 12, 1), *(random(4, 4, 1024)[:, :, :1000] for _ in "kv")]
+    cases = {"training": train, "scoring": score, "generation": generate}
+    versions = {"model.py": attend, "expanded": attend_expanded}
+    return {name: in_turns(case, versions, run) for name, case in cases.items()}
+
+
+def attend_expanded(q, k, v, mask=None):
+    """model.attend of keys and values that are copied to all query heads first."""
+    group = q.size(1) // k.size(1)
+    return attend(q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1), mask)
+
+
+def in_turns(case, versions: dict, run) -> dict:
+    """{name: median seconds} of case(version), the versions taking turns."""
+    times = {name: [] for name in versions}
+    for _ in range(1 + 2 * rounds * repeats):
+        for name, version in versions.items():
+            start = time.perf_counter()
+            case(version)
+            if run.cuda:
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first is to warm up
+
+
+def gqa_table(medians: dict):
+    print("attention        model.py     expanded")
+    for name, seconds in medians.items():
+        print(f"{name:<12} {1e3 * seconds['model.py']:9.3f} ms {1e3 * seconds['expanded']:9.3f} ms")
+
+
 def memory(cuda: bool, peak=False) -> int:
     """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
     if cuda:
@@ -250,10 +319,13 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
     """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test."""
     if version == "chunked":
         heads = [(teacher_hidden, teacher_weight)]
-        return chunked_head(
-            hidden, weight, targets, targets.numel(), heads, vocab_size=vocab_size, chunk=chunk_tokens,
-            dtype=run.dtype, body=body, weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=divergence(kl), temperature=T,
-        )[0]  # fmt: skip
+        terms = divergence(kl, beta=0.5, lam=0.1)
+        objective = Objective(weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=terms, temperature=T)
+        loss, _, _ = chunked_head(
+            hidden, weight, targets, targets.numel(), heads, objective,
+            vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype, body=body,
+        )  # fmt: skip
+        return loss
     with run.autocast():
         with torch.no_grad():
             teacher_logits = F.linear(teacher_hidden, teacher_weight).flatten(0, -2)
@@ -273,7 +345,7 @@ def head_part(run):
     teacher_hidden = torch.randn(n, t_width, device=run.device, dtype=run.dtype)
     teacher_weight = torch.randn(vocab_size, t_width, device=run.device).mul_(0.02).to(run.dtype)
     targets = torch.randint(vocab_size, (n,), device=run.device)
-    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
 
     def go():
         hidden.grad = weight.grad = None
@@ -293,7 +365,7 @@ def step_part(run):
     optimizers = make_optimizers(student, "adamw", 1e-3, 0.1, 0.9, 0.95, 1e-8)
     ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    body = run.compile(head_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
     model = run.compile(student, compile)
 
     def go():
@@ -317,6 +389,7 @@ def hellaswag_part(run):
     import hellaswag
     from common.pretrained import load_pretrained
     from common.tokenizer import load_tokenizer
+    from tasks.scoring import lay_out
 
     net = load_pretrained(model, dtype=torch.float32) if model else GPT(GPTConfig(-(-vocab_size // 64) * 64))
     net, bpe = net.to(run.device).eval(), load_tokenizer(model or tokenizer)
@@ -325,7 +398,7 @@ def hellaswag_part(run):
     groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
     size, widths = net.config.block_size, [[len(ids) - 1 for ids, _ in g] for g in groups]
     if version == "nanodistill":
-        rows = [row for g in groups for row in hellaswag.lay_out([(i, *text) for i, text in enumerate(g)], size)]
+        rows = [row for g in groups for row in lay_out([(i, *text) for i, text in enumerate(g)], size)]
         positions, heads = sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows)
     else:
         positions = heads = sum(sum(w) if version == "straightforward" else 4 * max(w) for w in widths)

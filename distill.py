@@ -45,17 +45,8 @@ from common.pretrained import (
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from evaluate import headlines, load_tasks
-from losses import (
-    COMPARED,
-    chunked_head,
-    compare,
-    cosine_distance,
-    divergence,
-    head_terms,
-    hidden_mse,
-    reduce,
-    teacher_shares,
-)
+from head import COMPARED, chunked_head, compare
+from losses import Objective, cosine_distance, divergence, hidden_mse, loss_terms, reduce, teacher_shares
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
@@ -178,7 +169,7 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 
 # ---------------------------------------------------------------------------------------------
 # teacher
-terms = divergence(kl, kl_beta, kl_lam)  # an unknown name fails here
+terms = divergence(kl, beta=kl_beta, lam=kl_lam)  # an unknown name fails here
 one_of(config, kl_norm=("token", "sequence"), ensemble=("logits", "probs"))
 has_teacher = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
 if not (has_teacher or weight_ce):
@@ -241,7 +232,7 @@ freeze_parameters(raw_model, freeze)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
 head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
-head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> loss, without all logits at once
+head = partial(head, body=run.compile(loss_terms, compile))  # hidden states -> loss, without all logits at once
 
 # for cos and mse: from the student's width to each teacher's; saved in trainer.pt, not with the model
 projections = nn.ModuleList()
@@ -291,8 +282,9 @@ zero = torch.zeros((), device=run.device)
 
 # ---------------------------------------------------------------------------------------------
 # loop
-settings = {"weight_ce": weight_ce, "weight_kl": kl_scale, "terms": terms, "temperature": temperature}
-mixing = {"ensemble": ensemble, "shares": shares}
+objective = Objective(
+    weight_ce=weight_ce, weight_kl=kl_scale, terms=terms, temperature=temperature, ensemble=ensemble, shares=shares
+)
 
 
 def mean_distance(distance, hidden, teacher_hidden):
@@ -322,7 +314,9 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
         count += (y >= 0).sum().item()
         if teachers:
             student_head = hidden, raw_model.lm_head.weight
-            added = compare(student_head, teacher_heads, y, vocab_size, chunk_tokens, **mixing)
+            added = compare(
+                student_head, teacher_heads, y, objective, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype
+            )
             for name in COMPARED:
                 sums[name] += added[name].item()
     raw_model.train()
@@ -401,7 +395,7 @@ for step in range(first_step, max_steps + 1):
             hidden = model(x, hidden=True)  # (B, T, C)
         teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
         # weight_ce * ce + kl_scale * kld, and the two for the log
-        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, **settings, **mixing)
+        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective)
         cos, mse, valid = zero, zero, y.flatten() >= 0
         if weight_cos:
             cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)

@@ -1,16 +1,26 @@
-"""Objectives of the two loops: nats per token, in fp32, and the head that computes them in chunks of tokens.
+"""What a student learns from: every objective as a formula, and beside it the gradient in closed form.
 
-p is the teacher, q the student, both softmax(logits / T); sums run over the vocabulary. The step's loss is
+p is the teacher, q the student, both softmax(logits / T); sums run over the vocabulary; all values are nats per token,
+in float32. The loss of a step is
+
     weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse
-where each term is summed over its tokens and divided by the tokens of the *whole step*, all micro-steps and ranks,
-so that the loss does not depend on how the batch was split.
 
-Every divergence is one short function of (log p, log q): its value, and its slope q * g, where g = dD/dq up to a
-constant, chosen so that g = 0 where p = q. One chain rule serves all:  dD/dz = (q * g - q * sum(q * g)) / T.
+where each term is summed over its tokens and divided by the tokens of the *whole step*, all micro-steps and ranks, so
+that the loss does not depend on how the batch was split.
+
+The gradient. With z the student's logits and g = dD/dq, the chain rule through q = softmax(z / T) gives
+
+    dD/dz_i = (q_i g_i - q_i sum_j q_j g_j) / T
+
+for every divergence D. A constant added to all g cancels, as the q sum to 1: each g below is chosen to be 0 where
+p = q, which keeps its digits there. A divergence is a function of (log p, log q, p, q) that returns its value and
+q * g, the "slope". head.py applies these to all tokens of a step, chunk by chunk.
 """
 
 import functools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,122 +30,246 @@ FLOOR = -1e9  # stands for log 0, so that 0 * log 0 is 0 and not NaN
 
 
 # ---------------------------------------------------------------------------------------------
-# divergences: log p, log q and p, q, (N, V) each -> value (N,), slope (N, V)
+# divergences: log p, log q, p, q, (N, V) each -> value (N,), slope q * g (N, V)
 #
-# Where D is a sum of x log(x / y), y - x is added to each summand: both sum to 1, so that it changes nothing but the
-# rounding of the two normalisers, whose first order it cancels.
+# Where D sums x log(x / y), y - x is added to each summand. Both sum to 1, so that it adds nothing but the rounding of
+# the two normalisers with the other sign: near p = q the value is of second order, and that rounding of first.
 
 
 def forward_terms(log_p, log_q, p, q):
-    """D = sum p log(p / q); g = 1 - p / q."""
+    """D = sum p log(p / q);  dD/dq = -p / q;  g = 1 - p / q."""
     slope = q - p
-    return (log_p - log_q).mul_(p).add_(slope).sum(-1), slope
+    value = (p * (log_p - log_q) + slope).sum(-1)
+    return value, slope
 
 
 def reverse_terms(log_p, log_q, p, q):
-    """D = sum q log(q / p); g = log(q / p)."""
-    slope = (log_q - log_p).mul_(q)
-    return (slope + p).sub_(q).sum(-1), slope
+    """D = sum q log(q / p);  dD/dq = log(q / p) + 1;  g = log(q / p)."""
+    slope = q * (log_q - log_p)
+    value = (slope + p - q).sum(-1)
+    return value, slope
 
 
 def js_terms(log_p, log_q, p, q, beta):
-    """D = beta sum p log(p / m) + (1 - beta) sum q log(q / m), m = beta p + (1 - beta) q; g = (1 - beta) log(q / m)."""
-    slope = log_share(log_q, log_p, beta).mul_(q).mul_(1 - beta)
-    of_p = log_share(log_p, log_q, 1 - beta).mul_(p)
-    return of_p.mul_(beta).add_(slope).sum(-1), slope
+    """D = beta sum p log(p / m) + (1 - beta) sum q log(q / m), m = beta p + (1 - beta) q.
+
+    dD/dq = (1 - beta) (log(q / m) + 1) - (1 - beta) sum of (beta p + (1 - beta) q) / m, which is 1;
+    g = (1 - beta) log(q / m).
+    """
+    slope = log_ratio_to_mixture(log_q, log_p, beta) * q * (1 - beta)
+    value_p = log_ratio_to_mixture(log_p, log_q, 1 - beta) * p * beta
+    return (value_p + slope).sum(-1), slope
 
 
 def skew_forward_terms(log_p, log_q, p, q, lam):
-    """D = sum p log(p / m), m = lam p + (1 - lam) q; g = (1 - lam) (1 - p / m)."""
+    """D = sum p log(p / m), m = lam p + (1 - lam) q;  dD/dq = -(1 - lam) p / m;  g = (1 - lam) (1 - p / m)."""
     if lam == 0:
         return forward_terms(log_p, log_q, p, q)
-    log_ratio = log_share(log_p, log_q, 1 - lam)
-    value = (log_ratio * p).add_(q - p, alpha=1 - lam).sum(-1)
-    return value, log_ratio.expm1_().mul_(q).mul_(lam - 1)
+    log_ratio = log_ratio_to_mixture(log_p, log_q, 1 - lam)  # log(p / m)
+    value = (p * log_ratio + (1 - lam) * (q - p)).sum(-1)
+    return value, log_ratio.expm1() * q * (lam - 1)
 
 
 def skew_reverse_terms(log_p, log_q, p, q, lam):
-    """D = sum q log(q / m), m = (1 - lam) p + lam q; g = log(q / m) + lam (1 - q / m)."""
+    """D = sum q log(q / m), m = (1 - lam) p + lam q;  dD/dq = log(q / m) + 1 - lam q / m.
+
+    g = log(q / m) + lam (1 - q / m).
+    """
     if lam == 0:
         return reverse_terms(log_p, log_q, p, q)
-    log_ratio = log_share(log_q, log_p, 1 - lam)
-    value = (log_ratio * q).add_(p - q, alpha=1 - lam).sum(-1)
-    return value, log_ratio.sub_(log_ratio.expm1(), alpha=lam).mul_(q)
+    log_ratio = log_ratio_to_mixture(log_q, log_p, 1 - lam)  # log(q / m)
+    value = (q * log_ratio + (1 - lam) * (p - q)).sum(-1)
+    return value, (log_ratio - lam * log_ratio.expm1()) * q
 
 
 def total_variation_terms(log_p, log_q, p, q):
-    """D = 1/2 sum |p - q|; g = 1/2 sign(q - p)."""
+    """D = 1/2 sum |p - q|;  g = 1/2 sign(q - p)."""
     difference = q - p
-    return 0.5 * difference.abs().sum(-1), difference.sign_().mul_(q).mul_(0.5)
+    return 0.5 * difference.abs().sum(-1), difference.sign() * q * 0.5
+
+
+def log_ratio_to_mixture(log_x, log_y, share):
+    """log(x / ((1 - share) x + share y)) = -log(1 + share (y / x - 1)): exactly 0 where x = y.
+
+    Finite where x and y underflow: where y / x > e**80, x is under 1e-34, so that clamping changes no product with x.
+    """
+    return -(share * (log_y - log_x).clamp(max=80).expm1()).log1p()
 
 
 def chain_rule(q, slope):
-    """T * dD/dz (N, V) from q and the slope q * g, which it overwrites.
+    """T * dD/dz (N, V) = slope - q * sum(slope), in the place of slope.
 
     The sum over the result is 0. Where q is near one-hot the result is small beside g, and what rounding left of the
     sum is most of its error: taken out a second time, the error shrinks as the result does.
     """
-    for _ in range(2):
+    for _ in range(2):  # in place: 0.7 ns a logit less, 2 % of a step at V = 50,257 (bench.py --part=step)
         slope.addcmul_(q, slope.sum(-1, keepdim=True), value=-1)
     return slope
 
 
-def log_share(log_x, log_y, share):
-    """log(x / ((1 - share) x + share y)): exactly 0 where x = y, and finite where x and y underflow.
+# name in the knob `kl`: function, {its parameter: (over, under) which bounds}; a parameter is set by the knob kl_<name>
+DIVERGENCES = {
+    "forward": (forward_terms, {}),
+    "reverse": (reverse_terms, {}),
+    "js": (js_terms, {"beta": (0, 1)}),
+    "skew_forward": (skew_forward_terms, {"lam": (-1e-9, 1)}),
+    "skew_reverse": (skew_reverse_terms, {"lam": (-1e-9, 1)}),
+    "tv": (total_variation_terms, {}),
+}
 
-    Where y / x > e**80, x is under 1e-34, so that clamping there changes no product with x.
+
+def divergence(kl: str, **parameters):
+    """The terms function of the knob `kl`, with its parameters from those given (as the knobs kl_beta and kl_lam).
+
+    Raises ValueError for an unknown name, and for a parameter out of its bounds, whichever divergence it is for.
     """
-    return (log_y - log_x).clamp_(max=80).expm1_().mul_(share).log1p_().neg_()
-
-
-def divergence(kl: str, beta=0.5, lam=0.1):
-    """The terms function named by the knobs `kl`, `kl_beta` and `kl_lam` of distill.py."""
-    known = {
-        "forward": forward_terms,
-        "reverse": reverse_terms,
-        "js": partial(js_terms, beta=beta),
-        "skew_forward": partial(skew_forward_terms, lam=lam),
-        "skew_reverse": partial(skew_reverse_terms, lam=lam),
-        "tv": total_variation_terms,
-    }
-    if kl not in known:
-        raise ValueError(f"kl={kl!r} is not one of {', '.join(known)}")
-    if not (0 < beta < 1 and 0 <= lam < 1):
-        raise ValueError(f"kl_beta={beta} must be over 0 and under 1, kl_lam={lam} at least 0 and under 1")
-    return known[kl]
+    if kl not in DIVERGENCES:
+        raise ValueError(f"kl={kl!r} is not one of {', '.join(DIVERGENCES)}")
+    for _, bounds in DIVERGENCES.values():
+        for name, (low, high) in bounds.items():
+            if name in parameters and not low < parameters[name] < high:
+                at_least = "at least 0" if low < 0 else "over 0"
+                raise ValueError(
+                    f"kl_{name}={parameters[name]} is out of range; it must be {at_least} and under {high}"
+                )
+    terms, bounds = DIVERGENCES[kl]
+    return partial(terms, **{name: parameters[name] for name in bounds}) if bounds else terms
 
 
 # ---------------------------------------------------------------------------------------------
-# the same as functions of logits, for use outside of the loops
+# the objective of a token's logits
 
 
-class Divergence(torch.autograd.Function):
-    """terms(log p, log q) of logits (N, V), with its closed-form gradient to the student's; none to the teacher's."""
+@dataclass(frozen=True)
+class Objective:
+    """What the logits of a student are trained on: weight_ce * CE + weight_kl * divergence(p, q)."""
 
-    @staticmethod
-    def forward(ctx, student_logits, teacher_logits, temperature, terms):
-        log_p, log_q = log_softmax(teacher_logits, temperature), log_softmax(student_logits, temperature)
-        q = log_q.exp()
-        value, slope = terms(log_p, log_q, log_p.exp(), q)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward((chain_rule(q, slope) / temperature).to(student_logits.dtype))
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return ctx.saved_tensors[0] * grad.unsqueeze(-1), None, None, None
+    weight_ce: float = 1.0
+    weight_kl: float = 0.0  # with T**2 and the like in it
+    terms: Callable = forward_terms  # the divergence, as `divergence` gives it
+    temperature: float = 1.0  # of p and q; the cross-entropy has T = 1
+    ensemble: str = "logits"  # how several teachers make p: the mean of their "logits", or of their "probs"
+    shares: tuple[float, ...] = (1.0,)  # of each teacher in that mean
 
 
-def log_softmax(logits, temperature=1.0):
-    """log softmax(logits / T) of each row, (N, V) in fp32, with -inf as FLOOR."""
-    return F.log_softmax(shifted(logits).div_(temperature), dim=-1).clamp_(min=FLOOR)
+def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
+    """CE and divergence (2, n) of a few tokens, and the gradient (n, V) of their weighted sum, all in closed form.
+
+    logits: (n, V) fp32; teacher_logits: a list of the same of each teacher, [] for CE alone; targets: (n,) ids.
+    grad_dtype: of the gradient; None: it is not made, and None is returned. This is what both loops run, through
+    head.py and perhaps compiled. The arguments are left as they are and share no memory with what is returned: where
+    one was another's place, torch.compile kept the first block's place in its graph for every later block.
+    """
+    z = shifted(logits)
+    q_at_1 = F.softmax(z, dim=-1)
+    log_q_of_target = z.gather(1, targets[:, None]).squeeze(1) + q_at_1.amax(dim=-1).log()  # max q is 1 / sum exp z
+    divergences = torch.zeros_like(log_q_of_target)
+    if teacher_logits:
+        log_p, p = mixture(teacher_logits, objective)
+        log_q, q = softmaxes(z / objective.temperature)
+        divergences, slope = objective.terms(log_p, log_q, p, q)
+    values = torch.stack((-log_q_of_target, divergences))
+    if grad_dtype is None:
+        return values, None
+
+    # dCE/dz = q - onehot(target)
+    grad = q_at_1 * objective.weight_ce
+    grad.scatter_add_(1, targets[:, None], torch.full_like(grad[:, :1], -objective.weight_ce))
+    if teacher_logits:
+        grad.add_(chain_rule(q, slope), alpha=objective.weight_kl / objective.temperature)
+    return values, grad.to(grad_dtype)
 
 
 def shifted(logits):
     """A copy in fp32 whose rows have 0 as their largest: at logits of 300, rounding logits / T alone costs 1e-5."""
     logits = logits.float()
     return logits - logits.amax(dim=-1, keepdim=True)
+
+
+def softmaxes(z):
+    """log softmax and softmax, (N, V) each, of rows z whose largest is 0.
+
+    softmax is exp z times exp(-L), with L = log sum exp z *as it was rounded*, so that both have one error in their
+    normaliser, which the divergences cancel. Not F.log_softmax: on a CPU it adds up exp z in eight or sixteen running
+    sums, which at V = 50,304 costs 1e-5 relative; torch.sum adds pairwise. Not exp of the log softmax either: a second
+    pass of exp costs 0.9 ns a logit, 2 % of a step at V = 50,257, for a last digit.
+    """
+    exp_z = z.exp()
+    log_sum = exp_z.sum(dim=-1, keepdim=True).log()
+    log_softmax = (z - log_sum).clamp_(min=FLOOR)
+    softmax = exp_z.mul_((-log_sum).exp())
+    return log_softmax, softmax
+
+
+def mixture(teacher_logits, objective):
+    """log p and p, (n, V), that the logits of several teachers, (n, V) each, make together.
+
+    "logits": softmax of the mean of logits / T (Baby Llama, arXiv:2308.02019, section 3).
+    "probs": the mean of softmax(logits / T).
+    """
+    if len(teacher_logits) == 1:
+        return softmaxes(shifted(teacher_logits[0]) / objective.temperature)
+    assert len(teacher_logits) == len(objective.shares), "one share for each teacher"
+    if objective.ensemble == "logits":
+        mean = sum(t * share for t, share in zip(teacher_logits, objective.shares))
+        return softmaxes(shifted(mean) / objective.temperature)
+    log_parts = []
+    for t, share in zip(teacher_logits, objective.shares):
+        log_softmax, _ = softmaxes(shifted(t) / objective.temperature)
+        log_parts.append(log_softmax + math.log(share))
+    log_p = functools.reduce(torch.logaddexp, log_parts)
+    return log_p, log_p.exp()
+
+
+def teacher_shares(weights: str, n: int) -> tuple[float, ...]:
+    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1; of no teachers none."""
+    if n == 0:  # a control, which may have the knobs of the runs that it is compared with
+        return ()
+    try:
+        numbers = [float(w) for w in weights.split(",")] if weights.strip() else [1.0] * n
+    except ValueError:
+        numbers = []
+    if len(numbers) != n or not all(0 < w < math.inf for w in numbers):
+        raise ValueError(f"teacher_weights={weights!r} must be {n} numbers over 0 with commas between, one a teacher")
+    shares = tuple(w / sum(numbers) for w in numbers)
+    if not all(shares):  # the sum overflows, or a weight vanishes beside it
+        raise ValueError(f"teacher_weights={weights!r} gives shares of {shares}; each must be over 0, as with 2,1")
+    return shares
+
+
+# ---------------------------------------------------------------------------------------------
+# the same as functions of logits, for use outside of the loops: the code above with autograd around it
+
+
+class TokenLoss(torch.autograd.Function):
+    """The weighted sum of loss_terms (N,) of logits (N, V), with its gradient to the student's; none to a teacher's."""
+
+    @staticmethod
+    def forward(ctx, student_logits, teacher_logits, targets, objective):
+        grad_dtype = student_logits.dtype if ctx.needs_input_grad[0] else None
+        values, grad = loss_terms(student_logits, teacher_logits, targets, objective, grad_dtype)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        ce, kl = values
+        loss = objective.weight_kl * kl
+        if objective.weight_ce:  # else it may be infinite, of a target that is ruled out, and 0 * inf is NaN
+            loss = loss + objective.weight_ce * ce
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensors
+        return grad * upstream.unsqueeze(-1), None, None, None
+
+
+def divergence_of_logits(student_logits, teacher_logits, temperature, terms):
+    """The divergence of each position: (…, V) and (…, V) -> (…)."""
+    student = student_logits.flatten(0, -2)  # (N, V)
+    teacher = teacher_logits.flatten(0, -2)
+    any_target = torch.zeros(len(student), dtype=torch.long, device=student.device)
+    objective = Objective(weight_ce=0.0, weight_kl=1.0, terms=terms, temperature=temperature)
+    return TokenLoss.apply(student, [teacher], any_target, objective).view(student_logits.shape[:-1])
 
 
 def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
@@ -147,7 +281,7 @@ def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tempe
     Not kl_div("batchmean"): on (B, T, V) that divides by B alone.
     A token that only the student rules out (-inf) counts as log q = -1e9 here and in all that follow, not as -inf.
     """
-    return Divergence.apply(student_logits, teacher_logits, temperature, forward_terms)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, forward_terms)
 
 
 def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
@@ -156,7 +290,7 @@ def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tempe
     Shapes as forward_kl. MiniLLM (arXiv:2306.08543), section 2.1, on tokens of the data rather than on the
     student's own samples.
     """
-    return Divergence.apply(student_logits, teacher_logits, temperature, reverse_terms)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, reverse_terms)
 
 
 def js_divergence(student_logits, teacher_logits, temperature=1.0, beta=0.5) -> torch.Tensor:
@@ -165,7 +299,7 @@ def js_divergence(student_logits, teacher_logits, temperature=1.0, beta=0.5) -> 
     Shapes as forward_kl; 0 < beta < 1; at most log 2 at beta = 1/2, where it is symmetric. The generalised JSD of GKD
     (arXiv:2306.13649), section 2. Divided by beta it tends to forward KL as beta -> 0.
     """
-    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("js", beta=beta))
+    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("js", beta=beta))
 
 
 def skew_forward_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
@@ -173,7 +307,7 @@ def skew_forward_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) ->
 
     Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
     """
-    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("skew_forward", lam=lam))
+    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("skew_forward", lam=lam))
 
 
 def skew_reverse_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
@@ -181,12 +315,12 @@ def skew_reverse_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) ->
 
     Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
     """
-    return Divergence.apply(student_logits, teacher_logits, temperature, divergence("skew_reverse", lam=lam))
+    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("skew_reverse", lam=lam))
 
 
 def total_variation(student_logits, teacher_logits, temperature=1.0) -> torch.Tensor:
     """1/2 sum |p - q| of each position, in 0 … 1. Shapes as forward_kl. f-DISTILL (arXiv:2307.15190), section 2."""
-    return Divergence.apply(student_logits, teacher_logits, temperature, total_variation_terms)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, total_variation_terms)
 
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -195,7 +329,11 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     logits: (N, V), any float type; computed in fp32. targets: (N,) ids in 0 … V - 1, or -1 for a
     position without a target, whose loss is 0. Returns (N,).
     """
-    return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="none")
+    return TokenLoss.apply(logits, [], targets.clamp(min=0), Objective()) * (targets >= 0)
+
+
+# ---------------------------------------------------------------------------------------------
+# hidden states, and the mean over the step
 
 
 def cosine_distance(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
@@ -222,183 +360,3 @@ def reduce(per_token: torch.Tensor, valid: torch.Tensor, tokens_in_step: torch.T
     Returns a scalar; those of all micro-steps and ranks add up to the step's mean.
     """
     return (per_token * valid).sum() / tokens_in_step
-
-
-# ---------------------------------------------------------------------------------------------
-# the chunked head: from hidden states to losses, with the logits of one chunk of tokens alive at a time
-
-
-def chunked_head(
-    hidden, weight, targets, n_tokens, teachers=(), *, vocab_size, chunk=0, dtype=None, body=None, **settings
-):  # fmt: skip
-    """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl), three scalars.
-
-    hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding. targets: (...) ids, -1: masked.
-    n_tokens: the valid tokens of the whole step, what sums are divided by. teachers: hidden states and head of each.
-    chunk: tokens at a time, the result is the same with any; 0: what was fastest. dtype: of the matmuls (None: as
-    hidden); logits, losses and the sum of the head's gradient are fp32. body: `head_terms`, perhaps compiled;
-    settings: what else it takes. Gradients are made beside the losses, in closed form, chunk by chunk, so that
-    N x V numbers are never alive; only the first result has a gradient, to hidden and weight, for one backward.
-    """
-    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    body, dtype = body or head_terms, dtype or hidden.dtype
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        h, w, y = hidden.flatten(0, -2).to(dtype), weight.to(dtype), targets.flatten()  # (N, C), (rows, C), (N,)
-        valid, per_token = (y >= 0).float(), h.new_zeros(2, len(h), dtype=torch.float32)
-        grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
-        grad_w = torch.zeros_like(w, dtype=torch.float32) if needs_grad and weight.requires_grad else None
-        for now, logits, *taught in logits_in_chunks([(h, w), *teachers], chunk):
-            grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
-            for rows in blocks(logits):
-                args = logits[rows, :vocab_size], [t[rows, :vocab_size] for t in taught], y[now][rows].clamp(min=0)
-                per_token[:, now][:, rows] = body(*args, grad[rows, :vocab_size] if needs_grad else None, **settings)
-            if needs_grad:
-                grad[:, vocab_size:] = 0
-                grad_h[now] = matmul(grad, w) * valid[now, None]
-                if grad_w is not None:  # the head is not frozen
-                    add_matmul(grad_w, grad.T, h[now] * valid[now, None].to(dtype))
-            del logits, taught, grad  # before the next chunk's are made
-        ce, kl = (per_token * valid).sum(-1) / n_tokens
-        loss = settings.get("weight_ce", 1.0) * ce + settings.get("weight_kl", 0.0) * kl
-    if needs_grad:
-        loss = WithGradient.apply(loss, hidden, weight, grad_h, grad_w, n_tokens)
-    return loss, ce, kl
-
-
-def head_terms(
-    logits, taught, targets, grad, weight_ce=1.0, weight_kl=0.0, terms=forward_terms, temperature=1.0,
-    ensemble="logits", shares=(1.0,),
-):  # fmt: skip
-    """ce and kl (2, n) of a few tokens, and into `grad` (n, V), if given, that of weight_ce * ce + weight_kl * kl.
-
-    logits: (n, V) fp32; taught: those of each teacher; targets: (n,) ids. `grad` may be `logits` itself.
-    """
-    z = shifted(logits)
-    total = F.softmax(z, dim=-1)
-    ce = -total.amax(dim=-1).log() - z.gather(1, targets[:, None]).squeeze(1)
-    if taught:
-        (log_p, p), (log_q, q) = mixture(taught, temperature, ensemble, shares), both_softmaxes(z.div_(temperature))
-        kl, slope = terms(log_p, log_q, p, q)
-    if grad is not None:
-        total.mul_(weight_ce)  # weight_ce * (q - onehot(target)), with q at T = 1
-        total.scatter_add_(1, targets[:, None], torch.full_like(total[:, :1], -weight_ce))
-        if taught:
-            total.add_(chain_rule(q, slope), alpha=weight_kl / temperature)
-        grad.copy_(total)
-    return torch.stack((ce, kl if taught else torch.zeros_like(ce)))
-
-
-def mixture(logits, temperature=1.0, ensemble="logits", shares=(1.0,)):
-    """log p and p, (n, V), that several teachers' logits, (n, V) each, make together; shares: of each, their sum 1.
-
-    "logits": softmax of the mean of logits / T (Baby Llama, arXiv:2308.02019, section 3).
-    "probs": the mean of softmax(logits / T).
-    """
-    if ensemble == "logits" or len(logits) == 1:
-        mean = logits[0] if len(logits) == 1 else sum(t * share for t, share in zip(logits, shares))
-        return both_softmaxes(shifted(mean).div_(temperature))
-    parts = [log_softmax(t, temperature) + math.log(share) for t, share in zip(logits, shares)]
-    log_p = functools.reduce(torch.logaddexp, parts)
-    return log_p, log_p.exp()
-
-
-def both_softmaxes(z):
-    """log softmax, in the place of z, and softmax, of rows whose largest is 0.
-
-    With one pass of exp: the largest probability is 1 / sum exp z. Its logarithm is rounded once, by up to 5e-7 at
-    V = 50,000; `log_softmax` and its exp, as in the functions above, agree with each other better and take longer.
-    """
-    p = F.softmax(z, dim=-1)
-    return z.add_(p.amax(dim=-1, keepdim=True).log_()), p
-
-
-def teacher_shares(weights: str, n: int) -> list[float]:
-    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1."""
-    try:
-        numbers = [float(w) for w in weights.split(",")] if weights.strip() else [1.0] * n
-    except ValueError:
-        numbers = []
-    if len(numbers) != n or not all(0 < w < math.inf for w in numbers):
-        raise ValueError(f"teacher_weights={weights!r} must be {n} numbers over 0 with commas between, one a teacher")
-    return [w / sum(numbers) for w in numbers]
-
-
-COMPARED = ("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl")
-
-
-@torch.no_grad()
-def compare(student, teachers, targets, vocab_size, chunk=0, ensemble="logits", shares=(1.0,)) -> dict:
-    """How the student stands to its teachers, at T = 1: a dict of sums over the valid tokens.
-
-    agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and reverse_kl in nats.
-    student, teachers: (hidden states, head) of each; the rest as in chunked_head.
-    """
-    sums, y = 0.0, targets.flatten()
-    for now, logits, *taught in logits_in_chunks([student, *teachers], chunk):
-        for rows in blocks(logits):
-            log_q, q = both_softmaxes(shifted(logits[rows, :vocab_size]))
-            log_p, p = mixture([t[rows, :vocab_size] for t in taught], 1.0, ensemble, shares)
-            values = log_q.argmax(-1) == log_p.argmax(-1), -(q * log_q).sum(-1), -(p * log_p).sum(-1)
-            kls = (terms(log_p, log_q, p, q)[0] for terms in (forward_terms, reverse_terms))
-            values = torch.stack((*values, *kls))  # (5, n)
-            sums = sums + (values * (y[now][rows] >= 0)).sum(-1)
-        del logits, taught  # before the next chunk's are made
-    return dict(zip(COMPARED, sums))
-
-
-class WithGradient(torch.autograd.Function):
-    """`loss` with gradients made before: those to hidden and weight, of sums that the loss divides by n_tokens."""
-
-    @staticmethod
-    def forward(ctx, loss, hidden, weight, grad_h, grad_w, n_tokens):
-        ctx.grads, ctx.n_tokens, ctx.like = (grad_h, grad_w), n_tokens, (hidden.shape, hidden.dtype, weight.dtype)
-        return loss.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream):
-        if ctx.grads is None:
-            raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
-        (grad_h, grad_w), (shape, dtype, weight_dtype), ctx.grads = ctx.grads, ctx.like, None
-        scale = upstream / ctx.n_tokens
-        grad_w = grad_w if grad_w is None else grad_w.mul_(scale).to(weight_dtype)
-        return None, grad_h.mul_(scale).view(shape).to(dtype), grad_w, None, None, None
-
-
-def logits_in_chunks(heads, chunk=0):
-    """Yield (slice of the tokens, fp32 logits (n, rows) of each head), heads being pairs of (N, C) and (rows, C).
-
-    Those of fp32 heads lie in buffers that the next chunk overwrites: fresh memory costs a CPU a page fault each 4 kB.
-    """
-    heads = [(hidden.flatten(0, -2).to(weight.dtype), weight) for hidden, weight in heads]
-    N, rows = len(heads[0][0]), sum(len(weight) for _, weight in heads)
-    budget = 256e6 if heads[0][0].is_cuda else 52e6  # logits: 1 GB and 208 MB, in fp32
-    chunk = chunk or max(128, int(budget / rows) // 128 * 128)
-    # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
-    fp32 = [min(chunk, N) if w.dtype == torch.float32 else 0 for _, w in heads]
-    buffers = [w.new_empty(n, -(-len(w) // 64) * 64) for n, (_, w) in zip(fp32, heads)]
-    for start in range(0, N, chunk):
-        now = slice(start, min(start + chunk, N))
-        yield now, *(matmul(h[now], w.T, out[: now.stop - start, : len(w)]) for (h, w), out in zip(heads, buffers))
-
-
-def blocks(logits):
-    """Slices of a few rows each, whose temporaries stay in a CPU's cache; on CUDA all rows at once."""
-    n, V = logits.shape
-    step = n if logits.is_cuda else torch.get_num_threads() * max(1, 2**18 // V)
-    return (slice(i, min(i + step, n)) for i in range(0, n, step))
-
-
-def matmul(a, b, out=None):
-    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own."""
-    if a.dtype == torch.float32:
-        return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
-
-
-def add_matmul(total, a, b):
-    """total += a @ b, total in fp32."""
-    if a.dtype == torch.float32:
-        total.addmm_(a, b)
-    else:
-        total += matmul(a, b)

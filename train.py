@@ -43,7 +43,8 @@ from common.pretrained import (
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from evaluate import headlines, load_tasks
-from losses import chunked_head, head_terms
+from head import chunked_head
+from losses import loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 # Run
@@ -176,7 +177,7 @@ freeze_parameters(raw_model, freeze)
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
 head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
-head = partial(head, body=run.compile(head_terms, compile))  # hidden states -> loss, without all logits at once
+head = partial(head, body=run.compile(loss_terms, compile))  # hidden states -> loss, without all logits at once
 
 # ---------------------------------------------------------------------------------------------
 # optimiser

@@ -74,12 +74,12 @@ class RunLock:
             file.close()
 
     def leave_nothing_behind(self):
-        """At exit: a run that ended before it wrote anything takes its empty folders with it."""
-        if [path.name for path in self.path.parent.iterdir()] != [".lock"]:
+        """At exit: a run that ended before its first log line takes its lock and its empty folders with it."""
+        if (self.path.parent / "log.txt").exists():
             return
         self.path.unlink()
         for folder in self.new_folders:  # the innermost first
-            with contextlib.suppress(OSError):  # another run has begun beside
+            with contextlib.suppress(OSError):  # somebody else's files lie there
                 folder.rmdir()
 
 

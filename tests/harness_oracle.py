@@ -37,12 +37,13 @@ WIKITEXT = {"word_ppl": "word_perplexity", "byte_ppl": "byte_perplexity", "bits_
 
 def their_rows(name: str, files: list[str], limit: int) -> dict[str, list[dict]]:
     """{task: rows} in the columns that the harness expects."""
-    from common.tasks import pages, read_text, rows
+    from tasks.files import read_rows, read_text
+    from tasks.prompts import pages
 
     if name == "wikitext":
         text = "".join(read_text(Path(files[0])).splitlines(keepends=True)[: limit or None])
-        return {name: [{"page": page} for page, _ in pages(text)]}
-    found = [row for file in files for row in rows(Path(file))[: limit or None]]
+        return {name: [{"page": document.text} for document in pages(text)]}
+    found = [row for file in files for row in read_rows(Path(file))[: limit or None]]
     for row in found:
         if name == "wsc273":
             row |= {"pronoun": "[MASK]", "pronoun_loc": row["text"].index("[MASK]"), "options": row["candidates"]}

@@ -52,14 +52,25 @@ def test_loader(dataset):
     assert [line.split()[0] for line in table.splitlines()[1:]] == ["nanodistill"]
 
 
+def test_gqa():
+    keys = ["--part=gqa", "--rounds=1", "--repeats=1", "--device=cpu"]
+    got = json.loads(run_script("bench.py", *keys, "--json").stdout)["medians"]
+    assert list(got) == ["training", "scoring", "generation"]
+    for seconds in got.values():
+        assert list(seconds) == ["model.py", "expanded"] and all(0 < s < 60 for s in seconds.values())
+    lines = run_script("bench.py", *keys).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["attention", *got]
+
+
 def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]
     for key, message in [
-        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader"),
+        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader, gqa"),
         ("--kl=x", "kl='x' is not one of"),
     ]:
         done = run_script("bench.py", key, ok=False)
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
-    done = run_script("bench.py", *TINY, "--part=step", "--student_width=65", ok=False)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    for key in ("--student_width=65", "--tokens=40"):  # 40 tokens are no rows of 16
+        done = run_script("bench.py", *TINY, "--part=step", key, ok=False)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr

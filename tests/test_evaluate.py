@@ -15,10 +15,13 @@ from torch.nn import functional as F
 
 from common.pretrained import load_pretrained, save_pretrained
 from common.runtime import Runtime
-from common.tasks import TASKS, find, rows
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer
-from evaluate import ALL, RECIPES, load_tasks, metric, run_task, windows
+from hellaswag import accuracy
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from tasks.files import find_files, read_rows
+from tasks.loading import load_tasks
+from tasks.metrics import Answer, headlines, metric, run_task, windows
+from tasks.tables import RECIPES, TASKS
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 RUN = Runtime("cpu")
@@ -71,14 +74,17 @@ ROWS = {  # one row of each task in its file's columns: (row, [(context, ending)
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_become_questions(name):
     row, pairs, label = ROWS[name]
-    assert ALL[name].question(row) == (pairs, label)
+    question = TASKS[name].question(row)
+    assert question.choices == pairs and question.label == label
 
 
 def test_every_task_has_a_row_here_and_every_recipe_its_tasks():
-    assert {name for name, task in ALL.items() if task.question} <= {*ROWS, "arc_challenge", "hellaswag_harness"}
-    for names, published in RECIPES.values():
-        assert set(names.split()) <= set(ALL)
-        assert {key.split()[0] for row in published.values() for key in row} <= set(names.split())
+    assert {name for name, task in TASKS.items() if task.question} <= {*ROWS, "arc_challenge", "hellaswag_harness"}
+    for recipe in RECIPES.values():
+        names = set(recipe.tasks.split())
+        assert names <= set(TASKS)
+        for row in recipe.published.values():
+            assert {key.split()[0] for key in row} <= names
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_every_task_has_a_row_here_and_every_recipe_its_tasks():
 )
 def test_rows_that_lack_something_are_errors(name, change, message, tmp_path):
     write(tmp_path, TASKS[name].files.split()[0], [ROWS[name][0], ROWS[name][0] | change])
-    with pytest.raises(ValueError, match=f"row 2: not an example of {name}, see common/tasks.py .{message}"):
+    with pytest.raises(ValueError, match=f"row 2: not an example of {name}, see tasks/prompts.py .{message}"):
         load_tasks(name, str(tmp_path))
 
 
@@ -139,7 +145,7 @@ def test_hub_columns_give_the_same_questions():
     wsc["options"] = ["Al", "The dog"]
     assert TASKS["wsc273"].question(wsc) == TASKS["wsc273"].question(ROWS["wsc273"][0])
     his = {"text": "Al hit Bo. His dog ran.", "pronoun": "His", "pronoun_loc": 11, "options": ["Al", "Bo"], "label": 0}
-    assert TASKS["wsc273"].question(his)[0] == [("Al hit Bo. Al's", " dog ran."), ("Al hit Bo. Bo's", " dog ran.")]
+    assert TASKS["wsc273"].question(his).choices == [("Al hit Bo. Al's", " dog ran."), ("Al hit Bo. Bo's", " dog ran.")]
     snli = {"premise": "P .", "hypothesis": "H .", "label": 2}
     assert TASKS["snli"].question(snli) == TASKS["snli"].question(ROWS["snli"][0])
     boolq = {"passage": "P.", "question": "is it", "label": 1}
@@ -149,8 +155,9 @@ def test_hub_columns_give_the_same_questions():
 def test_metrics_by_hand():
     """Labels 1 1 0 0 1, predictions 1 0 0 1 1: two true positives, one false, one missed."""
     probabilities, greedy = (0.5, 0.25, 0.5, 1, 1), (1, 0, 0, 0, 1)
-    columns = zip((1, 1, 0, 0, 1), (1, 0, 0, 1, 1), probabilities, greedy)
-    answers = [(label, prediction, 1, math.log(p), g, {}) for label, prediction, p, g in columns]
+    answers = []
+    for label, prediction, p, g in zip((1, 1, 0, 0, 1), (1, 0, 0, 1, 1), probabilities, greedy):
+        answers.append(Answer(label, by_sum=prediction, by_mean=1, log_probability=math.log(p), is_greedy=bool(g)))
     acc, error = metric("acc", answers)
     assert acc == 0.6 and error == pytest.approx(math.sqrt(0.6 * 0.4 / 4))
     assert metric("acc_norm", answers)[0] == 0.6 and metric("word_acc", answers)[0] == 0.4
@@ -252,9 +259,7 @@ def tasks_dir(tmp_path_factory):
             (folder / "cola").mkdir()
             (folder / "cola/in.tsv").write_text("gj04\t1\t\tIt is fine.\ngj04\t0\t*\tIt fine.\n")
         else:
-            write(
-                folder, TASKS[name].files.split()[-1].replace("*", "x") if name in TASKS else ALL[name].files, [row] * 4
-            )
+            write(folder, TASKS[name].files.split()[-1].replace("*", "x"), [row] * 4)
     write(folder, "blimp/y.jsonl", [ROWS["blimp"][0] | {"field": "syntax/semantics", "UID": "y"}] * 4)
     (folder / "wikitext2").mkdir()
     (folder / "wikitext2/wiki.test.tokens").write_text(
@@ -284,7 +289,7 @@ def test_command_line_scores_every_task(tasks_dir, model_dir):
     found = json.loads(run_script("evaluate.py", *args, "--json", "--limit=3").stdout)
     assert len(found["model_sha256"]) == 64 and found["tokenizer_hash"] == ByteTokenizer().hash
     for result in found["results"]:
-        assert list(result["metrics"])[: len(ALL[result["task"]].metrics)] == list(ALL[result["task"]].metrics)
+        assert list(result["metrics"])[: len(TASKS[result["task"]].metrics)] == list(TASKS[result["task"]].metrics)
         assert (
             result["n"] == {"blimp": 6, "cola": 2}.get(result["task"], result["n"]) and len(result["data_sha256"]) == 64
         )
@@ -311,16 +316,17 @@ def test_shots_come_from_the_file_itself_or_a_training_file(tasks_dir):
     write(tasks_dir, "sst2/dev.jsonl", [{"sentence": f"s{i}", "label": i % 2} for i in range(9)])
     (loaded,) = load_tasks("sst2", str(tasks_dir), limit=4, shots=3, seed=1)
     assert len(loaded.questions) == 4 and loaded.pool is None
-    for i, (pairs, _, _, before) in enumerate(loaded.questions):
-        shots = before.split("\n\n")[:-1]
+    for i, question in enumerate(loaded.questions):
+        shots = question.shots.split("\n\n")[:-1]
         assert len(shots) == 3 and all(shot.split("Answer: ")[1] in ("negative", "positive") for shot in shots)
-        assert not any(shot.startswith(f"s{i}\n") for shot in shots) and pairs[0][0].startswith(f"s{i}\n")
+        assert not any(shot.startswith(f"s{i}\n") for shot in shots)
+        assert question.choices[0].context.startswith(f"s{i}\n")
     (again,) = load_tasks("sst2", str(tasks_dir), limit=4, shots=3, seed=1)
     assert again.questions == loaded.questions != load_tasks("sst2", str(tasks_dir), 4, 3, 2)[0].questions
     write(tasks_dir, "sst2/train.jsonl", [{"sentence": f"t{i}", "label": 1} for i in range(3)])
     (loaded,) = load_tasks("sst2", str(tasks_dir), shots=3)
-    assert loaded.pool.name == "train.jsonl" and len({before for *_, before in loaded.questions}) == 1
-    assert loaded.questions[0][3].count("positive\n\n") == 3
+    assert loaded.pool.name == "train.jsonl" and len({question.shots for question in loaded.questions}) == 1
+    assert loaded.questions[0].shots.count("positive\n\n") == 3
     (tasks_dir / "sst2/train.jsonl").unlink()
 
 
@@ -344,11 +350,11 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
         (["--tasks=enwik8"], "cannot reach http://mattmahoney.net"),
         (
             ["--tasks=sciq", "--data_dir=broken"],
-            "valid.jsonl, row 2: not an example of sciq, see common/tasks.py (no 'distractor1')",
+            "valid.jsonl, row 2: not an example of sciq, see tasks/prompts.py (no 'distractor1')",
         ),
         (
             ["--tasks=piqa", "--data_dir=broken"],
-            "valid.jsonl, row 1: not an example of piqa, see common/tasks.py (label 2 of 2 choices)",
+            "valid.jsonl, row 1: not an example of piqa, see tasks/prompts.py (label 2 of 2 choices)",
         ),
         (["--tasks=boolq", "--data_dir=broken"], "val.jsonl, line 2: expected one JSON object a line"),
         (["--tasks=rte", "--data_dir=broken"], "val.jsonl has no rows"),
@@ -372,6 +378,10 @@ def test_what_a_user_gets_wrong_ends_in_one_line(args, message, tasks_dir, model
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+def find_task(name, folder):
+    return find_files(name, TASKS[name].files, TASKS[name].source, str(folder))
+
+
 def test_files_come_from_the_hub(hub, tmp_path):
     """Its parquet files, by configuration and split, for BLiMP all; what is there already is not asked for again."""
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
@@ -385,9 +395,9 @@ def test_files_come_from_the_hub(hub, tmp_path):
         hub.files[f"{base}/{config}/{split}/0.parquet"] = buffer.getvalue()
         index = json.loads(hub.files.get(base, b"{}")) | {config: {split: ["elsewhere"]}, "../up": {split: ["no"]}}
         hub.files[base] = json.dumps(index).encode()
-    (piqa,) = find("piqa", TASKS["piqa"], str(tmp_path))
-    assert rows(piqa) == [ROWS["piqa"][0]] * 3
-    assert [path.name for path in find("blimp", TASKS["blimp"], str(tmp_path))] == [
+    (piqa,) = find_task("piqa", tmp_path)
+    assert read_rows(piqa) == [ROWS["piqa"][0]] * 3
+    assert [path.name for path in find_task("blimp", tmp_path)] == [
         "x_train.parquet",
         "y_train.parquet",
     ]
@@ -450,11 +460,12 @@ def test_multiple_choice_of_ones_own_is_scored_as_choices(model_dir, tmp_path):
     assert (result["task"], result["n"]) == ("my_own.jsonl", 5) and list(found) == ["acc", "acc_norm"]
     assert found == {name: pytest.approx(n / 5) for name, n in hits.items()}
     (loaded,) = load_tasks(str(tmp_path / "my own.jsonl"), str(tmp_path), limit=2, shots=2, seed=3, columns=names)
-    assert [label for _, label, _, _ in loaded.questions] == OWN_ANSWERS[:2]
+    assert [question.label for question in loaded.questions] == OWN_ANSWERS[:2]
     solved = {"One and one is two", "One and two is three", " Two.", "Two is odd", "Three is 3"}
-    for pairs, _, _, before in loaded.questions:
-        shots = before.split("\n\n")[:-1]
-        assert len(shots) == 2 and set(shots) <= solved and not any(shot.startswith(pairs[0][0]) for shot in shots)
+    for question in loaded.questions:
+        shots = question.shots.split("\n\n")[:-1]
+        context = question.choices[0].context
+        assert len(shots) == 2 and set(shots) <= solved and not any(shot.startswith(context) for shot in shots)
 
 
 def likelihood(model, tokenizer, context, text) -> float:
@@ -508,16 +519,41 @@ def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
     assert done.returncode == 2 and "did you mean 'piqa'?" in done.stderr and not (tmp_path / "e").exists()
 
 
+def test_hellaswag_has_its_two_labels_in_the_log_and_files_of_its_form_their_name(tmp_path):
+    """`hella` is acc_norm in the completion convention, `hella_sum` acc: the values of hellaswag.py, on both files."""
+    model, tokenizer = GPT(GPTConfig(300, 64, 2, 2, 32)).eval(), ByteTokenizer()
+    torch.nn.init.zeros_(model.lm_head.weight)  # all ids are equally likely: the shortest ending wins by sum
+    examples = []
+    for i in range(20):
+        endings = ["one", "twenty-one", f"{i}", "2"]
+        examples.append({"ctx": f"{i} and", "endings": endings, "label": 0 if i % 3 else 2})
+    write(tmp_path, "hellaswag/hellaswag_val.jsonl", examples)
+    write(tmp_path, "my lines.jsonl", examples)
+    names = f"hellaswag,piqa,{tmp_path / 'my lines.jsonl'}"
+    write(tmp_path, "piqa/valid.jsonl", [ROWS["piqa"][0]] * 4)
+    tasks = load_tasks(names, str(tmp_path), limit=12)
+    acc, acc_norm = accuracy(model, tokenizer, examples[:12], RUN)
+    assert (acc, acc_norm) == (4 / 12, 8 / 12)
+    piqa = run_task(tasks[1], model, tokenizer, RUN)["metrics"]["acc"].value
+    wanted = {"hella": acc_norm, "hella_sum": acc, "piqa": piqa, "my_lines.jsonl": acc_norm}
+    assert headlines(tasks, model, tokenizer, RUN) == wanted
+    own = run_task(tasks[2], model, tokenizer, RUN)
+    assert own["convention"] == "completion" and {k: v.value for k, v in own["metrics"].items()} == {
+        "acc_norm": acc_norm,
+        "acc": acc,
+    }
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the tasks' files and the 260K-parameter LLaMA beside the project")
 def test_all_files_are_read_and_lambada_is_what_a_loop_finds():
-    tasks = load_tasks(",".join(name for name in ALL if name != "enwik8"), str(DATA), limit=20)
-    assert {t.name for t in tasks} == set(ALL) - {"enwik8"}
+    tasks = load_tasks(",".join(name for name in TASKS if name != "enwik8"), str(DATA), limit=20)
+    assert {t.name for t in tasks} == set(TASKS) - {"enwik8"}
     blimp, lambada = (next(t for t in tasks if t.name == name) for name in ("blimp", "lambada"))
-    assert len(blimp.questions) == 67 * 20 and len({q[2]["UID"] for q in blimp.questions}) == 67
+    assert len(blimp.questions) == 67 * 20 and len({q.parts["UID"] for q in blimp.questions}) == 67
     folder = DATA / "checkpoints/stories260K_hf"
     model, tokenizer = load_pretrained(folder), SentencePieceTokenizer((folder / "tokenizer.model").read_bytes())
     sums, hits = [], []
-    for row in rows(lambada.files[0])[:20]:
+    for row in read_rows(lambada.files[0])[:20]:
         context = [tokenizer.bos, *tokenizer.encode(row["text"].rpartition(" ")[0])]
         ids = torch.tensor([tokenizer.bos, *tokenizer.encode(row["text"])])[-513:]
         n = len(tokenizer.encode(row["text"])) + 1 - len(context)

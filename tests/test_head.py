@@ -1,15 +1,17 @@
 """The chunked head against a slow reference that has all logits at once, in float64, and autograd."""
 
-import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import ROOT, run_python
-from test_losses import OBJECTIVES, brute_force
+from test_losses import OBJECTIVES, brute_force, terms_of
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from losses import chunked_head, compare, divergence, head_terms
+from head import blocks_to_write, chunked_head, compare
+from losses import Objective, loss_terms
 
 V, ROWS, C = 211, 256, 24  # the vocabulary, the rows of the padded head, the width of the student
 WIDTHS = ((40, 211), (16, 230), (33, 256))  # of teachers: width, rows of the head
@@ -60,10 +62,11 @@ def test_losses_and_gradients_equal_the_slow_reference(name, n_teachers, ensembl
     teachers = teachers if name else []
     shares, n = torch.tensor([3.0, 2.0, 1.0])[:n_teachers], (targets >= 0).sum().item()
     shares = (shares / shares.sum()).tolist()
-    loss, ce, kl = chunked_head(
-        states(ids, weight, layer), weight, targets, n, teachers, vocab_size=V, chunk=7, weight_ce=0.3, temperature=T,
-        weight_kl=2.0 if name else 0.0, terms=divergence(name or "forward"), ensemble=ensemble, shares=shares,
-    )  # fmt: skip
+    objective = Objective(weight_ce=0.3)
+    if name:
+        objective = Objective(0.3, 2.0, terms_of(name), temperature=T, ensemble=ensemble, shares=tuple(shares))
+    hidden = states(ids, weight, layer)
+    loss, ce, kl = chunked_head(hidden, weight, targets, n, teachers, objective, vocab_size=V, chunk=7)
     grads = torch.autograd.grad(loss, (weight, layer))
     exact = weight.detach().double().requires_grad_(), layer.detach().double().requires_grad_()
     want = slow_head(states(ids, *exact), exact[0], targets, n, teachers, name, 0.3, 2.0, T, ensemble, shares)
@@ -74,7 +77,8 @@ def test_losses_and_gradients_equal_the_slow_reference(name, n_teachers, ensembl
     assert not ce.requires_grad and not kl.requires_grad
 
 
-SETTINGS = {"vocab_size": V, "weight_ce": 0.5, "weight_kl": 2.0, "terms": divergence("forward"), "temperature": 2.0}
+OBJECTIVE = Objective(weight_ce=0.5, weight_kl=2.0, temperature=2.0)
+SETTINGS = {"vocab_size": V, "objective": OBJECTIVE}
 
 
 def test_chunks_of_any_size_give_the_same():
@@ -169,11 +173,40 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class LiveLogits(TorchDispatchMode):
+    """The most matrices of n x rows that are alive while another is being multiplied."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n, self.made, self.most = n, [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.most = max(self.most, sum(not storage.expired() for storage in self.made))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.mm and out.shape[0] == self.n and out.shape[1] in (V, ROWS):
+            self.made.append(StorageWeakRef(out.untyped_storage()))
+        return out
+
+
+def test_logits_of_a_chunk_are_freed_before_the_next_are_made():
+    """In bfloat16, as on CUDA, they have memory of their own; two models' are alive, not four."""
+    ids, targets, weight, layer, teachers = make(B=12)
+    hidden = states(ids, weight, layer)
+    with LiveLogits(22) as live:
+        chunked_head(hidden, weight, targets, 40, teachers, chunk=22, dtype=torch.bfloat16, **SETTINGS)[0].backward()
+    assert len(live.made) == 12 and live.most == 2
+    with LiveLogits(22) as live:
+        compare((hidden, weight), teachers, targets, OBJECTIVE, vocab_size=V, chunk=22, dtype=torch.bfloat16)
+    assert len(live.made) == 12 and live.most == 1
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_logits_of_all_tokens_are_never_allocated(name):
     """264 tokens x 256 rows would be 67,584 elements; the largest tensor is the head's own gradient."""
     ids, targets, weight, layer, teachers = make(B=24, n_teachers=3)
-    settings = SETTINGS | {"terms": divergence(name), "shares": [1 / 3] * 3, "ensemble": "probs"}
+    objective = replace(OBJECTIVE, terms=terms_of(name), shares=(1 / 3,) * 3, ensemble="probs")
+    settings = {"vocab_size": V, "objective": objective}
     N = targets.numel()
     with Largest() as seen:
         hidden = states(ids, weight, layer)
@@ -181,7 +214,7 @@ def test_logits_of_all_tokens_are_never_allocated(name):
     assert weight.grad.any() and layer.grad.any()
     assert 20 * ROWS <= seen.numel <= max(ROWS * C, N * max(C, 40)) < N * V / 4
     with Largest() as seen:
-        compare((states(ids, weight, layer), weight), teachers, targets, V, 20, "probs", [1 / 3] * 3)
+        compare((states(ids, weight, layer), weight), teachers, targets, objective, vocab_size=V, chunk=20)
     assert 20 * ROWS <= seen.numel < N * V / 4
     with Largest() as seen:  # and that this test would see them
         states(ids, weight, layer) @ weight.T
@@ -223,25 +256,63 @@ def test_a_second_backward_is_an_error():
         loss.backward()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
-def test_compiled_chunks_equal_eager_ones():
-    ids, targets, weight, layer, teachers = make()
-    body = torch.compile(head_terms)
-    for name in ("forward", "js"):
-        settings = SETTINGS | {"terms": divergence(name)}
-        results = []
-        for kind in (None, body):
-            hidden = states(ids, weight, layer)
-            loss, _, _ = chunked_head(hidden, weight, targets, 40, teachers, chunk=30, body=kind, **settings)
-            results.append((loss, *torch.autograd.grad(loss, (weight, layer))))
-        for a, b in zip(*results):
-            close(a, b, 1e-6)
+def test_what_the_head_computes_leaves_the_logits_as_they_are():
+    """And returns memory of its own: a compiled body with an argument in another's place gave wrong gradients."""
+    torch.manual_seed(0)
+    logits, taught, targets = torch.randn(5, V), [torch.randn(5, V), torch.randn(5, V)], torch.randint(V, (5,))
+    before = [t.clone() for t in (logits, *taught, targets)]
+    objective = replace(OBJECTIVE, shares=(0.5, 0.5))
+    for name in OBJECTIVES:
+        for ensemble in ("logits", "probs"):
+            for teachers in ([], taught[:1], taught):
+                now = replace(objective, terms=terms_of(name), ensemble=ensemble)
+                _, grad = loss_terms(logits, teachers, targets, now, torch.float32)
+                places = {t.untyped_storage().data_ptr() for t in (logits, *taught)}
+                assert grad.any() and grad.untyped_storage().data_ptr() not in places
+                for after, then in zip((logits, *taught, targets), before):
+                    assert torch.equal(after, then)
+
+
+def test_blocks_to_write_cover_each_row_once():
+    """With `equal` all have one size, where there are several; what they share is read before it is written."""
+    step = torch.get_num_threads() * 2
+    for n in (1, step - 1, step, step + 1, 3 * step, 4 * step - 1):
+        logits = torch.empty(n, 2**17)
+        for equal in (False, True):
+            written = []
+            for rows, new in blocks_to_write(logits, equal):
+                assert rows.start <= new.start < new.stop == rows.stop
+                assert not set(range(rows.start, rows.stop)) & set(written)
+                written += range(new.start, new.stop)
+                assert not equal or rows.stop - rows.start == min(n, step)
+            assert sorted(written) == list(range(n))
+
+
+def test_bfloat16_logits_are_not_rounded():
+    """The product of two bfloat16 is exact in fp32: the losses are those of fp32 hidden states with the same values."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, C).bfloat16(), torch.randn(ROWS, C).bfloat16()
+    teacher = (hidden + 0.05 * torch.randn(40, C)).bfloat16(), weight
+    targets = torch.randint(V, (40,))
+    wide = [(t.float(), w.float()) for t, w in [teacher]]
+    got = chunked_head(hidden, weight, targets, 40, [teacher], chunk=16, **SETTINGS)
+    want = chunked_head(hidden.float(), weight.float(), targets, 40, wide, chunk=16, **SETTINGS)
+    for a, b in zip(got, want):
+        close(a, b, 1e-6)
+    narrow_student, wide_student = (hidden, weight), (hidden.float(), weight.float())
+    sums = [
+        compare(narrow_student, [teacher], targets, OBJECTIVE, vocab_size=V),
+        compare(wide_student, wide, targets, OBJECTIVE, vocab_size=V),
+    ]
+    for name in sums[0]:
+        close(sums[0][name], sums[1][name], 1e-5)
 
 
 def test_comparison_with_the_teachers():
     ids, targets, weight, layer, teachers = make(n_teachers=2)
     hidden, valid = states(ids, weight, layer).detach(), targets.flatten() >= 0
-    got = compare((hidden, weight), teachers, targets, V, 9, shares=[0.75, 0.25])
+    objective = Objective(shares=(0.75, 0.25))
+    got = compare((hidden, weight), teachers, targets, objective, vocab_size=V, chunk=9)
     logits = (hidden.double() @ weight.double().T)[..., :V].flatten(0, 1)
     taught = sum(s * (h.double() @ w.double().T)[..., :V].flatten(0, 1) for s, (h, w) in zip((0.75, 0.25), teachers))
     p, q = taught.softmax(-1), logits.softmax(-1)
@@ -255,3 +326,27 @@ def test_comparison_with_the_teachers():
     assert got.keys() == want.keys()
     for key in want:
         assert got[key].item() == pytest.approx((want[key] * valid).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("student_dtype, teacher_dtype", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_student_and_teacher_are_compared_in_one_format(student_dtype, teacher_dtype):
+    """A student with its teacher's weights, one of them kept in bfloat16, is its teacher in the run's bfloat16."""
+    ids, targets, weight, layer, _ = make()
+    hidden = states(ids, weight, layer).detach()
+    student = hidden.bfloat16(), weight.to(getattr(torch, student_dtype))
+    teacher = hidden.to(getattr(torch, teacher_dtype)), weight.to(getattr(torch, teacher_dtype))
+    for dtype in (torch.bfloat16, None):  # None: as the student's hidden states
+        got = compare(student, [teacher], targets, OBJECTIVE, vocab_size=V, dtype=dtype)
+        assert got["agree"] == (targets >= 0).sum() and got["forward_kl"] == got["reverse_kl"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("teacher_dtype", [torch.float32, torch.bfloat16])
+def test_the_comparison_has_the_kl_that_is_trained_on(dtype, teacher_dtype):
+    ids, targets, weight, layer, teachers = make(n_teachers=2)
+    hidden = states(ids, weight, layer)
+    teachers = [(h.to(teacher_dtype), w.to(teacher_dtype)) for h, w in teachers]
+    objective = Objective(weight_kl=1.0, shares=(0.75, 0.25))
+    _, _, kl = chunked_head(hidden, weight, targets, 1, teachers, objective, vocab_size=V, dtype=dtype)
+    got = compare((hidden, weight), teachers, targets, objective, vocab_size=V, dtype=dtype)
+    close(got["forward_kl"], kl, 1e-6)

@@ -13,8 +13,11 @@ import hellaswag
 from common.pretrained import load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer, load_tokenizer
-from hellaswag import draw_shots, encode_rows, lay_out, load_examples, predict, question, score
+from hellaswag import load_examples, predict
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from tasks.loading import draw_shots
+from tasks.prompts import hellaswag_example
+from tasks.scoring import batch, encode_rows, lay_out, score
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 RUN = Runtime("cpu")
@@ -83,17 +86,30 @@ def test_scores_equal_the_loop_of_one_text_at_a_time(config):
 
 
 def test_rows_by_hand():
-    """1 2 3 4 5, 1 2 3 4 6 7 and 1 2 3 8: nothing is computed twice, and the last ids are only predicted."""
+    """1 2 3 4 5, 1 2 3 4 6 7 and 1 2 3 8: their start is computed once, and the last ids are only predicted."""
     texts = [(0, [1, 2, 3, 4, 5], 2), (1, [1, 2, 3, 4, 6, 7], 3), (2, [1, 2, 3, 8], 1)]
-    (row,) = lay_out(texts, 5)
-    assert (row.ids, row.positions, row.text, row.shared) == (
-        [1, 2, 3, 4, 6],
-        [0, 1, 2, 3, 4],
-        [0, 0, 0, 0, 1],
-        [0] * 4 + [4],
-    )
-    assert row.scored == [(2, 4, 0), (3, 5, 0), (2, 4, 1), (3, 6, 1), (4, 7, 1), (2, 8, 2)]
-    assert [row.ids for row in lay_out(texts, 4)] == [[1, 2, 3, 4], [2, 3, 4, 6], [1, 2, 3]]  # the second is cut
+    (row,) = lay_out(texts, 6)
+    assert row.ids == [1, 2, 3, 4, 4, 6]
+    assert row.positions == [0, 1, 2, 3, 3, 4]
+    assert row.part == [0, 0, 0, 1, 2, 2]
+    assert row.scored == [(2, 4, 0), (3, 5, 0), (2, 4, 1), (4, 6, 1), (5, 7, 1), (2, 8, 2)]
+    # two of them share one id more; the third does not fit beside them
+    assert [row.ids for row in lay_out(texts, 5)] == [[1, 2, 3, 4, 6], [1, 2, 3]]
+    # the second loses its first id, and shares nothing then
+    assert [row.ids for row in lay_out(texts, 4)] == [[1, 2, 3, 4], [2, 3, 4, 6], [1, 2, 3]]
+
+
+def test_masks_by_hand():
+    """The row above, padded by two: a column sees the start and its own part, and nobody sees the padding."""
+    texts = [(0, [1, 2, 3, 4, 5], 2), (1, [1, 2, 3, 4, 6, 7], 3), (2, [1, 2, 3, 8], 1)]
+    ids, positions, mask = batch(lay_out(texts, 6), 8, "cpu")
+    assert ids.tolist() == [[1, 2, 3, 4, 4, 6, 0, 0]] and positions.tolist() == [[0, 1, 2, 3, 3, 4, 0, 0]]
+    assert mask.shape == (1, 1, 8, 8)
+    wanted = ["1.......", "11......", "111.....", "1111....", "111.1...", "111.11.."]
+    seen = ["".join(".1"[x] for x in query) for query in mask[0, 0].int().tolist()]
+    assert seen[:6] == wanted
+    # rows of one text each need no mask
+    assert batch(lay_out(texts[:1], 6), 8, "cpu")[1:] == (None, None)
 
 
 def test_one_text_sees_nothing_of_another():
@@ -187,8 +203,8 @@ def test_harness_convention():
     row = {"activity_label": "Tiling", "ctx_a": ctx, "ctx_b": "the man", "ctx": f"{ctx} the man", "endings": endings}
     row["label"] = "1"
     expected = {"ctx": title.replace("  ", " "), "endings": ["rests. Ever", "x"], "label": 1}
-    assert question(row, "harness") == expected
-    assert question(row) == {"ctx": row["ctx"], "endings": row["endings"], "label": 1}
+    assert hellaswag_example(row, "harness") == expected
+    assert hellaswag_example(row) == {"ctx": row["ctx"], "endings": row["endings"], "label": 1}
     tokenizer = ByteTokenizer()
     blank_is_the_endings = encode_rows(tokenizer, "ab ", ["c"], harness=True)
     assert blank_is_the_endings == [([97, 98, 32, 32, 99], 3)]

@@ -23,7 +23,7 @@ from common.data import tokenizer_meta
 from common.pretrained import find_model, load_pretrained, save_pretrained
 from common.tokenizer import load_tokenizer
 from configurator import read_config_file
-from losses import COMPARED
+from head import COMPARED
 
 SHAPE = ("--n_layer=", "--n_head=", "--n_embd=")
 LOOPS = {"train.py": [], "distill.py": ["--weight_cos=0.5", "--dropout=0.1"]}

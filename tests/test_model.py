@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
 
 SHAPE = dict(vocab_size=100, block_size=32, n_layer=3, n_head=4, n_embd=64)
 MODELS = {
@@ -93,6 +93,28 @@ def test_generate_draws_from_top_k_of_the_true_vocabulary_and_stops_at_eot(make)
     assert alone.shape == (1, 4)  # it ends with its first eot
     both = model.generate(idx, 10, temperature=0, eot=eot)
     assert (both[0, 3:] == eot).all()
+
+
+def test_grouped_queries_equal_keys_and_values_expanded_to_all_heads():
+    """In training, with a mask, and for the last queries of a cache: outputs and gradients."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 9, 8, requires_grad=True) for n in (6, 2, 2))
+    mask = torch.rand(2, 1, 9, 9) < 0.5
+    mask |= torch.eye(9, dtype=torch.bool)
+    for queries, seen in ((q, None), (q, mask), (q[:, :, -3:], None), (q[:, :, -1:], None)):
+        results = []
+        for keys, values in ((k, v), (k.repeat_interleave(3, dim=1), v.repeat_interleave(3, dim=1))):
+            y = attend(queries, keys, values, seen)
+            results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+        for got, want in zip(*results):
+            torch.testing.assert_close(got, want)
+
+
+def test_a_rotary_part_without_channels_is_refused():
+    """It would be a model that does not know the order of its tokens."""
+    for part in (0.01, 0.2, 3.0):
+        with pytest.raises(ValueError, match="expected an even number of them, over 0"):
+            GPTConfig(n_embd=64, n_head=4, rotary_pct=part)
 
 
 def test_heads_that_do_not_divide_are_refused():

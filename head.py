@@ -1,0 +1,227 @@
+"""The chunked head: from hidden states to losses and gradients, with the logits of one chunk of tokens alive at a time.
+
+A micro-step of 32,768 tokens over 50,257 ids has 6.6 GB of logits, twice that with a teacher's, and their gradients
+again; the hidden states behind them are 0.1 GB. So the head walks the tokens in chunks. For each chunk:
+
+    logits = hidden @ weight.T        of the student and of each teacher
+    values, grad = loss_terms(…)    losses.py's closed form, a few rows at a time
+    grad_hidden = grad @ weight       what autograd would have needed the logits for
+    grad_weight += grad.T @ hidden
+
+and the chunk's logits are overwritten by the next. Autograd gets both gradients ready-made (`WithGradient`).
+"""
+
+import math
+
+import torch
+
+from losses import Objective, forward_terms, loss_terms, mixture, reverse_terms, shifted, softmaxes
+
+
+def chunked_head(
+    hidden, weight, targets, n_tokens, teachers=(), objective=None, *, vocab_size, chunk=0, dtype=None, body=None
+):  # fmt: skip
+    """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl), three scalars.
+
+    hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding. targets: (...) ids, -1: masked.
+    n_tokens: the valid tokens of the whole step, what sums are divided by. teachers: (hidden states, head) of each.
+    objective: an Objective; None: cross-entropy. chunk: tokens at a time, the result is the same with any; 0: what was
+    fastest. dtype: of all matmuls, the teachers' too (None: as hidden); logits, losses and the sum of the head's
+    gradient are fp32. body: `loss_terms`, perhaps compiled. Only the first result has a gradient, to hidden and
+    weight, for one backward.
+    """
+    objective = objective or Objective()
+    body = body or loss_terms
+    dtype = dtype or hidden.dtype
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        h = hidden.flatten(0, -2).to(dtype)  # (N, C)
+        w = weight.to(dtype)  # (rows, C)
+        y = targets.flatten()  # (N,)
+        valid = (y >= 0).float()
+        teachers = [(teacher_hidden, teacher_weight.to(dtype)) for teacher_hidden, teacher_weight in teachers]
+        per_token = h.new_zeros(2, len(h), dtype=torch.float32)  # ce and kl
+        grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
+        grad_w = torch.zeros_like(w, dtype=torch.float32) if needs_grad and weight.requires_grad else None
+        for tokens, logits, *teacher_logits in logits_in_chunks([(h, w), *teachers], chunk):
+            grad = None
+            if needs_grad:  # in the place of the logits where it has their type
+                grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
+            chunk_targets = y[tokens].clamp(min=0)
+            per_token[:, tokens] = chunk_terms(
+                body, logits, teacher_logits, chunk_targets, objective, vocab_size=vocab_size, grad=grad
+            )  # fmt: skip
+            if needs_grad:
+                chunk_valid = valid[tokens, None]
+                grad_h[tokens] = matmul(grad, w) * chunk_valid
+                if grad_w is not None:  # the head is not frozen
+                    add_matmul(grad_w, grad.T, h[tokens] * chunk_valid.to(dtype))
+            del logits, teacher_logits, grad  # before the next chunk's are made
+        ce, kl = (per_token * valid).sum(-1) / n_tokens
+        loss = objective.weight_ce * ce + objective.weight_kl * kl
+    if needs_grad:
+        loss = WithGradient.apply(loss, hidden, weight, grad_h, grad_w, n_tokens)
+    return loss, ce, kl
+
+
+def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size, grad):
+    """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given; it may be `logits`.
+
+    logits, grad: (n, rows), of which those from vocab_size on are padding. A block's gradient is copied over its logits
+    when they have been read.
+    """
+    values = logits.new_empty(2, len(logits))
+    grad_dtype = None if grad is None else grad.dtype
+    for block, new in blocks_to_write(logits, equal=body is not loss_terms):
+        block_teachers = [t[block, :vocab_size] for t in teacher_logits]
+        block_values, block_grad = body(
+            logits[block, :vocab_size], block_teachers, targets[block], objective, grad_dtype
+        )  # fmt: skip
+        n_new = new.stop - new.start  # the last rows of the block
+        values[:, new] = block_values[:, -n_new:]
+        if grad is not None:
+            grad[new, :vocab_size] = block_grad[-n_new:]
+        del block_grad  # the next block's takes its memory, which is in cache
+    if grad is not None:
+        grad[:, vocab_size:] = 0
+    return values
+
+
+class WithGradient(torch.autograd.Function):
+    """`loss` with gradients made before: those to hidden and weight, of sums that the loss divides by n_tokens."""
+
+    @staticmethod
+    def forward(ctx, loss, hidden, weight, grad_h, grad_w, n_tokens):
+        ctx.grads = grad_h, grad_w
+        ctx.n_tokens = n_tokens
+        ctx.hidden_shape = hidden.shape
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return loss.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream):
+        if ctx.grads is None:
+            raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
+        grad_h, grad_w = ctx.grads
+        ctx.grads = None
+        hidden_dtype, weight_dtype = ctx.dtypes
+        scale = upstream / ctx.n_tokens
+        grad_h = grad_h.mul_(scale).view(ctx.hidden_shape).to(hidden_dtype)
+        if grad_w is not None:
+            grad_w = grad_w.mul_(scale).to(weight_dtype)
+        return None, grad_h, grad_w, None, None, None
+
+
+# ---------------------------------------------------------------------------------------------
+# the student beside its teachers
+
+
+COMPARED = ("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl")
+
+
+@torch.no_grad()
+def compare(student, teachers, targets, objective, *, vocab_size, chunk=0, dtype=None) -> dict:
+    """Compare the student with its teachers, at T = 1: a dict of sums over the valid tokens.
+
+    agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and reverse_kl in nats.
+    student, teachers: (hidden states, head) of each; objective: says how several teachers are mixed; the rest as in
+    chunked_head, of which forward_kl is the kl.
+    """
+    at_1 = Objective(ensemble=objective.ensemble, shares=objective.shares)
+    dtype = dtype or student[0].dtype
+    heads = [(hidden, weight.to(dtype)) for hidden, weight in (student, *teachers)]
+    valid = targets.flatten() >= 0
+    sums = 0.0
+    for tokens, logits, *teacher_logits in logits_in_chunks(heads, chunk):
+        for block in blocks(logits):
+            block_teachers = [t[block, :vocab_size] for t in teacher_logits]
+            values = compared_values(logits[block, :vocab_size], block_teachers, at_1)
+            sums = sums + (values * valid[tokens][block]).sum(-1)
+        del logits, teacher_logits, block_teachers  # before the next chunk's are made
+    return dict(zip(COMPARED, sums))
+
+
+def compared_values(logits, teacher_logits, objective):
+    """What COMPARED names, of each token: (5, n) from logits (n, V) of the student and of each teacher."""
+    log_q, q = softmaxes(shifted(logits))
+    log_p, p = mixture(teacher_logits, objective)
+    agree = log_q.argmax(-1) == log_p.argmax(-1)
+    entropy = -(q * log_q).sum(-1)
+    teacher_entropy = -(p * log_p).sum(-1)
+    forward, _ = forward_terms(log_p, log_q, p, q)
+    reverse, _ = reverse_terms(log_p, log_q, p, q)
+    return torch.stack((agree, entropy, teacher_entropy, forward, reverse))
+
+
+# ---------------------------------------------------------------------------------------------
+# chunks, blocks, and matmuls in fp32
+
+
+def logits_in_chunks(heads, chunk=0):
+    """Yield (slice of the tokens, fp32 logits (n, rows) of each head), heads being pairs of (N, C) and (rows, C).
+
+    Those of fp32 heads lie in buffers that the next chunk overwrites: fresh memory costs a CPU a page fault each 4 kB.
+    """
+    heads = [(hidden.flatten(0, -2).to(weight.dtype), weight) for hidden, weight in heads]
+    first_hidden, _ = heads[0]
+    N = len(first_hidden)
+    if chunk == 0:
+        budget = 256e6 if first_hidden.is_cuda else 52e6  # numbers in all logits of a chunk: 1 GB and 208 MB
+        columns = sum(len(weight) for _, weight in heads)
+        chunk = max(128, int(budget / columns) // 128 * 128)
+    buffers = []
+    for _, weight in heads:
+        # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
+        stride = 64 * math.ceil(len(weight) / 64)
+        n = min(chunk, N) if weight.dtype == torch.float32 else 0
+        buffers.append(weight.new_empty(n, stride))
+    for start in range(0, N, chunk):
+        tokens = slice(start, min(start + chunk, N))
+        n = tokens.stop - tokens.start
+        logits = []
+        for (hidden, weight), buffer in zip(heads, buffers):
+            logits.append(matmul(hidden[tokens], weight.T, out=buffer[:n, : len(weight)]))
+        yield tokens, *logits
+        del logits  # the caller's are the last
+
+
+def blocks(logits):
+    """Slices of a few rows each, whose temporaries stay in a CPU's cache; on CUDA all rows at once."""
+    n, V = logits.shape
+    step = n if logits.is_cuda else torch.get_num_threads() * max(1, 2**18 // V)
+    return (slice(i, min(i + step, n)) for i in range(0, n, step))
+
+
+def blocks_to_write(logits, equal=False):
+    """Pairs of slices: a block's rows, and those of them whose results are to be kept, by default all.
+
+    equal: a short last block is lengthened at its front, so that a compiled body meets one shape and not several. It
+    comes first: the results of the others overwrite the logits that it shares with them.
+    """
+    *whole, last = blocks(logits)
+    if whole and equal:
+        size = whole[0].stop
+        yield slice(last.stop - size, last.stop), last
+    else:
+        whole = [*whole, last]
+    yield from zip(whole, whole)
+
+
+def matmul(a, b, out=None):
+    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own.
+
+    The product of two bfloat16 is exact in fp32: what a CPU sums here is what out_dtype sums on CUDA. Its own bfloat16
+    product would round every logit to three digits, and takes nine times as long where it has no instructions for it.
+    """
+    if a.dtype == torch.float32:
+        return torch.mm(a, b, out=out)
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+
+
+def add_matmul(total, a, b):
+    """total += a @ b, total in fp32."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    else:
+        total += matmul(a, b)

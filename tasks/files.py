@@ -1,0 +1,127 @@
+"""The files of tasks: where they lie, where they are downloaded from, and how rows and texts are read from them."""
+
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+from common.corpus import need
+from common.download import download, endpoint
+from common.files import read_json, read_utf8
+
+
+def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:
+    """A task's files in data_dir, which are downloaded where they are not there.
+
+    files, source: as of Task in tasks/tables.py.
+    """
+    folder = Path(data_dir)
+    patterns = files.split()
+    for pattern in patterns:
+        there = [path for path in folder.glob(pattern) if path.is_file()]
+        # shots are drawn from train.jsonl, which lies in the same folder
+        there = [path for path in there if not path.stem.endswith("train")]
+        if there:
+            return sorted(there)
+
+    remedy = f"put {patterns[0]} into {data_dir}"
+    is_address = ":" in source
+    if is_address:
+        return [download(source, folder / patterns[0], instead=remedy)]
+    return download_from_hub(source, folder / name, remedy)
+
+
+def download_from_hub(source: str, folder: Path, remedy: str) -> list[Path]:
+    """The parquet files of "repository configuration split", one a configuration; "*" stands for all of them."""
+    repo, wanted, split = source.split()
+    base = f"{endpoint()}/api/datasets/{repo}/parquet"
+    # {configuration: {split: [addresses]}}
+    index = read_json(download(base, folder / "parquet.json", instead=remedy))
+    configurations = []
+    for configuration, splits in index.items():
+        is_wanted = wanted in (configuration, "*")
+        # it becomes part of a path here: nothing like ../up
+        is_plain_name = re.fullmatch(r"[\w.-]+", configuration)
+        if is_wanted and is_plain_name and split in splits:
+            configurations.append(configuration)
+    if not configurations:
+        raise ValueError(f"{base} has no configuration {wanted!r} with a split {split!r}; {remedy}")
+
+    downloaded = []
+    for configuration in sorted(configurations):
+        url = f"{base}/{configuration}/{split}/0.parquet"
+        path = folder / f"{configuration}_{split}.parquet"
+        downloaded.append(download(url, path, instead=remedy))
+    return downloaded
+
+
+class FileRow(dict):
+    """A row, whose columns without a value are an error where they are used."""
+
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        if value is None:
+            raise ValueError(f"its {name} is null")
+        return value
+
+
+def read_rows(path: Path) -> list[FileRow]:
+    """The rows of a .jsonl, .parquet, or CoLA's .tsv."""
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    rows = []
+    # not splitlines(): JSON may hold other line ends, as U+2028, inside a string
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(read_tsv_line(line) if path.suffix == ".tsv" else read_json_line(line))
+        except (ValueError, RecursionError) as error:
+            form = "one JSON object a line"
+            if path.suffix == ".tsv":
+                form = "source, label, mark, sentence with tabs"
+            raise ValueError(f"{path}, line {number}: expected {form} ({error})") from None
+    return rows
+
+
+def read_json_line(line: str):
+    return json.loads(line, object_hook=FileRow)
+
+
+def read_tsv_line(line: str) -> FileRow:
+    """Of CoLA: source, label (1: acceptable), the author's mark ("*"), sentence."""
+    _, label, _, sentence = line.rstrip("\r").split("\t")
+    return FileRow(sentence=sentence, label=int(label))
+
+
+def read_parquet(path: Path) -> list[FileRow]:
+    # optional: only who takes rows from a hub needs it
+    parquet = need("pyarrow.parquet", path)
+    arrow = need("pyarrow", path)
+    try:
+        table = parquet.read_table(path)
+    except (arrow.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}); delete it to fetch it again") from None
+    return [FileRow(row) for row in table.to_pylist()]
+
+
+ENWIK8_TEST_BYTES = 5_000_000  # the last ones: the usual split is 90, 5 and 5 MB
+
+
+def read_text(path: Path) -> str:
+    """A text file; of enwik8 only its test part."""
+    if path.suffix != ".zip" and path.stem != "enwik8":
+        return read_utf8(path)
+    try:
+        data = read_first_member(path) if path.suffix == ".zip" else path.read_bytes()
+    except (zipfile.BadZipFile, zlib.error, EOFError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to fetch it again") from None
+    # the cut may go through a character, whose second half is left out
+    return data[-ENWIK8_TEST_BYTES:].decode("utf-8", errors="ignore")
+
+
+def read_first_member(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(archive.namelist()[0])
