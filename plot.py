@@ -11,9 +11,10 @@ of each task's first metric: shares of 1 on one axis; perplexities and bits, whe
 """
 
 # first, so that Ctrl-C while modules load ends in one line
-from configurator import configure  # isort: split
+from configurator import HELP, configure  # isort: split
 
 import math
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,5 +280,8 @@ if __name__ == "__main__":
     gpt2 = 0.0  # one more, named GPT-2; 0: none; its smallest, 124M, has an acc_norm of 0.2955 on HellaSwag
     log10 = False  # the losses as log10 of them, from the first step on
     chain = False  # each run starts at the last step of the one before it
+    # matplotlib takes a second: not for --help, and before configure(), so that Ctrl-C meanwhile ends in one line
+    if set(HELP).isdisjoint(sys.argv[1:]):
+        import common.figures  # noqa: F401
     config = configure(globals())
     main()

@@ -1,13 +1,4 @@
-"""Tokenizers behind one small interface, from whatever files a folder holds.
-
-    encode(text) -> list[int]     encode_batch(texts) -> list[list[int]], on all cores
-    decode(ids) -> str            vocab_size, eot, bos, hash;  save(folder)
-
-`hash` names the mapping from text to ids: it is over what decides the ids, not over the bytes of a file. It travels in
-meta.json and in every checkpoint, as shapes can agree where meanings do not (GPT-2's and OLMo's padded heads are both
-50,304 wide). Text that spells a special token is encoded as ordinary text; only prepare_data.py and sample.py write
-`eot` and `bos`, which are the same id where a tokenizer has no token of its own for the beginning of a text.
-"""
+"""Tokenizers behind one small interface (`Tokenizer`), from whatever files a folder holds."""
 
 import hashlib
 import io
@@ -16,6 +7,7 @@ import os
 import sys
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
@@ -35,6 +27,40 @@ GPT2 = {  # OpenAI's own files, as tiktoken has them: name, SHA-256
 }
 
 
+class Tokenizer(Protocol):
+    """What the tokenizers here have in common.
+
+    Text that spells a special token is encoded as ordinary text; only prepare_data.py and sample.py write `eot` and
+    `bos`, which are the same id where a tokenizer has no token of its own for the beginning of a text.
+    """
+
+    kind: str  # "bytes", "gpt2", "bpe" (SentencePiece) or "byte_bpe"
+    vocab_size: int
+    eot: int  # end of text, after each document of a data set
+    bos: int  # beginning of text
+    # Names the mapping from text to ids: over what decides the ids, not over the bytes of a file. It travels in
+    # meta.json and in every checkpoint, as shapes can agree where meanings do not: GPT-2's and OLMo's padded
+    # heads are both 50,304 wide.
+    hash: str
+    spec: dict | None  # the contents of a tokenizer.json that gives the same ids; None where none does
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """On all cores."""
+
+    def encode_arrays(self, texts: list[str], workers: int) -> list[np.ndarray]:
+        """encode_batch into uint32 arrays, an eighth of the memory."""
+
+    def decode(self, ids: list[int]) -> str: ...
+
+    def byte_lengths(self) -> np.ndarray:
+        """(vocab_size,): the bytes that each id stands for in a text; 0 for special ones."""
+
+    def save(self, folder: Path):
+        """Write the files that `load_tokenizer` reads, and a tokenizer.json for transformers."""
+
+
 class ByteTokenizer(BPETokenizer):
     """UTF-8 bytes 0 … 255, and 256 for end of text: a byte-level BPE without merges."""
 
@@ -50,20 +76,30 @@ class GPT2Tokenizer(BPETokenizer):
     kind = "gpt2"
 
     def __init__(self):
-        base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
         try:
-            encoder, merges = (read_file_cached(base + name, sha).decode() for name, sha in GPT2.items())
-            super().__init__(spec_of_merges(json.loads(encoder), read_merges(merges)), eot=50256)
+            spec = gpt2_spec_of_tiktoken()
         except OSError as error:
-            try:
-                other = load_tokenizer(download_repo("gpt2", weights=False))
-            except OSError:
-                raise OSError(
-                    f"cannot download GPT-2's vocabulary, by tiktoken ({type(error).__name__}) or from the hub; name a "
-                    "folder with vocab.json and merges.txt instead of gpt2, or copy tiktoken's cache from another "
-                    "machine and set TIKTOKEN_CACHE_DIR"
-                ) from None
-            super().__init__(other.spec, eot=other.eot)
+            spec = gpt2_spec_of_hub(type(error).__name__)
+        super().__init__(spec, eot=50256)
+
+
+def gpt2_spec_of_tiktoken() -> dict:
+    """From OpenAI's server, or tiktoken's cache of it. OSError without either."""
+    base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+    files = {name: read_file_cached(base + name, sha256) for name, sha256 in GPT2.items()}
+    vocab = json.loads(files["encoder.json"])
+    return spec_of_merges(vocab, read_merges(files["vocab.bpe"].decode()))
+
+
+def gpt2_spec_of_hub(tiktoken_error: str) -> dict:
+    try:
+        return load_tokenizer(download_repo("gpt2", weights=False)).spec
+    except OSError:
+        raise OSError(
+            f"cannot download GPT-2's vocabulary, by tiktoken ({tiktoken_error}) or from the hub; name a "
+            "folder with vocab.json and merges.txt instead of gpt2, or copy tiktoken's cache from another "
+            "machine and set TIKTOKEN_CACHE_DIR"
+        ) from None
 
 
 class SentencePieceTokenizer:
@@ -83,11 +119,14 @@ class SentencePieceTokenizer:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise ValueError(f"{where} is not a SentencePiece model, or was cut") from None
-        self.vocab_size, self.eot, self.bos = (f() for f in (self.processor.vocab_size, self.processor.eos_id,
-                                                             self.processor.bos_id))  # fmt: skip
+        self.vocab_size = self.processor.vocab_size()
+        # -1 for what a model has not
+        self.eot = self.processor.eos_id()
+        self.bos = self.processor.bos_id()
         if self.eot < 0:
             raise ValueError(f"{where} has no end-of-text id; documents could not be told apart")
-        self.bos = self.eot if self.bos < 0 else self.bos
+        if self.bos < 0:
+            self.bos = self.eot
         self.hash = hashlib.sha256(b"".join(deciding_fields(model))).hexdigest()[:16]
 
     @classmethod
@@ -97,31 +136,48 @@ class SentencePieceTokenizer:
         Digits are tokens of their own; blanks and line ends merge like letters. nfkc: text is normalised first (as in
         Baby Llama), so that it no longer decodes to itself where that changes it.
         """
-        model, seen, failed = io.BytesIO(), [], []
+        model = io.BytesIO()
+        has_text = False
+        errors = []
 
+        # An error of the source would come out of the trainer as its own RuntimeError, without the source's message.
         def text_by_text():
+            nonlocal has_text
             try:
                 for text in texts:
-                    seen[:] = [True]
+                    has_text = True
                     yield text
-            except (ValueError, OSError, KeyboardInterrupt) as error:  # the trainer would report it as its own
-                failed.append(error)
+            except (ValueError, OSError, KeyboardInterrupt) as error:
+                errors.append(error)
                 raise
 
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=text_by_text(), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-                byte_fallback=True, character_coverage=0.9999, split_digits=True, add_dummy_prefix=False,
-                normalization_rule_name="nfkc" if nfkc else "identity", remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True, max_sentence_length=1 << 24, num_threads=os.cpu_count(),
-                minloglevel=2,
-            )  # fmt: skip
+                sentence_iterator=text_by_text(),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                # rare characters, one in 10,000, are spelt as bytes
+                byte_fallback=True,
+                character_coverage=0.9999,
+                split_digits=True,
+                normalization_rule_name="nfkc" if nfkc else "identity",
+                # blanks and line ends as they are
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                allow_whitespace_only_pieces=True,
+                max_sentence_length=1 << 24,  # bytes; longer texts would be left out
+                num_threads=os.cpu_count(),
+                minloglevel=2,  # errors only
+            )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            reason = f"vocab_size={vocab_size} does not suit this text: {reason}"
-            failed.append(ValueError(reason if seen else "the training split has no text to train a tokenizer on"))
-        if failed:
-            raise failed[0]
+            problem = f"vocab_size={vocab_size} does not suit this text: {reason}"
+            if not has_text:
+                problem = "the training split has no text to train a tokenizer on"
+            errors.append(ValueError(problem))
+        if errors:
+            raise errors[0]
         return cls(model.getvalue())
 
     def byte_lengths(self) -> np.ndarray:
@@ -181,7 +237,7 @@ def whole_characters(text: str) -> str:
 # folders
 
 
-def load_tokenizer(where: str | Path):
+def load_tokenizer(where: str | Path) -> Tokenizer:
     """The tokenizer of a data set, a model folder, a run's out_dir, or a hub repository by name ("gpt2": GPT-2's).
 
     Raises FileNotFoundError or ValueError when there is none, or not the one that meta.json names.
@@ -191,32 +247,42 @@ def load_tokenizer(where: str | Path):
         return GPT2Tokenizer()
     if not folder.exists() and is_repo(str(where)):
         folder = download_repo(str(where), weights=False)
+    # neither a data set nor a model: a run's out_dir, whose checkpoints have the tokenizer
     if not (folder / "meta.json").is_file() and not (folder / "config.json").is_file():
-        folder = [folder, *by_step(folder)][-1]
-    tokenizer, meta_file = from_files(folder), folder / "meta.json"
-    if not meta_file.is_file():
-        if tokenizer is None:
-            raise FileNotFoundError(
-                f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json with merges.txt; "
-                "put the files of the tokenizer it was trained with there"
-            )
-        return tokenizer
-    meta, named = read_meta(folder), {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
-    if tokenizer is None and meta["tokenizer"] not in named:
+        checkpoints = by_step(folder)
+        if checkpoints:
+            folder = checkpoints[-1]
+    tokenizer = from_files(folder)
+    if (folder / "meta.json").is_file():
+        return as_meta_says(tokenizer, folder)
+    if tokenizer is None:
         raise FileNotFoundError(
-            f"{folder} has a meta.json that names tokenizer {meta['tokenizer']!r}, but not its files"
+            f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json with merges.txt; "
+            "put the files of the tokenizer it was trained with there"
         )
-    tokenizer = tokenizer or named[meta["tokenizer"]]()
+    return tokenizer
+
+
+def as_meta_says(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer:
+    """The tokenizer of a folder with meta.json, which must agree with it. None: those that need no files."""
+    meta_file = folder / "meta.json"
+    meta = read_meta(folder)
+    kind = meta["tokenizer"]
+    if tokenizer is None:
+        without_files = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
+        if kind not in without_files:
+            raise FileNotFoundError(f"{folder} has a meta.json that names tokenizer {kind!r}, but not its files")
+        tokenizer = without_files[kind]()
     if tokenizer.hash != meta["tokenizer_hash"]:
-        raise ValueError(
-            f"{folder}: its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}; "
-            "a file was exchanged, prepare the data again"
-        )
+        hashes = f"its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}"
+        raise ValueError(f"{folder}: {hashes}; a file was exchanged, prepare the data again")
     if tokenizer.vocab_size != meta["vocab_size"]:
-        raise ValueError(
-            f"{meta_file}: vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
-        )
-    tokenizer.kind, tokenizer.eot, tokenizer.bos = meta["tokenizer"], meta["eot"], meta.get("bos", meta["eot"])
+        sizes = f"vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
+        raise ValueError(f"{meta_file}: {sizes}")
+    tokenizer.kind = kind
+    tokenizer.eot = meta["eot"]
+    # of before there was a beginning: the end of one text began the next
+    tokenizer.bos = meta.get("bos", meta["eot"])
     tokenizer.start = read_start(meta, meta_file)
     return tokenizer
 
@@ -230,49 +296,78 @@ def read_start(meta: dict, where: Path) -> list[int]:
     return start
 
 
-def from_files(folder: Path):
+def from_files(folder: Path) -> Tokenizer | None:
     """The tokenizer that the files of a folder hold, None without any."""
-    if (path := folder / "tokenizer.model").is_file():
-        return SentencePieceTokenizer(path.read_bytes(), path)
-    if (path := folder / "tokenizer.json").is_file():
-        tokenizer = BPETokenizer(read_json(path), path)
-    else:
-        for vocab, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
-            if (folder / vocab).is_file() and (folder / merges).is_file():
-                path = folder / vocab
-                pairs = read_merges((folder / merges).read_text(encoding="utf-8"))
-                tokenizer = BPETokenizer(spec_of_merges(read_json(path), pairs), path)
-                break
-        else:
-            return None
-    tokenizer.eot = special_id(folder, "eos", tokenizer.ids, ENDS)
-    tokenizer.bos = special_id(folder, "bos", tokenizer.ids, ())
+    # first, as a tokenizer.json beside it is our translation of it, or somebody else's
+    model_file = folder / "tokenizer.model"
+    if model_file.is_file():
+        return SentencePieceTokenizer(model_file.read_bytes(), model_file)
+    path, spec = read_spec(folder)
+    if spec is None:
+        return None
+    tokenizer = BPETokenizer(spec, path)
+    tokenizer.eot = special_id(folder, "eos", tokenizer.ids)
     if tokenizer.eot is None:
-        raise ValueError(f"{path} has no {', '.join(ENDS)}; name its eos_token in {folder}/tokenizer_config.json")
-    tokenizer.bos = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+        known = [tokenizer.ids[token] for token in ENDS if token in tokenizer.ids]
+        if not known:
+            remedy = f"name its eos_token in {folder}/tokenizer_config.json"
+            raise ValueError(f"{path} has no {', '.join(ENDS)}; {remedy}")
+        tokenizer.eot = known[0]
+    tokenizer.bos = special_id(folder, "bos", tokenizer.ids)
+    if tokenizer.bos is None:
+        tokenizer.bos = tokenizer.eot
     return tokenizer
+
+
+def read_spec(folder: Path) -> tuple[Path, dict | None]:
+    """(file, contents of a tokenizer.json), made from GPT-2's older pair of files where there is none."""
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        return path, read_json(path)
+    # the hub's names for the pair, and OpenAI's own
+    for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
+        vocab_file = folder / vocab_name
+        merges_file = folder / merges_name
+        if vocab_file.is_file() and merges_file.is_file():
+            merges = read_merges(merges_file.read_text(encoding="utf-8"))
+            return vocab_file, spec_of_merges(read_json(vocab_file), merges)
+    return path, None
 
 
 def read_merges(text: str) -> list[tuple[str, ...]]:
     """The pairs of a merges.txt or vocab.bpe: one a line, after a line with the version."""
-    lines = [line.rstrip("\r") for line in text.split("\n") if line.strip() and not line.startswith("#version")]
-    if wrong := [line for line in lines if line.count(" ") != 1]:
-        raise ValueError(f"merges: expected two tokens a line with a blank between, not {wrong[0]!r}")
-    return [tuple(line.split(" ")) for line in lines]
+    pairs = []
+    # not splitlines: a token may hold other characters that end a line
+    for line in text.split("\n"):
+        line = line.rstrip("\r")
+        if not line.strip() or line.startswith("#version"):
+            continue
+        if line.count(" ") != 1:
+            raise ValueError(f"merges: expected two tokens a line with a blank between, not {line!r}")
+        pairs.append(tuple(line.split(" ")))
+    return pairs
 
 
-def special_id(folder: Path, name: str, ids: dict[str, int], known: tuple) -> int | None:
-    """The id of the folder's "eos" or "bos" token, of `ids`: as its files say, else the first of `known` there."""
+def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
+    """The id of the folder's "eos" or "bos" token, of {token: id}, as its files say; None where they do not."""
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_json(folder / file).get(f"{name}_token") if (folder / file).is_file() else None
-        token = token.get("content") if isinstance(token, dict) else token
+        token = read_if_there(folder / file).get(f"{name}_token")
+        # written as text, or as an object with options
+        if isinstance(token, dict):
+            token = token.get("content")
         if isinstance(token, str) and token in ids:
             return ids[token]
-    said = read_json(folder / "config.json").get(f"{name}_token_id") if (folder / "config.json").is_file() else None
-    said = said[0] if isinstance(said, list) and said else said  # instruction-tuned models end a turn in several ways
-    if isinstance(said, int) and said in ids.values():
-        return said
-    return next((ids[token] for token in known if token in ids), None)
+    special = read_if_there(folder / "config.json").get(f"{name}_token_id")
+    # instruction-tuned models end a turn in several ways
+    if isinstance(special, list) and special:
+        special = special[0]
+    if isinstance(special, int) and special in ids.values():
+        return special
+    return None
+
+
+def read_if_there(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
 
 
 def check_same_tokenizer(dataset: str | Path, where: str | Path):
