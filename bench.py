@@ -188,8 +188,9 @@ def text_turn() -> dict:
 
     ids: a checksum of the ids, the same for every version of "tokenizer".
     """
-    from common.corpus import find_files, pieces, stdlib  # here, as the other parts' memory is measured without them
     from common.tokenizer import SentencePieceTokenizer, load_tokenizer
+    from corpora.readers import pieces  # here, as the other parts' memory is measured without them
+    from corpora.sources import find_files, stdlib
 
     found = stdlib() if text == "stdlib" else (piece for f in find_files(text, "", Path()) for piece in pieces(f))
     documents = [document for document, _ in found]

@@ -17,6 +17,14 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def write_json(path: Path, content: dict):
+    """Write `content` to a file that is either the old one or the new one, whenever the process is killed."""
+    unfinished = path.with_name(path.name + ".writing")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    flush(unfinished)
+    unfinished.replace(path)
+
+
 def read_utf8(path: Path) -> str:
     """A text file without its byte order mark. ValueError for what is no UTF-8."""
     try:

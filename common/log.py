@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.writing import write_json
+from common.files import write_json
 
 
 class Log:

@@ -17,10 +17,9 @@ import sys
 from itertools import chain, product
 from pathlib import Path
 
-from common.corpus import find_files
 from common.data import read_meta
-from common.files import read_json
-from common.writing import write_json
+from common.files import read_json, write_json
+from corpora.sources import find_files
 from evaluate import load_tasks
 from studies.babyllama_report import write_report
 from studies.engine import Row, Study

@@ -18,8 +18,7 @@ from itertools import chain, product
 from pathlib import Path
 
 from common.checkpoint import load_trainer_state
-from common.files import by_step, read_json
-from common.writing import write_json
+from common.files import by_step, read_json, write_json
 from configurator import read_config_file
 
 

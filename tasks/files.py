@@ -6,9 +6,9 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from common.corpus import need
 from common.download import download, endpoint
 from common.files import read_json, read_utf8
+from corpora.readers import need
 
 
 def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from common.corpus import articles
+from corpora.readers import articles
 
 
 class Choice(NamedTuple):
@@ -150,9 +150,9 @@ def social_iqa(row) -> Question:
 
 
 def sciq(row) -> Question:
-    context = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
     # the right answer last, as the harness has it
     endings = [row["distractor1"], row["distractor2"], row["distractor3"], row["correct_answer"]]
+    context = f"{row['support'].lstrip()}\nQuestion: {row['question']}\nAnswer:"
     return ask(context, endings, 3)
 
 

@@ -19,20 +19,29 @@ import numpy as np
 import pytest
 from conftest import ROOT, run_script, write_dataset
 
-import common.babylm
-import common.corpus
-import common.writing
-from common.babylm import CLEAN
-from common.corpus import NAMES, PIECE, SEPARATORS, File, cuts, extract, fetch_babylm, find_files, pieces, separate
+import corpora.babylm
+import corpora.readers
+import corpora.sources
+import corpora.splits
+import corpora.writing
 from common.data import TokenData, Tokens
 from common.tokenizer import ByteTokenizer, load_tokenizer
-from common.writing import Split
+from corpora.babylm import CLEAN
+from corpora.readers import PIECE, SEPARATORS, File, articles, cuts, pieces, separate
+from corpora.sources import NAMES, extract, fetch_babylm, find_files
+from corpora.writing import SplitWriter, lock_folder
 
 BABYLM = ROOT.parent / "shared/data/babylm_like"
 
 
+@pytest.mark.parametrize("module", [corpora.splits, corpora.writing], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    outcome = doctest.testmod(module)
+    assert outcome.attempted > 0 and outcome.failed == 0
+
+
 def test_examples_of_the_cleaning():
-    assert doctest.testmod(common.babylm).failed == 0
+    assert doctest.testmod(corpora.babylm).failed == 0
     assert {"aochildes", "bnc_spoken", "cbt", "children_stories", "gutenberg", "open_subtitles", "qed",
             "simple_wikipedia", "switchboard", "wikipedia"} <= set(CLEAN)  # fmt: skip
 
@@ -112,7 +121,7 @@ def test_the_help_lists_every_corpus_and_every_key_once():
 
 def test_wikitext_is_joined_to_articles():
     lines = ["\n", " = One = \n", "\n", " text \n", " = = Part = = \n", " more \n", " = Two = \n", " end \n"]
-    found = [text for text, _ in common.corpus.articles(lines)]
+    found = [text for text, _ in articles(lines)]
     assert found == ["\n", "".join(lines[1:6]), "".join(lines[6:])] and "".join(found) == "".join(lines)
 
 
@@ -177,7 +186,7 @@ def babylm_zip(extra=()):
 
 def test_babylm_releases_from_their_archives(hub, tmp_path, monkeypatch):
     hub.files["/babylm_data.zip"] = babylm_zip()
-    monkeypatch.setattr(common.corpus, "BABYLM_2023", f"{hub.url}/babylm_data.zip")
+    monkeypatch.setattr(corpora.sources, "BABYLM_2023", f"{hub.url}/babylm_data.zip")
     files = find_files("babylm", "", tmp_path / "2023")
     assert [(f.domain, f.split) for f in files] == [("cbt", "val"), ("cbt", "train")]
     assert files[1].path.read_text().startswith("10M/cbt.train")
@@ -187,7 +196,7 @@ def test_babylm_releases_from_their_archives(hub, tmp_path, monkeypatch):
         links = {"files": {"links": {"related": {"href": link}}}}
         return {"attributes": {"name": name}, "links": {"download": link}, "relationships": links if folder else {}}
 
-    monkeypatch.setattr(common.corpus, "OSF", f"{hub.url}/osf/")
+    monkeypatch.setattr(corpora.sources, "OSF", f"{hub.url}/osf/")
     hub.files["/osf/?page[size]=100"] = json.dumps({"data": [listing("text_data", f"{hub.url}/texts/", True)]}).encode()
     items = [listing(n, f"{hub.url}/download/{n}") for n in ("train_10M.zip", "dev.zip")]
     hub.files["/texts/?page[size]=100"] = json.dumps({"data": items}).encode()
@@ -201,7 +210,7 @@ def test_babylm_releases_from_their_archives(hub, tmp_path, monkeypatch):
 def test_corpora_of_plain_files_come_from_the_hub(hub, tmp_path, monkeypatch):
     forms = write_forms(tmp_path)
     monkeypatch.setitem(
-        common.corpus.PLAIN, "pile", ("monology/pile", [("train", "train/00.jsonl"), ("val", "val.jsonl")])
+        corpora.sources.PLAIN, "pile", ("monology/pile", [("train", "train/00.jsonl"), ("val", "val.jsonl")])
     )
     for name in ("train/00.jsonl", "val.jsonl"):
         hub.files[f"/datasets/monology/pile/resolve/main/{name}"] = forms["jsonl"].read_bytes()
@@ -365,7 +374,7 @@ def test_the_check_counts_documents_of_both_splits(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_documents_inside_a_text_do_not_depend_on_how_it_is_read(size, monkeypatch):
     """Separators, of whatever form, cut in two by the end of a text; line ends around them go, others stay."""
-    monkeypatch.setattr(common.corpus, "PIECE", 20)
+    monkeypatch.setattr(corpora.readers, "PIECE", 20)
     texts = {
         "line": ["one", "  two ", "a line of more than twenty characters"],
         "blank": ["one\nline", "  two\r\nlines ", "a paragraph of\nmore than twenty characters"],
@@ -581,7 +590,7 @@ def test_a_data_set_of_other_settings_is_overwritten_only_when_asked(tmp_path):
 def test_two_that_prepare_the_same_folder(tmp_path):
     """The second is refused while the first is at work, and not once that was killed."""
     (tmp_path / "a.txt").write_text("some text\n" * 100)
-    lock = common.writing.lock_folder(tmp_path / "o")
+    lock = lock_folder(tmp_path / "o")
     args = [f"--source={tmp_path / 'a.txt'}", "--tokenizer=bytes", f"--out_dir={tmp_path / 'o'}"]
     done = run_script("prepare_data.py", *args, ok=False)
     assert done.returncode == 2 and "o is being prepared by another process; wait for it" in done.stderr
@@ -591,13 +600,13 @@ def test_two_that_prepare_the_same_folder(tmp_path):
 
 def test_more_than_a_thousand_shards_go_on_after_a_kill(tmp_path):
     """What comes after the record is cut off, and nothing else; here the first 998 shards were written before."""
-    split = Split(tmp_path, "train", "uint16", 2, tokens=1996)
+    split = SplitWriter(tmp_path, "train", "uint16", 2, tokens=1996)
     split.write(np.arange(15, dtype=np.uint32), 15, False, 9)
     state = split.state()
     split.write(np.arange(50, dtype=np.uint32), 50, False, 9)
     split.close()
     (tmp_path / "train_val_001.bin").touch()  # another split's
-    restored = Split(tmp_path, "train", "uint16", 2)
+    restored = SplitWriter(tmp_path, "train", "uint16", 2)
     restored.restore(state)
     restored.write(np.arange(15, 20, dtype=np.uint32), 5, False, 9)
     restored.close()

@@ -6,11 +6,15 @@ punctuation, section marks of wikis, credit lines of subtitles, and "l" for "I" 
 
 import re
 
-BLANKS = re.compile(r"[^\S\n]+")  # also no-break spaces and tabs
+# also no-break spaces and tabs; line ends stay, as the functions are given whole lines
+BLANKS = re.compile(r"[^\S\n]+")
 LINE_ENDS = re.compile(r"^ | $", re.MULTILINE)
+# A mark is punctuation only if a blank or the line's end follows: " .com" keeps its blank.
 BEFORE_PUNCTUATION = re.compile(r" +(?=[.,;:?!)\]](?:\s|$))")
 WIKI_MARKS = re.compile(r"^(?:= ?)+([^=\n]+?)(?: ?=)+$", re.MULTILINE)
-CREDITS = re.compile(  # short lines that begin like a credit, or hold an address
+# Short lines that begin like a credit, or hold an address. Their length is bounded so that a long line of speech that
+# happens to begin like one stays.
+CREDITS = re.compile(
     r"^(?:\W*(?:sub(?:title)?s|captions|transcri(?:pt|bed)|translat(?:ion|ed)|(?:re)?sync(?:hroni[sz]ed|ed)?|corrections?"
     r"|ripped|downloaded)\b.{0,40}\b(?:by|from)\b.{0,60}|.{0,80}(?:\bwww\.\w|https?://|opensubtitles\.|addic7ed\.).{0,80})$\n?",
     re.MULTILINE | re.IGNORECASE,

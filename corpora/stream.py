@@ -1,0 +1,120 @@
+"""A corpus as one stream: pieces of text in a fixed order, each with its split."""
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+from corpora.babylm import CLEAN
+from corpora.readers import END_OF_TEXT, PLAIN_TEXT, File, pieces
+from corpora.sources import stdlib
+from corpora.splits import Piece, hold_out_documents, hold_out_end, split_rule
+
+# Characters that are encoded at once: enough pieces for all cores.
+BATCH = 1 << 22
+
+# What is better said than left to be found in a model's samples.
+HAS_END_OF_TEXT = f"has {END_OF_TEXT} in its text; documents end there only with --document_separator=eot"
+HAS_REPLACEMENTS = "has U+FFFD in its text, which bytes become that are not UTF-8; if there are many, convert it"
+
+
+@dataclass
+class Stream:
+    """The pieces of a corpus, the same in each pass over it. Without files it is the standard library.
+
+    `done`, from 0 to 1, is how much of the files the current pass has read. `notes` are filled on the way: what is odd
+    about the text, and the first file where it was seen.
+    """
+
+    files: list[File]
+    text_key: str = "text"
+    val_fraction: float = 0.05
+    # whether the domains of BabyLM are cleaned
+    clean: bool = True
+    separator: str = "file"
+    done: float = 0.0
+    notes: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self):
+        # bytes on the disk, which of compressed files are fewer than those of their text
+        self.sizes = [file.path.stat().st_size for file in self.files]
+
+    def __iter__(self):
+        """Files whose split is declared or cut out of them come first, then those that are divided by document."""
+        if not self.files:
+            documents = (Piece(text, ends) for text, ends in stdlib())
+            yield from hold_out_documents(documents, self.val_fraction)
+            return
+        is_only_file = len(self.files) == 1
+        undivided = []
+        for i, file in enumerate(self.files):
+            rule = split_rule(file, is_only_file, self.separator)
+            if rule == "name":
+                yield from self.file_pieces(i)
+            elif rule == "end":
+                train_bytes = round((1 - self.val_fraction) * self.text_bytes(i))
+                yield from hold_out_end(self.file_pieces(i), train_bytes)
+            else:
+                undivided.append(self.file_pieces(i))
+        # Documents are counted over all of these files, so that the share is right for many short ones as well.
+        yield from hold_out_documents(chain.from_iterable(undivided), self.val_fraction)
+
+    def file_pieces(self, i: int):
+        """Yield the pieces of a file, cleaned, with the split that its name declares, if any."""
+        file = self.files[i]
+        bytes_before = sum(self.sizes[:i])
+        bytes_in_all = max(1, sum(self.sizes))
+
+        # A pass over the text of unknown length is measured by the files, compressed or not.
+        def follow(bytes_read: int):
+            self.done = (bytes_before + bytes_read) / bytes_in_all
+
+        texts = pieces(
+            file,
+            text_key=self.text_key,
+            clean=self.cleaning(file),
+            separator=self.separator,
+            on_read=follow,
+        )
+        for text, ends in texts:
+            self.note(file, text)
+            # An empty document counts for nothing, not even as a document to hold out.
+            if text:
+                yield Piece(text, ends, split=file.split, domain=file.domain)
+
+    def note(self, file: File, text: str):
+        # In JSON and parquet the documents are separate, and the text may speak of the token.
+        if file.form in PLAIN_TEXT and END_OF_TEXT in text:
+            self.notes.setdefault(HAS_END_OF_TEXT, file.path)
+        if "\ufffd" in text:
+            self.notes.setdefault(HAS_REPLACEMENTS, file.path)
+
+    def text_bytes(self, i: int) -> int:
+        """The bytes of a text. One that is compressed or cleaned has to be read to know them."""
+        file = self.files[i]
+        clean = self.cleaning(file)
+        # What the name of a file says of its compression is all that decides how it is read.
+        is_compressed = file.path.suffix in (".gz", ".zst")
+        if clean is str and not is_compressed:
+            return self.sizes[i]
+        return sum(len(text.encode()) for text, _ in pieces(file, self.text_key, clean=clean))
+
+    def cleaning(self, file: File):
+        """The function that cleans the text of a file's domain; str, which changes nothing, where there is none."""
+        if self.clean:
+            return CLEAN.get(file.domain, str)
+        return str
+
+
+def batches(stream):
+    """Yield the pieces of a stream in lists of about BATCH characters."""
+    batch = []
+    size = 0
+    for piece in stream:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH:
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch
