@@ -124,7 +124,7 @@ def make_logits(case, V):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("case", ["normal", "offset", "near one-hot", "close"])
-@pytest.mark.parametrize("V", [2, 77, 50304])
+@pytest.mark.parametrize("V", [2, 77, pytest.param(50304, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0, 4.0])
 def test_value_and_gradient_equal_float64(name, case, V, T):
     """Within 1e-5 relative: values of each position, gradients by the norm over its logits.
@@ -152,7 +152,7 @@ def within(got, want, relative, absolute):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("case", ["normal", "offset", "near one-hot", "close"])
-@pytest.mark.parametrize("V", [2, 77, 50304])
+@pytest.mark.parametrize("V", [2, 77, pytest.param(50304, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("T", [0.5, 1.0, 3.0, 4.0])
 def test_what_the_loops_run_equals_float64(name, case, V, T):
     """`loss_terms`, with the cross-entropy that the functions above leave out, and gradients of both."""

@@ -48,6 +48,7 @@ def test_what_we_write_opens_in_transformers(folder, tmp_path):
         torch.testing.assert_close(theirs(golden["idx"]).logits, golden["logits"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cache_gives_the_greedy_tokens_of_no_cache():
     for folder in GOLDEN:
         model = load_pretrained(folder, dtype=torch.float32)

@@ -157,6 +157,7 @@ def prepared(call):
     return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
 
 
+@pytest.mark.slow
 def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
     study = pretended()
     trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
@@ -222,6 +223,7 @@ def bare_study(data, out_dir):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     """A real train.py, which finds no data; the other job, a long one, is told to stop."""
     monkeypatch.chdir(ROOT)
