@@ -355,7 +355,7 @@ def test_bad_keys(more, message, args):
     "more, message",
     [
         (["--kl=backward"], "kl='backward' is not one of forward, reverse, js, skew_forward, skew_reverse, tv"),
-        (["--kl=js", "--kl_beta=1"], "kl_beta=1.0 must be over 0 and under 1"),
+        (["--kl=js", "--kl_beta=1"], "kl_beta=1.0 is out of range; it must be over 0 and under 1"),
         (["--kl_norm=batch"], "kl_norm='batch' is not one of token, sequence"),
         (["--ensemble=votes"], "ensemble='votes' is not one of logits, probs"),
         (["--teacher_weights=1,2"], "teacher_weights='1,2' must be 1 numbers over 0"),
