@@ -429,3 +429,4 @@ def test_teacher_weights_may_stay_on_a_control(dataset, teacher, tmp_path):
     keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=1"]
     both = [f"--teacher={teacher},{teacher}", "--teacher_weights=2,1"]
     run_script("distill.py", *keys, *both, "--weight_kl=0")
+    assert (tmp_path / "run/summary.json").is_file()
