@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from common.muon import Muon
+
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 
@@ -30,8 +32,8 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks.
 
     Frozen parameters are left out. Weight decay on matrices and embeddings, none on vectors (biases and norms).
-    `extra`: a module trained beside the model. Muon (kellerjordan.github.io/posts/muon) is torch's, its update scaled
-    to AdamW's RMS. Raises ValueError for an optimiser that is unknown, and for beta1, beta2 or eps out of range.
+    `extra`: a module trained beside the model. Raises ValueError for an optimiser that is unknown, and for beta1, beta2
+    or eps out of range.
     """
     if optimizer not in ("adamw", "muon"):
         raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
@@ -63,7 +65,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
     optimizers = []
     if muon:
-        optimizers.append(torch.optim.Muon(muon, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(muon, learning_rate, weight_decay))
     if groups:
         optimizers.append(torch.optim.AdamW(groups, learning_rate, (beta1, beta2), eps, fused=True))
     return optimizers
@@ -86,4 +88,4 @@ def load_optimizer_state(optimizer, state: dict):
             raise ValueError("the optimiser's moments are those of another model")
 
 
-MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}

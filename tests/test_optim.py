@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from common.muon import Muon
 from common.optim import learning_rate_at, make_optimizers
 from model import GPT, GPTConfig
 
@@ -19,7 +20,7 @@ def test_schedules_by_hand():
         rates("step")
 
 
-@pytest.mark.parametrize("name, matrices_by", [("adamw", torch.optim.AdamW), ("muon", torch.optim.Muon)])
+@pytest.mark.parametrize("name, matrices_by", [("adamw", torch.optim.AdamW), ("muon", Muon)])
 def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(name, matrices_by):
     model, extra = GPT(GPTConfig(64, 16, 2, 2, 16)), torch.nn.Linear(16, 8, bias=False)
     optimizers = make_optimizers(model, name, 1e-3, 0.1, 0.9, 0.95, 1e-8, extra)

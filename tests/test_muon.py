@@ -1,0 +1,77 @@
+"""Muon, against float64 and against torch's own, which computes in bfloat16."""
+
+import pytest
+import torch
+
+from common.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalized
+from common.optim import load_optimizer_state
+
+
+def matrices(*shapes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def one_step_each(optimizers, params_of_each, seed):
+    """The same random gradients for both."""
+    for i, params in enumerate(zip(*params_of_each)):
+        gradient = torch.randn(params[0].shape, generator=torch.Generator().manual_seed(100 * seed + i))
+        for p in params:
+            p.grad = gradient.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(1, 24, 40), (3, 40, 24), (2, 16, 16)])
+def test_singular_values_follow_the_polynomial_and_vectors_stay(shape):
+    """U S V^T -> U f(S) V^T with f(s) = a s + b s^3 + c s^5, five times, of S divided by its norm; in float64."""
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    a, b, c = COEFFICIENTS
+    u, s, vt = torch.linalg.svd(given.double(), full_matrices=False)
+    s = s / s.norm(dim=-1, keepdim=True)
+    for _ in range(ITERATIONS):
+        s = a * s + b * s**3 + c * s**5
+    expected = u @ torch.diag_embed(s) @ vt
+    got = orthogonalized(given)
+    assert got.dtype == torch.float32 and got.shape == shape
+    assert (got - expected).norm() < 1e-5 * expected.norm()
+    assert 0.3 < torch.linalg.svdvals(got).min() and torch.linalg.svdvals(got).max() < 1.25
+
+
+def test_steps_are_those_of_torch_but_for_the_rounding_of_bfloat16():
+    shapes = [(24, 40), (40, 24), (24, 40), (16, 16)]
+    ours = matrices(*shapes)
+    theirs = matrices(*shapes)
+    optimizers = [
+        Muon(ours, lr=1e-2, weight_decay=0.1),
+        torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    ]
+    start = matrices(*shapes)
+    for seed in range(3):
+        one_step_each(optimizers, [ours, theirs], seed)
+    for p, q, before in zip(ours, theirs, start):
+        assert (p - q).norm() < 0.03 * (p - before).norm()
+        assert torch.equal(optimizers[0].state[p]["momentum_buffer"], optimizers[1].state[q]["momentum_buffer"])
+
+
+def test_checkpoints_with_the_state_of_torch_load():
+    theirs = matrices((8, 12), (12, 8))
+    written = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    one_step_each([written], [theirs], seed=0)
+    read = matrices((8, 12), (12, 8))
+    optimizer = Muon(read, lr=5e-3, weight_decay=0.2)
+    load_optimizer_state(optimizer, written.state_dict())
+    for p, q in zip(read, theirs):
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], written.state[q]["momentum_buffer"])
+    assert optimizer.param_groups[0]["weight_decay"] == 0.2 and optimizer.param_groups[0]["lr"] == 5e-3
+    one_step_each([optimizer], [read], seed=1)
+
+
+def test_no_gradient_and_a_gradient_of_zeros():
+    still, zero = matrices((8, 12), (8, 12))
+    before = still.detach().clone(), zero.detach().clone()
+    zero.grad = torch.zeros_like(zero)
+    optimizer = Muon([still, zero], lr=0.1, weight_decay=0.5)
+    optimizer.step()
+    assert torch.equal(still, before[0]) and still not in optimizer.state
+    assert torch.allclose(zero, before[1] * (1 - 0.1 * 0.5))
