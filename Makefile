@@ -29,24 +29,24 @@ test: .venv/done
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl
 	$(RUN) sample.py --model=$(Q)/forward_kl --prompt="def main():" --max_tokens=120
-	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png \
+	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png --curve=choices.jsonl \
 		--labels="teacher,student alone,student <- forward KL,student <- reverse KL"
 
 data/stdlib/meta.json: | .venv/done
 	$(RUN) prepare_data.py
 
 $(Q)/teacher/summary.json: | data/stdlib/meta.json
-	$(RUN) train.py config/quickstart_teacher.py $(RESUME)
+	$(RUN) train.py config/quickstart/teacher.py $(RESUME)
 
 # the students differ in these arguments alone: same seed, same weights at the start, same batches
 $(Q)/alone/summary.json: | data/stdlib/meta.json
-	$(RUN) distill.py config/quickstart_student.py --out_dir=$(@D) --weight_ce=1 --weight_kl=0 $(RESUME)
+	$(RUN) distill.py config/quickstart/student.py --out_dir=$(@D) --weight_ce=1 --weight_kl=0 $(RESUME)
 
 $(Q)/forward_kl/summary.json: | $(Q)/teacher/summary.json
-	$(RUN) distill.py config/quickstart_student.py --out_dir=$(@D) --kl=forward $(RESUME)
+	$(RUN) distill.py config/quickstart/student.py --out_dir=$(@D) --kl=forward $(RESUME)
 
 $(Q)/reverse_kl/summary.json: | $(Q)/teacher/summary.json
-	$(RUN) distill.py config/quickstart_student.py --out_dir=$(@D) --kl=reverse $(RESUME)
+	$(RUN) distill.py config/quickstart/student.py --out_dir=$(@D) --kl=reverse $(RESUME)
 
 # CORPUS: folder of <domain>.train and <domain>.dev, else BabyLM of 2023 is downloaded; EVAL: folder with blimp/, likewise
 study-babyllama: .venv/done

@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import nn
 
-import hellaswag
 from common.checkpoint import (
     RunLock,
     best_so_far,
@@ -44,10 +43,11 @@ from common.pretrained import (
 )
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.tokenizer import check_same_tokenizer, load_tokenizer
-from evaluate import headlines, load_tasks
 from head import COMPARED, chunked_head, compare
 from losses import Objective, cosine_distance, divergence, hidden_mse, loss_terms, reduce, teacher_shares
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from tasks.loading import load_tasks
+from tasks.metrics import headlines
 
 # Run
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
@@ -110,10 +110,7 @@ eval_rows = 256  # rows of val.bin in each, always the same; 0: all
 save_interval = 500  # steps between checkpoints; there is always one at the end
 keep_checkpoints = 2  # the newest that stay; 0: all
 keep_best = True  # that of the lowest validation loss stays too; it is saved when it is found
-hellaswag_interval = 0  # steps between HellaSwag scores; also one at the end
-hellaswag_data = ""  # .jsonl file of examples; "" downloads the official validation set
-hellaswag_limit = 1000  # the first examples only; 0: all
-eval_tasks = ""  # tasks of evaluate.py to score, "piqa,lambada"; "": none
+eval_tasks = ""  # of evaluate.py: "hellaswag,piqa", or a file of your own; "": none
 eval_tasks_interval = 1000  # steps between these; also once at the end
 eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
 eval_tasks_limit = 0  # the first rows of each file only; 0: all
@@ -132,8 +129,8 @@ config = configure(globals(), stored=stored_knobs)  # a resumed run starts from 
 # set-up
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
-at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints hellaswag_interval")
-at_least(config, 0, "hellaswag_limit eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
+at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints")
+at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
 run = Runtime(device, dtype)
@@ -164,7 +161,6 @@ tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))
 tokenizer.start = train_data.start()  # goes into the checkpoints: what an empty prompt starts from
-examples = hellaswag.load_examples(hellaswag_data, hellaswag_limit) if hellaswag_interval else []
 tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks and eval_tasks_interval else []
 
 # ---------------------------------------------------------------------------------------------
@@ -349,12 +345,6 @@ for step in range(first_step, max_steps + 1):
             )
         if val < best[0]:
             best = (val, step)
-    if hellaswag_interval and not stopping and (last or step % hellaswag_interval == 0):
-        raw_model.eval()
-        acc, acc_norm = hellaswag.accuracy(raw_model, tokenizer, examples, run)
-        raw_model.train()
-        log(step, hella=acc_norm, hella_sum=acc)
-        run.say(f"step {step}/{max_steps} | hellaswag n={len(examples)} acc={acc:.4f} acc_norm={acc_norm:.4f}")
     if tasks and not stopping and (last or step % eval_tasks_interval == 0):
         raw_model.eval()
         values = headlines(tasks, raw_model, tokenizer, run)

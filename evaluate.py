@@ -43,7 +43,6 @@ from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from tasks.loading import load_tasks
 from tasks.metrics import Value, run_task
-from tasks.metrics import headlines as headlines  # train.py and distill.py import it from here
 from tasks.tables import RECIPES
 
 # ---------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Turn text into token files: train.bin, val.bin and meta.json.
 
     python prepare_data.py                                       # Python's own standard library, BPE 4,096
-    python prepare_data.py config/data_babylm.py                 # BabyLM, cleaned, BPE 16,000
+    python prepare_data.py config/babyllama/data.py                 # BabyLM, cleaned, BPE 16,000
     python prepare_data.py --source=my_texts/ --vocab_size=16000 --out_dir=data/mine
     python prepare_data.py --check=data/mine
 

@@ -25,5 +25,5 @@ grad_clip = 1.0
 eval_interval = 250
 eval_rows = 20 * 64  # 1.3 M tokens
 save_interval = 1000
-hellaswag_interval = 250
-hellaswag_limit = 0
+eval_tasks = "hellaswag"
+eval_tasks_interval = 250

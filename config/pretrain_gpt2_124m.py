@@ -24,5 +24,5 @@ beta1, beta2 = 0.9, 0.95
 eval_interval = 1000
 eval_rows = 2400
 save_interval = 2000
-hellaswag_interval = 2000
-hellaswag_limit = 0
+eval_tasks = "hellaswag"
+eval_tasks_interval = 2000

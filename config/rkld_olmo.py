@@ -27,5 +27,5 @@ beta1, beta2 = 0.9, 0.95
 eval_interval = 100
 eval_rows = 20 * 64
 save_interval = 500
-hellaswag_interval = 100
-hellaswag_limit = 0
+eval_tasks = "hellaswag"
+eval_tasks_interval = 100

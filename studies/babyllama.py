@@ -20,9 +20,9 @@ from pathlib import Path
 from common.data import read_meta
 from common.files import read_json, write_json
 from corpora.sources import find_files
-from evaluate import load_tasks
 from studies.babyllama_report import write_report
 from studies.engine import Row, Study
+from tasks.loading import load_tasks
 
 TEXT = Path("data/babylm_small_text")
 DATA = Path("data/babylm_small")
@@ -31,11 +31,11 @@ PASSAGE = 4096  # bytes
 # ---------------------------------------------------------------------------------------------
 # rows
 
-GPT_CONFIG = "config/babyllama_gpt_small.py"
-LLAMA_CONFIG = "config/babyllama_llama_small.py"
-CONTROL_CONFIG = "config/babyllama_small_control.py"
-FORMULA_CONFIG = "config/babyllama_small_fixed.py"  # the KL of the paper's formula
-PUBLISHED_CONFIG = "config/babyllama_small.py"  # the KL as the published code scales it
+GPT_CONFIG = "config/babyllama_small/gpt.py"
+LLAMA_CONFIG = "config/babyllama_small/llama.py"
+CONTROL_CONFIG = "config/babyllama_small/control.py"
+FORMULA_CONFIG = "config/babyllama_small/student_fixed.py"  # the KL of the paper's formula
+PUBLISHED_CONFIG = "config/babyllama_small/student.py"  # the KL as the published code scales it
 
 BOTH = ("gpt", "llama")
 LARGER = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256")
@@ -215,7 +215,7 @@ def main():
         jobs=jobs,
     )
     cut_corpus(corpus, every_train, every_dev)
-    study.call(["prepare_data.py", "config/data_babylm_small.py"])
+    study.call(["prepare_data.py", "config/babyllama_small/data.py"])
     meta = read_meta(DATA)
     tokens = f"{meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out"
     print(f"{DATA}: {tokens}", flush=True)

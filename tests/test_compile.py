@@ -117,9 +117,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     data = write_dataset(folder / "chain", tokens=20_000)  # val.bin has 78 rows: batches of 33, 33 and 12
     (folder / "choices.jsonl").write_text('{"ctx": "ab", "endings": ["c", "de", "f", "cd"], "label": 0}\n' * 3)
-    keys = [f"--dataset={data}", f"--hellaswag_data={folder / 'choices.jsonl'}", "--n_layer=1", "--n_head=2"]
+    keys = [f"--dataset={data}", f"--eval_tasks={folder / 'choices.jsonl'}", "--n_layer=1", "--n_head=2"]
     keys += ["--n_embd=16", "--block_size=64", f"--batch_size={33 * torch.get_num_threads()}", "--eval_rows=78"]
-    keys += ["--eval_interval=10", "--hellaswag_interval=10", "--save_interval=10", "--log_interval=1"]
+    keys += ["--eval_interval=10", "--eval_tasks_interval=10", "--save_interval=10", "--log_interval=1"]
     keys += ["--schedule=constant", "--learning_rate=3e-3", "--device=cpu"]
     # a cache of its own: one on this machine may hold a graph of older code; graphs of train.py serve distill.py
     env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "TORCH_LOGS": "recompiles"}
@@ -149,7 +149,7 @@ def test_both_scripts_train_as_without_the_compiler(run):
     eager, none = run("train.py", "eager", "--max_steps=20", "--compile=off")
     assert none == [] and read_log(eager, "train")[19] < read_log(eager, "train")[0] - 0.1
     compiled, recompiled = run("train.py", "compiled", "--max_steps=20", "--compile=on")
-    assert_same_log(compiled, eager, ("train", "norm", "val", "hella"))
+    assert_same_log(compiled, eager, ("train", "norm", "val", "choices.jsonl"))
     assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
 
     teach = [f"--teacher={eager}"]
@@ -158,5 +158,5 @@ def test_both_scripts_train_as_without_the_compiler(run):
         more = [f"--max_steps={length}", "--compile=on", f"--init_from={init_from}", *teach]
         compiled, recompiled = run("distill.py", "taught_compiled", *more)
         assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
-    labels = ("train", "ce", "kl", "norm", "val", "forward_kl", "agree", "hella")
+    labels = ("train", "ce", "kl", "norm", "val", "forward_kl", "agree", "choices.jsonl")
     assert_same_log(compiled, eager, labels)

@@ -292,12 +292,17 @@ def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, t
 @pytest.mark.slow
 def test_hellaswag_runs_inside_the_loops(args, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "ef", "ghi", "jk"], "label": i % 4} for i in range(6)]
-    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    more = ["--hellaswag_interval=5", f"--hellaswag_data={tmp_path / 'h.jsonl'}", "--hellaswag_limit=5"]
+    for file in ("hellaswag/hellaswag_val.jsonl", "my_lines.jsonl"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("\n".join(map(json.dumps, rows)))
+    more = [f"--eval_tasks=hellaswag,{tmp_path / 'my_lines.jsonl'}", "--eval_tasks_interval=5"]
+    more += [f"--eval_tasks_dir={tmp_path}", "--eval_tasks_limit=5"]
     done = run_script("distill.py", *args("distill.py", "run", *more), torchrun=2)
     scores = read_log(tmp_path / "run", "hella")
     assert list(scores) == [0, 5, 10] and all(round(s * 5, 6) in range(6) for s in scores.values())
-    assert "hellaswag n=5 acc=" in done.stdout
+    assert list(read_log(tmp_path / "run", "hella_sum")) == [0, 5, 10]
+    assert read_log(tmp_path / "run", "my_lines.jsonl") == scores  # a file of HellaSwag's form, in its convention
+    assert f"step 10/10 | hella {scores[10]:.4f} | hella_sum " in done.stdout
 
 
 # ---------------------------------------------------------------------------------------------
@@ -373,11 +378,11 @@ def test_bad_teachers(more, message, args):
 
 @pytest.mark.parametrize(
     "name, millions",
-    [("gpt_705m", 705), ("llama_360m", 360), ("58m", 58.3), ("58m_fixed", 58.3), ("58m_control", 58.3)],
+    [("gpt", 705), ("llama", 360), ("student", 58.3), ("student_fixed", 58.3), ("control", 58.3)],
 )
 def test_baby_llamas_published_sizes(name, millions):
     """Built on the meta device with its BPE of 16,000: within 1 % of the published parameters."""
-    found = parameters(read_config_file(str(ROOT / f"config/babyllama_{name}.py")), 16000)
+    found = parameters(read_config_file(str(ROOT / f"config/babyllama/{name}.py")), 16000)
     assert found == pytest.approx(millions * 1e6, rel=0.01)
 
 
@@ -394,9 +399,9 @@ def test_configs_name_what_to_run_first(tmp_path):
         ("train.py", "pretrain_124m", "data/fineweb_edu"),
         ("train.py", "pretrain_gpt2_124m", "data/openwebtext"),
         ("distill.py", "rkld_olmo", "data/fineweb_edu"),
-        ("train.py", "babyllama_gpt_705m", "data/babylm"),
-        ("distill.py", "babyllama_58m", "data/babylm"),
-        ("distill.py", "babyllama_58m_control", "data/babylm"),
+        ("train.py", "babyllama/gpt", "data/babylm"),
+        ("distill.py", "babyllama/student", "data/babylm"),
+        ("distill.py", "babyllama/control", "data/babylm"),
     ]:
         done = run_script(script, ROOT / f"config/{config}.py", ok=False, cwd=tmp_path)
         assert done.returncode == 2 and f"data set {need} is not there; first run: python prepare" in done.stderr

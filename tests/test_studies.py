@@ -167,7 +167,7 @@ def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
         ("llama", "control", "student"), (3e-3, 6.0)
     ) | {"gpt": (1e-3, 6.0)}
     (command,) = (c for c in trained if any("/reverse_seed2" in a for a in c))
-    assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small_fixed.py" in command
+    assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small/student_fixed.py" in command
     teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr{study.chosen[t].rate:g}_epochs6") for t in BOTH)
     assert f"--teacher={teachers}" in command
     assert any("--epochs=9.0" in c for c in trained)
@@ -258,16 +258,17 @@ def test_a_run_left_behind_holds_the_study(tmp_path, monkeypatch):
 def test_the_small_twins_keep_the_proportions():
     """Teachers of about 12 and 6 times the student, as deep for their widths as published; else the same settings."""
     sizes = {}
-    for name in ("gpt_small", "llama_small", "small", "small_fixed", "small_control"):
-        c = read_config_file(str(ROOT / f"config/babyllama_{name}.py"))
+    for name in ("gpt", "llama", "student", "student_fixed", "control"):
+        c = read_config_file(str(ROOT / f"config/babyllama_small/{name}.py"))
         assert c["block_size"] == 128 and not c["random_offset"] and c["n_embd"] % c["n_head"] == 0
         sizes[name] = parameters(c, 1500)
-        published = {"gpt_small": 24 / 1536, "llama_small": 24 / 1024}.get(name, 16 / 512)
+        published = {"gpt": 24 / 1536, "llama": 24 / 1024}.get(name, 16 / 512)
         assert c["n_layer"] / c["n_embd"] == pytest.approx(published, rel=0.03)
-    assert sizes["gpt_small"] / sizes["small"] == pytest.approx(12.1, rel=0.03)
-    assert sizes["llama_small"] / sizes["small"] == pytest.approx(6.2, rel=0.03)
-    big = {n: read_config_file(str(ROOT / f"config/babyllama_58m{n}.py")) for n in ("", "_fixed", "_control")}
-    small = {n: read_config_file(str(ROOT / f"config/babyllama_small{n}.py")) for n in ("", "_fixed", "_control")}
-    for name in big:  # what sets the three apart is the same at both sizes
-        told = [k for k in big[name] if big[name][k] != big["_fixed"].get(k) and k != "out_dir"]
-        assert told == [k for k in small[name] if small[name][k] != small["_fixed"].get(k) and k != "out_dir"]
+    assert sizes["gpt"] / sizes["student"] == pytest.approx(12.1, rel=0.03)
+    assert sizes["llama"] / sizes["student"] == pytest.approx(6.2, rel=0.03)
+    names = ("student", "student_fixed", "control")
+    big = {n: read_config_file(str(ROOT / f"config/babyllama/{n}.py")) for n in names}
+    small = {n: read_config_file(str(ROOT / f"config/babyllama_small/{n}.py")) for n in names}
+    for name in names:  # what sets the three apart is the same at both sizes
+        told = [k for k in big[name] if big[name][k] != big["student_fixed"].get(k) and k != "out_dir"]
+        assert told == [k for k in small[name] if small[name][k] != small["student_fixed"].get(k) and k != "out_dir"]

@@ -1,6 +1,6 @@
 # Baby Llama's first teacher: GPT-2 of 705 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
-# python train.py config/babyllama_gpt_705m.py
-# First: python prepare_data.py config/data_babylm.py
+# python train.py config/babyllama/gpt.py
+# First: python prepare_data.py config/babyllama/data.py
 # The original kept the epoch with the least dev loss; here the last checkpoint stays.
 # Hardware: one GPU. Result: not run at full length yet.
 

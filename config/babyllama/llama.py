@@ -1,6 +1,6 @@
 # Baby Llama's second teacher: a LLaMA of 360 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
-# python train.py config/babyllama_llama_360m.py
-# First: python prepare_data.py config/data_babylm.py
+# python train.py config/babyllama/llama.py
+# First: python prepare_data.py config/babyllama/data.py
 # The original kept the epoch with the least dev loss; here the last checkpoint stays.
 # Hardware: one GPU. Result: not run at full length yet.
 

@@ -1,9 +1,9 @@
 # Baby Llama as published: a LLaMA of 58 M parameters taught by both teachers (arXiv:2308.02019).
-# python distill.py config/babyllama_58m.py
-# First: config/data_babylm.py with prepare_data.py, then both teachers: config/babyllama_gpt_705m.py and
-#        config/babyllama_llama_360m.py with train.py.
+# python distill.py config/babyllama/student.py
+# First: config/babyllama/data.py with prepare_data.py, then both teachers: config/babyllama/gpt.py and
+#        config/babyllama/llama.py with train.py.
 # Its KL is summed over positions and divided by the rows alone, so that CE : KL is 1 : 512 a token where the formula
-# says 1 : 4; config/babyllama_58m_fixed.py has the formula's. The original computed in fp16.
+# says 1 : 4; config/babyllama/student_fixed.py has the formula's. The original computed in fp16.
 # Hardware: one GPU. Result: not run at full length yet.
 
 out_dir = "out/babyllama/58m"

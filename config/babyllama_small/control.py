@@ -1,30 +1,9 @@
-# Baby Llama's student for two CPU cores, without a teacher: config/babyllama_58m_control.py in small.
-# python distill.py config/babyllama_small_control.py
+# Baby Llama's student for two CPU cores, without a teacher: config/babyllama/control.py in small.
+# python distill.py config/babyllama_small/control.py
 # First: python -m studies.babyllama --only=data --corpus=<folder>
 # Hardware: 2 CPU cores. Result: dev 4.5383 ± 0.0195 nats/token, three seeds; 0.7 core minutes (studies/babyllama.md).
 
+from config.babyllama_small.student import *
+
 out_dir = "out/babyllama_small/student_control"
-dataset = "data/babylm_small"
-block_size = 128
-random_offset = False  # contiguous chunks, in a new order every epoch
-
-weight_ce, weight_kl = 1.0, 0.0
-
-arch = "llama"
-n_layer, n_head, n_embd, n_inner = 3, 3, 96, 192  # 0.57 M parameters; 1/32, as 16 / 512
-tie_word_embeddings = False
-vocab_multiple = 1
-
-batch_size = 8
-epochs = 6.0
-
-learning_rate, min_lr = 3e-3, 0.0  # cosine to 0
-warmup_steps = 50
-weight_decay = 0.1
-beta2 = 0.999
-
-eval_interval = 115  # about once an epoch
-eval_rows = 64  # fixed, random
-save_interval = 500
-keep_checkpoints = 1
-log_interval = 25
+weight_ce, weight_kl = 1.0, 0.0  # the teachers are not loaded

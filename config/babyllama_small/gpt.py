@@ -1,5 +1,5 @@
 # The GPT of Baby Llama's two teachers for two CPU cores: 11.8 times its student, as wide for its depth as published.
-# python train.py config/babyllama_gpt_small.py
+# python train.py config/babyllama_small/gpt.py
 # First: python -m studies.babyllama --only=data --corpus=<folder>
 # Hardware: 2 CPU cores. Result: dev 4.6948 ± 0.0035 nats/token, three seeds; 6.5 core minutes (studies/babyllama.md).
 

@@ -1,8 +1,8 @@
 # The quickstart's students: 1 M parameters, from the same weights on the same batches, with and without the teacher.
-# python distill.py config/quickstart_student.py --out_dir=out/quickstart/forward_kl
-# python distill.py config/quickstart_student.py --out_dir=out/quickstart/reverse_kl --kl=reverse
-# python distill.py config/quickstart_student.py --out_dir=out/quickstart/alone --weight_ce=1 --weight_kl=0
-# First: python train.py config/quickstart_teacher.py
+# python distill.py config/quickstart/student.py --out_dir=out/quickstart/forward_kl
+# python distill.py config/quickstart/student.py --out_dir=out/quickstart/reverse_kl --kl=reverse
+# python distill.py config/quickstart/student.py --out_dir=out/quickstart/alone --weight_ce=1 --weight_kl=0
+# First: python train.py config/quickstart/teacher.py
 # Hardware: 2 CPU cores, under a minute each. Result: see the README's table; `make quickstart` makes it again.
 
 out_dir = "out/quickstart/student"
@@ -27,6 +27,6 @@ warmup_steps = 20
 
 eval_interval = 100
 save_interval = 200
-hellaswag_interval = 200
-hellaswag_data = "data/stdlib/choices.jsonl"
+eval_tasks = "data/stdlib/choices.jsonl"
+eval_tasks_interval = 200
 log_interval = 20

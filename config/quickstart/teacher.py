@@ -1,5 +1,5 @@
 # The quickstart's teacher: a 2.6 M LLaMA on the source and documentation of Python's standard library.
-# python train.py config/quickstart_teacher.py             First: python prepare_data.py
+# python train.py config/quickstart/teacher.py             First: python prepare_data.py
 # Hardware: 2 CPU cores, under 3 minutes. Result: see the README's table; `make quickstart` makes it again.
 
 out_dir = "out/quickstart/teacher"
@@ -19,6 +19,6 @@ warmup_steps = 30
 
 eval_interval = 100
 save_interval = 300
-hellaswag_interval = 200
-hellaswag_data = "data/stdlib/choices.jsonl"  # which line comes next? HellaSwag's form, from the held-out files
+eval_tasks = "data/stdlib/choices.jsonl"  # which line comes next? HellaSwag's form, from the held-out files
+eval_tasks_interval = 200
 log_interval = 20
