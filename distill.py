@@ -127,28 +127,34 @@ config = configure(globals(), stored=stored_knobs)  # a resumed run starts from 
 
 # ---------------------------------------------------------------------------------------------
 # set-up
+# a knob that is out of range is refused before anything is loaded
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
 at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints")
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
-run = Runtime(device, dtype)
-lock = RunLock(out_dir, writes=run.is_main and not eval_only)  # held until this process ends
+run = Runtime(device, dtype)  # under torchrun, one of several ranks
+# one run at a time in a folder; the lock goes when this process ends, however it ends
+lock = RunLock(out_dir, writes=run.is_main and not eval_only)
 folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 
 # a step is the same on any number of ranks: what is stored and logged are the numbers in force
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
+# steps given by hand win over the epochs of a config file
 if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
     epochs = config["epochs"] = 0.0
 
 # ---------------------------------------------------------------------------------------------
 # data
+# A batch is a function of (seed, step, micro-step, rank), so that no position in the data has to be saved. The rows of
+# validation are drawn with a seed of their own: they stay the same whatever this run's is.
 shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": random_offset}
 shared |= {"rank": run.rank, "world": run.world}
 train_data = TokenData(dataset, "train", seed=seed, grad_accum_steps=grad_accum_steps, **shared)
 val_data = TokenData(dataset, "val", seed=0, **shared)
+# a loss for each domain as well, where the data set says what its domains are
 val_domains = {}
 for domain in train_data.domains:
     val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
@@ -157,6 +163,7 @@ rows_per_step = tokens_per_step // block_size
 for data in (train_data, val_data):
     if data.packing_note:
         run.say(data.packing_note)
+# models of one shape can mean different texts by the same ids, so it is the tokenizers that are compared
 tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))
@@ -189,6 +196,7 @@ if has_teacher and not teacher_names:
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 teachers = []
 for name in teacher_names:
+    # its logits have the student's meaning only if both have one tokenizer
     check_same_tokenizer(dataset, find_model(name))
     model = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)
     check_fits(model, name, block_size, vocab_size)
@@ -197,6 +205,7 @@ for name in teacher_names:
 
 # ---------------------------------------------------------------------------------------------
 # student
+# runs of one seed and shape start from the same weights, whatever else is different: a control and its student do
 torch.manual_seed(seed)
 padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 source = folder  # a model to start from, None for a new one
@@ -222,13 +231,21 @@ else:
 check_fits(raw_model, source, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, source)
+# a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
 record_shape(config, raw_model, source)  # what was given must be what the model has
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
+# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, and is used for training alone
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
-head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
-head = partial(head, body=run.compile(loss_terms, compile))  # hidden states -> loss, without all logits at once
+# hidden states -> loss, without the logits of all tokens at once
+head = partial(
+    chunked_head,
+    vocab_size=vocab_size,
+    chunk=chunk_tokens,
+    dtype=run.dtype,
+    body=run.compile(loss_terms, compile),
+)
 
 # for cos and mse: from the student's width to each teacher's; saved in trainer.pt, not with the model
 projections = nn.ModuleList()
@@ -245,17 +262,21 @@ params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.r
 
 # ---------------------------------------------------------------------------------------------
 # resume
+# What a checkpoint brings back: weights, moments of the optimisers, and how far the run was. Batches and dropout follow
+# from the step, and the knobs came in at the top, so that a resumed run continues to the same bits.
 first_step = 0  # optimiser steps done,
 rows_done = 0  # the rows that they took,
 seconds = 0.0  # and the seconds
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
 if state:
-    first_step, seconds = state["step"], state["seconds"]
+    first_step = state["step"]
+    seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
     best = best_so_far(state, config)
     restore(folder, state, config, optimizers, projections, teacher_names)
-train_data.continue_at(first_step, rows_done)  # no row twice, none left out, should a step now take more or fewer
+# no row twice and none left out, also where a step now takes more rows than before, or fewer
+train_data.continue_at(first_step, rows_done)
 if epochs > 0:
     max_steps = train_data.steps(epochs)
 if eval_only:
@@ -265,7 +286,9 @@ if max_steps < first_step:  # at max_steps: a run killed before its summary, or 
 config["max_steps"] = max_steps
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world))
-stop = StopSignal()  # from here on: what comes before may take long to download, and has nothing to save
+    state = None  # the optimisers have copies of its tensors
+# from here on SIGTERM and Ctrl-C finish the step and save; before this line there is nothing to save
+stop = StopSignal()
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 flops += sum(t.flops_per_token(block_size) for t in teachers)
@@ -278,8 +301,14 @@ zero = torch.zeros((), device=run.device)
 
 # ---------------------------------------------------------------------------------------------
 # loop
+# all that the head has to know to turn hidden states into this loss
 objective = Objective(
-    weight_ce=weight_ce, weight_kl=kl_scale, terms=terms, temperature=temperature, ensemble=ensemble, shares=shares
+    weight_ce=weight_ce,
+    weight_kl=kl_scale,
+    terms=terms,
+    temperature=temperature,
+    ensemble=ensemble,
+    shares=shares,
 )
 
 
@@ -298,7 +327,8 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
     The ranks share the rows.
     """
     raw_model.eval()
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     sums = dict.fromkeys(COMPARED if teachers else (), 0.0)
     for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
@@ -307,6 +337,7 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
             teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in teachers]
         _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
         total += ce.item()
+        # a row shorter than its block, or one that fills up the last batch, has positions without a target: y = -1
         count += (y >= 0).sum().item()
         if teachers:
             student_head = hidden, raw_model.lm_head.weight
@@ -321,11 +352,15 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
 
 
 peak = run.world * matmul_peak(run.device, run.dtype)
-val, stopping, logged_step, logged_seconds = math.nan, False, first_step, seconds
+val = math.nan
+stopping = False
+# from where the speed in the next log line is counted
+logged_step = first_step
+logged_seconds = seconds
 for step in range(first_step, max_steps + 1):
     last = step == max_steps
 
-    # --- evaluate
+    # --- evaluate: before the step, so that step 0 shows where the model starts, and max_steps where it ends
     if last or (eval_interval and not stopping and step % eval_interval == 0):
         val, comparison = evaluate(val_data, eval_rows)
         by_domain = {}
@@ -345,6 +380,7 @@ for step in range(first_step, max_steps + 1):
             )
         if val < best[0]:
             best = (val, step)
+    # HellaSwag and the like: questions, scored by the likelihood of their answers
     if tasks and not stopping and (last or step % eval_tasks_interval == 0):
         raw_model.eval()
         values = headlines(tasks, raw_model, tokenizer, run)
@@ -352,13 +388,14 @@ for step in range(first_step, max_steps + 1):
         log(step, **values)
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
+    # a text to look at; its draws have a seed of their own, so that they change nothing in what follows
     if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
         raw_model.eval()
         run.seed(seed, step)
         log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
         raw_model.train()
 
-    # --- save: at intervals, the best so far, and at the end
+    # --- save: at intervals, when the validation loss is the lowest so far, when asked to stop, and at the end
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > first_step and (last or stopping or is_time or is_new_best):
@@ -371,35 +408,47 @@ for step in range(first_step, max_steps + 1):
         break
     started = time.perf_counter()
 
-    # --- accumulate: each micro-step adds its tokens' share of the mean over the whole step
-    run.seed(seed, step)
+    # --- accumulate
+    # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
+    # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
+    # micro-steps would weigh a token more where its batch has fewer of them. The ranks exchange with the count
+    # whether one was asked to stop: they all stop after the same step.
+    run.seed(seed, step)  # of dropout
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
-    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)  # of all ranks
+    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)
     sums = torch.zeros(5, device=run.device)  # loss, ce, kl, cos, mse
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
-        model.require_backward_grad_sync = micro_step == grad_accum_steps - 1  # DDP: exchange once a step
+        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step
+        model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
+        # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
             teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
         teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
-        # weight_ce * ce + kl_scale * kld, and the two for the log
+        # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; the two alone for the log
         loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective)
-        cos, mse, valid = zero, zero, y.flatten() >= 0
+        # the terms of hidden states need no logits, so they are plain autograd
+        cos = mse = zero
+        valid = y.flatten() >= 0
         if weight_cos:
             cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_cos * cos
         if weight_mse:
             mse = reduce(mean_distance(hidden_mse, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_mse * mse
-        (loss * run.world).backward()  # DDP will average over the ranks
+        # DDP averages over the ranks, where n_tokens asks for a sum
+        (loss * run.world).backward()
         sums += torch.stack((loss, ce, kld, cos, mse)).detach()
-    run.average_gradients(projections)  # DDP has done the student's
+    # the student's gradients are averaged by DDP, which does not know the projections
+    run.average_gradients(projections)
 
     # --- clip
+    # without clipping the norm is still wanted, for the log
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
     loss, ce, kld, cos, mse = run.sum(*sums)
+    # nothing may come into the weights that no later step could take out again
     if not math.isfinite(loss + norm):
         raise ValueError(
             f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
@@ -416,16 +465,21 @@ for step in range(first_step, max_steps + 1):
     rows_done += rows_per_step
     seconds += time.perf_counter() - started
 
-    # --- log
+    # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
-        logged_step, logged_seconds = step + 1, seconds
+        logged_step = step + 1
+        logged_seconds = seconds
         log(step, train=loss, ce=ce, kl=kld, cos=cos, mse=mse, lr=lr, norm=norm)
+        # the terms with their factors, so that the line adds up
         shown = f"{weight_ce:g} ce {ce:.4f}"
-        shown += f" + {'*'.join(kl_factors)} kl {kld:.4f}" if weight_kl else ""
-        shown += f" + {weight_cos:g} cos {cos:.4f}" if weight_cos else ""
-        shown += f" + {weight_mse:g} mse {mse:.4f}" if weight_mse else ""
+        if weight_kl:
+            shown += f" + {'*'.join(kl_factors)} kl {kld:.4f}"
+        if weight_cos:
+            shown += f" + {weight_cos:g} cos {cos:.4f}"
+        if weight_mse:
+            shown += f" + {weight_mse:g} mse {mse:.4f}"
         run.say(
             f"step {step}/{max_steps} | loss {loss:.4f} = {shown} | lr {lr:.2e} | norm {norm:.2f} | "
             f"{speed:,.0f} tok/s | mfu {speed * flops / peak:.1%} | eta {left}"

@@ -109,27 +109,33 @@ config = configure(globals(), stored=stored_knobs)  # a resumed run starts from 
 
 # ---------------------------------------------------------------------------------------------
 # set-up
+# a knob that is out of range is refused before anything is loaded
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
 at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints")
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step")
-run = Runtime(device, dtype)
-lock = RunLock(out_dir, writes=run.is_main and not eval_only)  # held until this process ends
+run = Runtime(device, dtype)  # under torchrun, one of several ranks
+# one run at a time in a folder; the lock goes when this process ends, however it ends
+lock = RunLock(out_dir, writes=run.is_main and not eval_only)
 folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 
 # a step is the same on any number of ranks: what is stored and logged are the numbers in force
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
+# steps given by hand win over the epochs of a config file
 if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
     epochs = config["epochs"] = 0.0
 
 # ---------------------------------------------------------------------------------------------
 # data
+# A batch is a function of (seed, step, micro-step, rank), so that no position in the data has to be saved. The rows of
+# validation are drawn with a seed of their own: they stay the same whatever this run's is.
 shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": random_offset}
 shared |= {"rank": run.rank, "world": run.world}
 train_data = TokenData(dataset, "train", seed=seed, grad_accum_steps=grad_accum_steps, **shared)
 val_data = TokenData(dataset, "val", seed=0, **shared)
+# a loss for each domain as well, where the data set says what its domains are
 val_domains = {}
 for domain in train_data.domains:
     val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
@@ -138,6 +144,7 @@ rows_per_step = tokens_per_step // block_size
 for data in (train_data, val_data):
     if data.packing_note:
         run.say(data.packing_note)
+# models of one shape can mean different texts by the same ids, so it is the tokenizers that are compared
 tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))
@@ -146,6 +153,7 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 
 # ---------------------------------------------------------------------------------------------
 # model
+# runs of one seed and shape start from the same weights, whatever else is different
 torch.manual_seed(seed)
 padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 if folder:
@@ -167,13 +175,21 @@ else:
 check_fits(raw_model, folder, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, folder)
+# a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
 record_shape(config, raw_model, folder)  # what was given must be what the model has
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
+# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, and is used for training alone
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
-head = partial(chunked_head, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype)
-head = partial(head, body=run.compile(loss_terms, compile))  # hidden states -> loss, without all logits at once
+# hidden states -> loss, without the logits of all tokens at once
+head = partial(
+    chunked_head,
+    vocab_size=vocab_size,
+    chunk=chunk_tokens,
+    dtype=run.dtype,
+    body=run.compile(loss_terms, compile),
+)
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
@@ -183,17 +199,21 @@ params = [p for p in raw_model.parameters() if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------
 # resume
+# What a checkpoint brings back: weights, moments of the optimisers, and how far the run was. Batches and dropout follow
+# from the step, and the knobs came in at the top, so that a resumed run continues to the same bits.
 first_step = 0  # optimiser steps done,
 rows_done = 0  # the rows that they took,
 seconds = 0.0  # and the seconds
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
 if state:
-    first_step, seconds = state["step"], state["seconds"]
+    first_step = state["step"]
+    seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
     best = best_so_far(state, config)
     restore(folder, state, config, optimizers)
-train_data.continue_at(first_step, rows_done)  # no row twice, none left out, should a step now take more or fewer
+# no row twice and none left out, also where a step now takes more rows than before, or fewer
+train_data.continue_at(first_step, rows_done)
 if epochs > 0:
     max_steps = train_data.steps(epochs)
 if eval_only:
@@ -203,7 +223,9 @@ if max_steps < first_step:  # at max_steps: a run killed before its summary, or 
 config["max_steps"] = max_steps
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world))
-stop = StopSignal()  # from here on: what comes before may take long to download, and has nothing to save
+    state = None  # the optimisers have copies of its tensors
+# from here on SIGTERM and Ctrl-C finish the step and save; before this line there is nothing to save
+stop = StopSignal()
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 run.say(
@@ -218,13 +240,15 @@ run.say(
 def evaluate(data, n_rows) -> float:
     """Mean cross-entropy of the first validation rows, nats per token; the ranks share them."""
     raw_model.eval()
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
         _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
         total += ce.item()
+        # a row shorter than its block, or one that fills up the last batch, has positions without a target: y = -1
         count += (y >= 0).sum().item()
     raw_model.train()
     total, count = run.sum(total, count)
@@ -232,11 +256,15 @@ def evaluate(data, n_rows) -> float:
 
 
 peak = run.world * matmul_peak(run.device, run.dtype)
-val, stopping, logged_step, logged_seconds = math.nan, False, first_step, seconds
+val = math.nan
+stopping = False
+# from where the speed in the next log line is counted
+logged_step = first_step
+logged_seconds = seconds
 for step in range(first_step, max_steps + 1):
     last = step == max_steps
 
-    # --- evaluate
+    # --- evaluate: before the step, so that step 0 shows where the model starts, and max_steps where it ends
     if last or (eval_interval and not stopping and step % eval_interval == 0):
         val = evaluate(val_data, eval_rows)
         by_domain = {}
@@ -251,6 +279,7 @@ for step in range(first_step, max_steps + 1):
             run.say(f"step {step}/{max_steps} |", " | ".join(losses))
         if val < best[0]:
             best = (val, step)
+    # HellaSwag and the like: questions, scored by the likelihood of their answers
     if tasks and not stopping and (last or step % eval_tasks_interval == 0):
         raw_model.eval()
         values = headlines(tasks, raw_model, tokenizer, run)
@@ -258,13 +287,14 @@ for step in range(first_step, max_steps + 1):
         log(step, **values)
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
+    # a text to look at; its draws have a seed of their own, so that they change nothing in what follows
     if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
         raw_model.eval()
         run.seed(seed, step)
         log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
         raw_model.train()
 
-    # --- save: at intervals, the best so far, and at the end
+    # --- save: at intervals, when the validation loss is the lowest so far, when asked to stop, and at the end
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > first_step and (last or stopping or is_time or is_new_best):
@@ -276,23 +306,32 @@ for step in range(first_step, max_steps + 1):
         break
     started = time.perf_counter()
 
-    # --- accumulate: each micro-step adds its tokens' share of the mean over the whole step
-    run.seed(seed, step)
+    # --- accumulate
+    # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
+    # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
+    # micro-steps would weigh a token more where its batch has fewer of them. The ranks exchange with the count
+    # whether one was asked to stop: they all stop after the same step.
+    run.seed(seed, step)  # of dropout
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
-    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)  # of all ranks
+    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)
     loss_sum = torch.zeros((), device=run.device)
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
-        model.require_backward_grad_sync = micro_step == grad_accum_steps - 1  # DDP: exchange once a step
+        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step
+        model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
-        loss, _, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens)  # cross-entropy over all tokens of the step
-        (loss * run.world).backward()  # DDP will average over the ranks
+        # this micro-step's share of the cross-entropy, sum / n_tokens
+        loss, _, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens)
+        # DDP averages over the ranks, where n_tokens asks for a sum
+        (loss * run.world).backward()
         loss_sum += loss.detach()
 
     # --- clip
+    # without clipping the norm is still wanted, for the log
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
     (loss,) = run.sum(loss_sum)
+    # nothing may come into the weights that no later step could take out again
     if not math.isfinite(loss + norm):
         raise ValueError(
             f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
@@ -309,11 +348,12 @@ for step in range(first_step, max_steps + 1):
     rows_done += rows_per_step
     seconds += time.perf_counter() - started
 
-    # --- log
+    # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
-        logged_step, logged_seconds = step + 1, seconds
+        logged_step = step + 1
+        logged_seconds = seconds
         log(step, train=loss, lr=lr, norm=norm)
         run.say(
             f"step {step}/{max_steps} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "

@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,15 +24,59 @@ TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_
         "--eval_interval=0", "--log_interval=1", "--device=cpu"]  # fmt: skip
 
 
+class WarmPython:
+    """Runs scripts in processes forked from one that has imported torch (tests/warm.py), one at a time."""
+
+    def __init__(self):
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.settings = import_settings()
+        self.lock = threading.Lock()
+
+    def run(self, command: list[str], cwd, timeout: float) -> subprocess.CompletedProcess:
+        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+            job = {"script": command[0], "args": command[1:], "cwd": str(cwd), "env": dict(os.environ)}
+            job |= {"stdout": stdout.name, "stderr": stderr.name}
+            self.server.stdin.write(json.dumps(job).encode() + b"\n")
+            self.server.stdin.flush()
+            pid = int(self.server.stdout.readline())
+            watchdog = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
+            watchdog.start()
+            code = int(self.server.stdout.readline())
+            watchdog.cancel()
+            return subprocess.CompletedProcess(command, code, stdout.read().decode(), stderr.read().decode())
+
+
+def import_settings() -> dict[str, str]:
+    """What the environment says to Python, torch and OpenMP, which read it while they are imported."""
+    return {k: v for k, v in os.environ.items() if k.startswith(("PYTHON", "TORCH", "OMP", "MKL", "KMP", "LD_"))}
+
+
+warm_python = None  # started by the first test that needs it
+
+
 def run_script(script, *args, ok=True, torchrun=0, cwd=None):
     """Run a script of the project in a process of its own; returns it finished. ok: fail the test unless it exits 0."""
     return run_python(ROOT / script, *args, ok=ok, torchrun=torchrun, cwd=cwd)
 
 
 def run_python(script, *args, ok=True, torchrun=0, cwd=None):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
-    command = [sys.executable, *launcher, str(script), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=120)
+    global warm_python
+    command = [str(script), *map(str, args)]
+    if warm_python is None:
+        warm_python = WarmPython()
+    # not where other settings were meant for the imports, and not while another thread's script runs
+    is_warm = not torchrun and warm_python.settings == import_settings() and warm_python.lock.acquire(blocking=False)
+    if is_warm:
+        try:
+            done = warm_python.run(command, cwd or ROOT, timeout=120)
+        finally:
+            warm_python.lock.release()
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
+        command = [sys.executable, *launcher, *command]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=120)
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done
 
