@@ -8,8 +8,9 @@
     python bench.py --part=loader --dataset=data/stdlib
     python bench.py --part=gqa
 
-The versions take turns, each time in a fresh process that warms up, takes the median of a few runs, and then measures
-the best square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds.
+The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
+square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. Only those
+of "gqa" take turns in one process: model.py's attention, and the same with keys and values expanded first.
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
@@ -20,8 +21,6 @@ the best square matmul of the moment, so that each is a share of the peak it had
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
     tiktoken          a loop over the documents on one core
     nanodistill       what prepare_data.py or hellaswag.py does
-
-The versions of "gqa" take turns in one process: model.py's attention, and the same with keys and values expanded first.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -35,6 +34,7 @@ import sys
 import time
 import zlib
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ from head import chunked_head
 from losses import Objective, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
 
-part = "head"  # "head": hidden states -> losses -> gradients; "step"; "hellaswag"; "tokenizer"; "bpe"; "loader"; "gqa"
+part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -74,7 +74,8 @@ json = False  # print one JSON object instead of a table
 version = ""  # run this one alone in this process, as its turns do
 config = configure(globals())
 
-T, WEIGHT = 2.0, 0.5  # temperature; of CE and of T**2 * KL
+T = 2.0  # temperature
+WEIGHT = 0.5  # of CE and of T**2 * KL
 
 
 def main():
@@ -90,7 +91,8 @@ def main():
         print(jsonlib.dumps({"config": config, "medians": medians})) if json else gqa_table(medians)
         return
     if version:
-        print(jsonlib.dumps({"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)()))
+        measure = {"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)
+        print(jsonlib.dumps(measure()))
         return
     on_cuda = Runtime(device, dtype).cuda
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
@@ -104,22 +106,35 @@ def main():
     names = others.get(part, names)
     if part == "tokenizer" and is_plain():
         names.insert(1, "tiktoken")
+    report(take_turns(names))
+
+
+def take_turns(names: list[str]) -> dict[str, list]:
+    """{version: what each of its turns measured}."""
     results = {name: [] for name in names}
     command = [sys.executable, Path(__file__).resolve(), *sys.argv[1:]]
+    # In turns, so that a machine that slows down slows all. In processes of their own, as a peak of
+    # memory is a process's, and memory that one version freed would serve the next.
     for _ in tqdm(range(rounds), "rounds", disable=not sys.stderr.isatty(), leave=False):
         for name in names:
             done = subprocess.run([*command, f"--version={name}"], stdout=subprocess.PIPE, text=True)
+            if done.returncode < 0:
+                sys.exit(f"{name} was killed by signal {-done.returncode}; 9 is mostly for want of memory")
             if done.returncode:
-                killed = f"{name} was killed by signal {-done.returncode}; 9 is mostly for want of memory"
-                sys.exit(killed if done.returncode < 0 else done.returncode)  # else it has said why
+                sys.exit(done.returncode)  # it has said why
             results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
-    verdict = compare_scores(results) if part == "hellaswag" else ""
-    medians = {
-        name: {k: statistics.median(r[k] for r in turns) for k in turns[0] if k != "scores"}
-        for name, turns in results.items()
-    }
+    return results
+
+
+def report(results: dict[str, list]):
+    medians = {}
+    for name, turns in results.items():
+        figures = [figure for figure in turns[0] if figure != "scores"]
+        medians[name] = {figure: statistics.median(map(itemgetter(figure), turns)) for figure in figures}
+    # versions that give different results do not compare
     if len({m.get("ids") for m in medians.values()}) > 1:
         raise ValueError(f"the versions give different ids for {text}")
+    verdict = compare_scores(results) if part == "hellaswag" else ""
     if json:
         print(jsonlib.dumps({"config": config, "medians": medians, "turns": results}))
     else:
@@ -165,22 +180,40 @@ def turn() -> dict:
     extra: beyond what stood before the first run, and the gradients of that.
     """
     torch.manual_seed(0)
-    run = Runtime(device, dtype, keep_memory=part != "head" and version not in ("straightforward", "four rows"))
-    go, n_tokens, flops, grads = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part](run)
+    # the loops keep freed memory; the head alone, and what one writes first, do not
+    keep_memory = part != "head" and version not in ("straightforward", "four rows")
+    run = Runtime(device, dtype, keep_memory=keep_memory)
+    prepare = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part]
+    go, n_tokens, flops, grads = prepare(run)
     before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
+    n_warm = int(part != "hellaswag")  # which has warmed up
+    seconds, result = timed(go, n_warm, run.cuda)
+    used = memory(run.cuda, peak=True)  # without what matmul_peak takes
+    peak = matmul_peak(run.device, run.dtype)
+    figures = {
+        "seconds": seconds,
+        "tokens_per_s": n_tokens / seconds,
+        "share_of_peak": flops / seconds / peak,
+        "peak_flops": peak,
+        "peak_bytes": used,
+        "extra_bytes": used - before,
+    }
+    if part == "hellaswag":
+        figures["scores"] = result.tolist()
+    return figures
+
+
+def timed(go, n_warm: int, cuda=False) -> tuple[float, object]:
+    """Seconds of go(), the median of `repeats` runs after n_warm others, and what the last returned."""
     times = []
-    warm = part != "hellaswag"  # which has warmed up
-    for _ in range(warm + repeats):
+    for _ in range(n_warm + repeats):
         start = time.perf_counter()
-        made = go()
-        if run.cuda:
+        result = go()
+        # a launch returns at once, and the kernels run on
+        if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    used, seconds = memory(run.cuda, peak=True), statistics.median(times[warm:])
-    peak = matmul_peak(run.device, run.dtype)
-    share, found = flops / seconds / peak, {"scores": made.tolist()} if part == "hellaswag" else {}
-    return {"seconds": seconds, "tokens_per_s": n_tokens / seconds, "share_of_peak": share, "peak_flops": peak,
-            "peak_bytes": used, "extra_bytes": used - before, **found}  # fmt: skip
+    return statistics.median(times[n_warm:]), result
 
 
 def text_turn() -> dict:
@@ -192,11 +225,16 @@ def text_turn() -> dict:
     from corpora.readers import pieces  # here, as the other parts' memory is measured without them
     from corpora.sources import find_files, stdlib
 
-    found = stdlib() if text == "stdlib" else (piece for f in find_files(text, "", Path()) for piece in pieces(f))
-    documents = [document for document, _ in found]
-    ours, ids = load_tokenizer(tokenizer) if part == "tokenizer" else None, 0
+    if text == "stdlib":
+        documents = [document for document, _ in stdlib()]
+    else:
+        documents = []
+        for file in find_files(text, "", Path()):
+            documents += [document for document, _ in pieces(file)]
+    ours = load_tokenizer(tokenizer) if part == "tokenizer" else None
     if version == "tokenizers":
-        import tokenizers as reference  # in requirements-dev.txt: the project itself does not need it
+        # in requirements-dev.txt: the project itself does not need it
+        import tokenizers as reference
     if part == "bpe" and version == "nanodistill":
         go = partial(SentencePieceTokenizer.train, documents, vocab_size)
     elif part == "bpe":
@@ -204,28 +242,21 @@ def text_turn() -> dict:
     elif version == "nanodistill":
         go = partial(ours.encode_arrays, documents, os.cpu_count())
     elif version == "tiktoken":
-        go = partial(list, map(ours.encoding.encode_ordinary, documents))
+
+        def go():
+            return list(map(ours.encoding.encode_ordinary, documents))
+
     else:
         theirs = reference.Tokenizer.from_str(jsonlib.dumps(ours.spec))
         go = partial(theirs.encode_batch_fast, documents, add_special_tokens=False)
-    times = []
-    for _ in range(repeats + (part == "tokenizer")):  # the first to warm up
-        if version == "tiktoken":
-            go = partial(list, map(ours.encoding.encode_ordinary, documents))
-        start = time.perf_counter()
-        made = go()
-        times.append(time.perf_counter() - start)
+    seconds, encoded = timed(go, n_warm=int(part == "tokenizer"))
+    ids = 0
     if part == "tokenizer":
-        made = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in made]
-        ids = zlib.crc32(np.concatenate(made).tobytes())
-    seconds = statistics.median(times[part == "tokenizer" :])
+        arrays = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in encoded]
+        ids = zlib.crc32(np.concatenate(arrays).tobytes())
     n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
-    return {
-        "seconds": seconds,
-        "bytes_per_s": n_bytes / seconds,
-        "peak_bytes": memory(cuda=False, peak=True),
-        "ids": ids,
-    }
+    used = memory(cuda=False, peak=True)
+    return {"seconds": seconds, "bytes_per_s": n_bytes / seconds, "peak_bytes": used, "ids": ids}
 
 
 def train_reference(reference, documents):
@@ -241,15 +272,11 @@ def loader_turn() -> dict:
     """Seconds (median) to read the rows of 100 steps of 32 rows."""
     from common.data import TokenData
 
-    data, times = TokenData(dataset, "train", block_size, 1337, 32), []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        for step in range(100):
-            data.batch(step, 0)
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times[1:])
+    data = TokenData(dataset, "train", block_size, seed=1337, batch_size=32)
+    seconds, _ = timed(lambda: [data.batch(step, 0) for step in range(100)], n_warm=1)
     rate = 3200 * block_size / seconds
-    return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": memory(False, peak=True)}
+    used = memory(False, peak=True)
+    return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": used}
 
 
 def compare_gqa(run) -> dict:
@@ -276,6 +303,7 @@ def compare_gqa(run) -> dict:
 
     trained = [random(2, n, 512, requires_grad=True) for n in (12, 4, 4)]
     scored = [random(3, n, 512) for n in (12, 4, 4)]
+    # as in rows of several texts: some keys are hidden from all later queries
     mask = torch.ones(3, 1, 512, 512, dtype=torch.bool, device=run.device).tril()
     mask[..., 100:300] &= torch.eye(512, dtype=torch.bool, device=run.device)[:, 100:300]
     generated = [random(4, 12, 1), *(random(4, 4, 1024)[:, :, :1000] for _ in "kv")]
@@ -300,7 +328,8 @@ def in_turns(case, versions: dict, run) -> dict:
             if run.cuda:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}  # the first is to warm up
+    # the first is to warm up
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def gqa_table(medians: dict):
@@ -334,8 +363,10 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
 
 
 def straightforward_losses(logits, teacher_logits, targets):
-    log_q, p = F.log_softmax(logits / T, dim=-1), F.softmax(teacher_logits / T, dim=-1)
-    return WEIGHT * F.cross_entropy(logits, targets) + WEIGHT * T**2 * F.kl_div(log_q, p, reduction="batchmean")
+    log_q = F.log_softmax(logits / T, dim=-1)
+    p = F.softmax(teacher_logits / T, dim=-1)
+    kl_div = F.kl_div(log_q, p, reduction="batchmean")
+    return WEIGHT * F.cross_entropy(logits, targets) + WEIGHT * T**2 * kl_div
 
 
 def head_part(run):
@@ -352,20 +383,25 @@ def head_part(run):
         hidden.grad = weight.grad = None
         losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body).backward()
 
-    return go, n, 2 * n * vocab_size * (3 * width + t_width), (hidden, weight)
+    # the student's matmul forward and twice backward, the teacher's forward alone
+    flops = 2 * n * vocab_size * (3 * width + t_width)
+    return go, n, flops, (hidden, weight)
 
 
 def step_part(run):
     """The same of a whole distillation step: teacher, student, backward, clipping, AdamW."""
     n, width, t_width = tokens or 2048, student_width or 256, teacher_width or 512
-    make = [
-        LLaMA(LLaMAConfig(vocab_size, block_size, layers, w // 64, n_embd=w, tie_word_embeddings=False)).to(run.device)
+    # heads of 64 channels; an untied head, as a tied one would be trained as an embedding too
+    shape = {"vocab_size": vocab_size, "block_size": block_size, "tie_word_embeddings": False}
+    student, teacher = [
+        LLaMA(LLaMAConfig(n_layer=layers, n_head=w // 64, n_embd=w, **shape)).to(run.device)
         for layers, w in ((student_layers, width), (teacher_layers, t_width))
     ]
-    student, teacher = make[0], make[1].to(run.dtype).requires_grad_(False)
+    teacher = teacher.to(run.dtype).requires_grad_(False)
     optimizers = make_optimizers(student, "adamw", 1e-3, 0.1, 0.9, 0.95, 1e-8)
     ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
-    x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    x = ids[:, :-1].contiguous()
+    y = ids[:, 1:].contiguous()
     body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
     model = run.compile(student, compile)
 
@@ -374,13 +410,15 @@ def step_part(run):
             with torch.no_grad():
                 teacher_hidden = teacher(x, hidden=True)
             hidden = model(x, hidden=True)
-        loss = losses_of(run, hidden, student.lm_head.weight, y, teacher_hidden, teacher.lm_head.weight, body)
+        weight = student.lm_head.weight
+        loss = losses_of(run, hidden, weight, y, teacher_hidden, teacher.lm_head.weight, body)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    # backward is twice forward
     flops = 3 * student.flops_per_token(block_size) + teacher.flops_per_token(block_size)
     return go, n, n * flops, tuple(student.parameters())
 
@@ -388,29 +426,44 @@ def step_part(run):
 def hellaswag_part(run):
     """(one run, examples, its FLOPs, no tensors) of scoring examples, by default with a random GPT-2 of 124M."""
     import hellaswag
-    from common.pretrained import load_pretrained
+    from common.pretrained import load_pretrained, round_up
     from common.tokenizer import load_tokenizer
     from tasks.scoring import lay_out
 
-    net = load_pretrained(model, dtype=torch.float32) if model else GPT(GPTConfig(-(-vocab_size // 64) * 64))
-    net, bpe = net.to(run.device).eval(), load_tokenizer(model or tokenizer)
-    found = hellaswag.load_examples(data)
-    found = found[:: max(1, len(found) // examples)][:examples]
-    groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
-    size, widths = net.config.block_size, [[len(ids) - 1 for ids, _ in g] for g in groups]
-    if version == "nanodistill":
-        rows = [row for g in groups for row in lay_out([(i, *text) for i, text in enumerate(g)], size)]
-        positions, heads = sum(len(row.ids) for row in rows), sum(len(row.scored) for row in rows)
+    if model:
+        net = load_pretrained(model, dtype=torch.float32)
     else:
-        positions = heads = sum(sum(w) if version == "straightforward" else 4 * max(w) for w in widths)
+        net = GPT(GPTConfig(round_up(vocab_size, 64)))
+    net = net.to(run.device).eval()
+    bpe = load_tokenizer(model or tokenizer)
+    found = hellaswag.load_examples(data)
+    found = found[:: max(1, len(found) // examples)][:examples]  # spread over the file
+    groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
+    size = net.config.block_size
+    positions = heads = 0  # that go through the model, and through its head
+    for group in groups:
+        lengths = [len(ids) - 1 for ids, _ in group]
+        if version == "nanodistill":
+            rows = lay_out([(i, *ending) for i, ending in enumerate(group)], size)
+            positions += sum(len(row.ids) for row in rows)
+            heads += sum(len(row.scored) for row in rows)
+        elif version == "straightforward":
+            positions += sum(lengths)
+        else:
+            positions += 4 * max(lengths)
+    heads = heads or positions  # the baselines have the logits of all
     head = 2 * net.lm_head.weight.numel()
 
     @torch.no_grad()
     def go(groups=groups):
         if version == "nanodistill":
             return hellaswag.score(net, groups, bpe.vocab_size, run)[:, :2]
-        one = one_ending if version == "straightforward" else four_endings
-        return np.concatenate([one(net, [(ids[-size - 1 :], n) for ids, n in g], bpe.vocab_size, run) for g in groups])
+        score = one_ending if version == "straightforward" else four_endings
+        scores = []
+        for group in groups:
+            cut = [(ids[-size - 1 :], n) for ids, n in group]
+            scores.append(score(net, cut, bpe.vocab_size, run))
+        return np.concatenate(scores)
 
     go(groups[:4])  # to warm up
     return go, len(found), positions * (net.flops_per_token(1) - head) + heads * head, ()
@@ -433,23 +486,32 @@ def four_endings(net, group, n_ids, run) -> np.ndarray:
     ids = torch.zeros(len(group), max(len(ids) for ids, _ in group), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for i, (row, n) in enumerate(group):
-        ids[i, : len(row)], mask[i, len(row) - n : len(row)] = torch.tensor(row), 1
-    ids, mask = ids.to(run.device), mask[:, 1:].to(run.device)
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, len(row) - n : len(row)] = 1
+    ids = ids.to(run.device)
+    mask = mask[:, 1:].to(run.device)  # of predictions
     with run.autocast():
         logits = net(ids[:, :-1])[:, :, :n_ids].float()
-    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(mask) * mask
+    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    losses = losses.view_as(mask) * mask
     return torch.stack((-losses.double().sum(1), mask.sum(1)), dim=1).cpu().numpy()
 
 
 def compare_scores(turns: dict) -> str:
     """What the versions found, of the first turn of each: predictions by sum and by mean, and the sums themselves."""
     scores = {name: np.array(found[0]["scores"]) for name, found in turns.items()}
-    by = {name: (s[:, 0].reshape(-1, 4), (s[:, 0] / s[:, 1]).reshape(-1, 4)) for name, s in scores.items()}
-    base, ours = by["straightforward"], by["nanodistill"]
-    differ = [int((a.argmax(1) != b.argmax(1)).sum()) for a, b in zip(base, ours)]
-    largest = abs(base[0] - ours[0]).max()
+    sums = {}  # (examples, 4) each
+    means = {}
+    for name, s in scores.items():
+        sums[name] = s[:, 0].reshape(-1, 4)
+        means[name] = (s[:, 0] / s[:, 1]).reshape(-1, 4)
+    differ = []
+    for by in (sums, means):
+        predictions = by["straightforward"].argmax(1)
+        differ.append(int((predictions != by["nanodistill"].argmax(1)).sum()))
+    largest = abs(sums["straightforward"] - sums["nanodistill"]).max()
     return (
-        f"{len(base[0]):,} examples: {differ[0]} predictions by sum and {differ[1]} by mean differ; "
+        f"{len(predictions):,} examples: {differ[0]} predictions by sum and {differ[1]} by mean differ; "
         f"summed log-probabilities by at most {largest:.1e}"
     )
 

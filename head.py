@@ -1,14 +1,17 @@
-"""The chunked head: from hidden states to losses and gradients, with the logits of one chunk of tokens alive at a time.
+"""The chunked head: hidden states -> losses and gradients, with the logits of one chunk alive at a time.
 
-A micro-step of 32,768 tokens over 50,257 ids has 6.6 GB of logits, twice that with a teacher's, and their gradients
-again; the hidden states behind them are 0.1 GB. So the head walks the tokens in chunks. For each chunk:
+A micro-step of 32,768 tokens over 50,257 ids has 6.6 GB of logits, twice that with a teacher's, and
+their gradients again; the hidden states behind them are 0.1 GB. So the head walks the tokens in
+chunks. For each chunk:
 
     logits = hidden @ weight.T        of the student and of each teacher
     values, grad = loss_terms(…)    losses.py's closed form, a few rows at a time
     grad_hidden = grad @ weight       what autograd would have needed the logits for
     grad_weight += grad.T @ hidden
 
-and the chunk's logits are overwritten by the next. Autograd gets both gradients ready-made (`WithGradient`).
+and the chunk's logits are overwritten by the next. Autograd gets both gradients ready-made
+(`WithGradient`): left to itself it would keep the logits of every chunk until backward, which is all
+of them. So a loss costs its gradient too, unless autograd is off, as in evaluation.
 """
 
 import math
@@ -21,19 +24,21 @@ from losses import Objective, forward_terms, loss_terms, mixture, reverse_terms,
 def chunked_head(
     hidden, weight, targets, n_tokens, teachers=(), objective=None, *, vocab_size, chunk=0, dtype=None, body=None
 ):  # fmt: skip
-    """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl), three scalars.
+    """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl).
 
-    hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding. targets: (...) ids, -1: masked.
-    n_tokens: the valid tokens of the whole step, what sums are divided by. teachers: (hidden states, head) of each.
-    objective: an Objective; None: cross-entropy. chunk: tokens at a time, the result is the same with any; 0: what was
-    fastest. dtype: of all matmuls, the teachers' too (None: as hidden); logits, losses and the sum of the head's
-    gradient are fp32. body: `loss_terms`, perhaps compiled. Only the first result has a gradient, to hidden and
-    weight, for one backward.
+    hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding.
+    targets: (...) ids, -1: masked. n_tokens: the valid tokens of the whole step, by which sums are divided.
+    teachers: (hidden states, head) of each. objective: an Objective; None: cross-entropy.
+    chunk: tokens at a time, with the same result for any; 0: what was fastest. body: `loss_terms`, perhaps compiled.
+    dtype: of all matmuls, the teachers' too (None: as hidden); logits, losses and the sum of the
+    head's gradient are fp32.
+    Three scalars, of which only the first has a gradient, to hidden and weight, for one backward.
     """
     objective = objective or Objective()
     body = body or loss_terms
     dtype = dtype or hidden.dtype
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    # Nothing is recorded for autograd, and autocast would only redo what `dtype` says.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         h = hidden.flatten(0, -2).to(dtype)  # (N, C)
         w = weight.to(dtype)  # (rows, C)
@@ -41,12 +46,15 @@ def chunked_head(
         valid = (y >= 0).float()
         teachers = [(teacher_hidden, teacher_weight.to(dtype)) for teacher_hidden, teacher_weight in teachers]
         per_token = h.new_zeros(2, len(h), dtype=torch.float32)  # ce and kl
+
+        # What outlives a chunk has the size of the hidden states or of the head, never tokens x rows.
+        # In fp32: grad_w is a sum over many chunks, and bfloat16 would lose the small summands.
         grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
-        grad_w = torch.zeros_like(w, dtype=torch.float32) if needs_grad and weight.requires_grad else None
+        trains_head = needs_grad and weight.requires_grad
+        grad_w = torch.zeros_like(w, dtype=torch.float32) if trains_head else None
         for tokens, logits, *teacher_logits in logits_in_chunks([(h, w), *teachers], chunk):
-            grad = None
-            if needs_grad:  # in the place of the logits where it has their type
-                grad = logits if dtype == torch.float32 else torch.empty_like(logits, dtype=dtype)
+            grad = gradient_buffer(logits, dtype) if needs_grad else None
+            # a masked token counts as one of id 0, and its loss and gradient are multiplied by 0
             chunk_targets = y[tokens].clamp(min=0)
             per_token[:, tokens] = chunk_terms(
                 body, logits, teacher_logits, chunk_targets, objective, vocab_size=vocab_size, grad=grad
@@ -54,7 +62,7 @@ def chunked_head(
             if needs_grad:
                 chunk_valid = valid[tokens, None]
                 grad_h[tokens] = matmul(grad, w) * chunk_valid
-                if grad_w is not None:  # the head is not frozen
+                if trains_head:
                     add_matmul(grad_w, grad.T, h[tokens] * chunk_valid.to(dtype))
             del logits, teacher_logits, grad  # before the next chunk's are made
         ce, kl = (per_token * valid).sum(-1) / n_tokens
@@ -64,38 +72,53 @@ def chunked_head(
     return loss, ce, kl
 
 
-def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size, grad):
-    """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given; it may be `logits`.
+def gradient_buffer(logits, dtype):
+    """Where a chunk's gradient is written: over the logits themselves, where they have its type."""
+    if dtype == torch.float32:
+        return logits
+    return torch.empty_like(logits, dtype=dtype)
 
-    logits, grad: (n, rows), of which those from vocab_size on are padding. A block's gradient is copied over its logits
-    when they have been read.
+
+def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size, grad):
+    """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given.
+
+    logits, grad: (n, rows), of which those from vocab_size on are padding. `grad` may be `logits`: a
+    block's gradient is copied over its logits when they have been read.
     """
     values = logits.new_empty(2, len(logits))
     grad_dtype = None if grad is None else grad.dtype
+    # what is not loss_terms itself is compiled, and would be compiled again for another shape
     for block, new in blocks_to_write(logits, equal=body is not loss_terms):
+        block_logits = logits[block, :vocab_size]
         block_teachers = [t[block, :vocab_size] for t in teacher_logits]
         block_values, block_grad = body(
-            logits[block, :vocab_size], block_teachers, targets[block], objective, grad_dtype
+            block_logits, block_teachers, targets[block], objective, grad_dtype
         )  # fmt: skip
-        n_new = new.stop - new.start  # the last rows of the block
+        # the last rows of the block: those before them had their turn in another
+        n_new = new.stop - new.start
         values[:, new] = block_values[:, -n_new:]
         if grad is not None:
             grad[new, :vocab_size] = block_grad[-n_new:]
         del block_grad  # the next block's takes its memory, which is in cache
+    # padding is no part of the softmax, and must not move; the buffer holds whatever was there
     if grad is not None:
         grad[:, vocab_size:] = 0
     return values
 
 
 class WithGradient(torch.autograd.Function):
-    """`loss` with gradients made before: those to hidden and weight, of sums that the loss divides by n_tokens."""
+    """`loss` with gradients that are there already, to hidden and weight.
+
+    They are of the sums, which the loss divides by n_tokens.
+    """
 
     @staticmethod
     def forward(ctx, loss, hidden, weight, grad_h, grad_w, n_tokens):
-        ctx.grads = grad_h, grad_w
+        # not save_for_backward: these are changed in place below
+        ctx.grads = (grad_h, grad_w)
         ctx.n_tokens = n_tokens
         ctx.hidden_shape = hidden.shape
-        ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.dtypes = (hidden.dtype, weight.dtype)
         return loss.clone()
 
     @staticmethod
@@ -103,6 +126,7 @@ class WithGradient(torch.autograd.Function):
     def backward(ctx, upstream):
         if ctx.grads is None:
             raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
+        # scaled in place and given away, so that no second copy of them is made
         grad_h, grad_w = ctx.grads
         ctx.grads = None
         hidden_dtype, weight_dtype = ctx.dtypes
@@ -124,19 +148,21 @@ COMPARED = ("agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl")
 def compare(student, teachers, targets, objective, *, vocab_size, chunk=0, dtype=None) -> dict:
     """Compare the student with its teachers, at T = 1: a dict of sums over the valid tokens.
 
-    agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and reverse_kl in nats.
-    student, teachers: (hidden states, head) of each; objective: says how several teachers are mixed; the rest as in
-    chunked_head, of which forward_kl is the kl.
+    agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and
+    reverse_kl in nats. student, teachers: (hidden states, head) of each; objective: says how several
+    teachers are mixed; the rest as in chunked_head, of which forward_kl is the kl.
     """
+    # whatever the run trains with, so that runs with different knobs can be compared
     at_1 = Objective(ensemble=objective.ensemble, shares=objective.shares)
     dtype = dtype or student[0].dtype
     heads = [(hidden, weight.to(dtype)) for hidden, weight in (student, *teachers)]
     valid = targets.flatten() >= 0
+    # chunks bound the memory, blocks within them keep the temporaries in a CPU's cache
     sums = 0.0
     for tokens, logits, *teacher_logits in logits_in_chunks(heads, chunk):
         for block in blocks(logits):
             block_teachers = [t[block, :vocab_size] for t in teacher_logits]
-            values = compared_values(logits[block, :vocab_size], block_teachers, at_1)
+            values = compared_values(logits[block, :vocab_size], block_teachers, at_1)  # (5, n)
             sums = sums + (values * valid[tokens][block]).sum(-1)
         del logits, teacher_logits, block_teachers  # before the next chunk's are made
     return dict(zip(COMPARED, sums))
@@ -159,23 +185,18 @@ def compared_values(logits, teacher_logits, objective):
 
 
 def logits_in_chunks(heads, chunk=0):
-    """Yield (slice of the tokens, fp32 logits (n, rows) of each head), heads being pairs of (N, C) and (rows, C).
+    """Yield (slice of the tokens, fp32 logits (n, rows) of each head).
 
-    Those of fp32 heads lie in buffers that the next chunk overwrites: fresh memory costs a CPU a page fault each 4 kB.
+    heads: pairs of hidden states (..., C) and weights (rows, C), each with a C of its own.
+    Logits of fp32 heads lie in buffers that the next chunk overwrites.
     """
     heads = [(hidden.flatten(0, -2).to(weight.dtype), weight) for hidden, weight in heads]
     first_hidden, _ = heads[0]
     N = len(first_hidden)
     if chunk == 0:
-        budget = 256e6 if first_hidden.is_cuda else 52e6  # numbers in all logits of a chunk: 1 GB and 208 MB
-        columns = sum(len(weight) for _, weight in heads)
-        chunk = max(128, int(budget / columns) // 128 * 128)
-    buffers = []
-    for _, weight in heads:
-        # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
-        stride = 64 * math.ceil(len(weight) / 64)
-        n = min(chunk, N) if weight.dtype == torch.float32 else 0
-        buffers.append(weight.new_empty(n, stride))
+        chunk = fastest_chunk(heads)
+    # Buffers, as fresh memory for every chunk costs a CPU a page fault each 4 kB.
+    buffers = [logits_buffer(weight, min(chunk, N)) for _, weight in heads]
     for start in range(0, N, chunk):
         tokens = slice(start, min(start + chunk, N))
         n = tokens.stop - tokens.start
@@ -183,23 +204,48 @@ def logits_in_chunks(heads, chunk=0):
         for (hidden, weight), buffer in zip(heads, buffers):
             logits.append(matmul(hidden[tokens], weight.T, out=buffer[:n, : len(weight)]))
         yield tokens, *logits
-        del logits  # the caller's are the last
+        # The caller has dropped its own: with these no logits are alive while the next are made.
+        del logits
+
+
+def fastest_chunk(heads):
+    """Tokens of a chunk, a multiple of 128: large enough for the matmuls, small enough for the memory."""
+    first_hidden, _ = heads[0]
+    # numbers in all logits of a chunk, at 4 bytes each
+    if first_hidden.is_cuda:
+        budget = 256e6  # 1 GB
+    else:
+        budget = 52e6  # 208 MB
+    columns = sum(len(weight) for _, weight in heads)
+    return max(128, int(budget / columns) // 128 * 128)
+
+
+def logits_buffer(weight, n):
+    """Memory for n tokens' logits of a head, which `matmul` writes to only where that is fp32."""
+    # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
+    stride = 64 * math.ceil(len(weight) / 64)
+    if weight.dtype != torch.float32:
+        n = 0
+    return weight.new_empty(n, stride)
 
 
 def blocks(logits):
     """Slices of a few rows each, whose temporaries stay in a CPU's cache; on CUDA all rows at once."""
     n, V = logits.shape
-    step = n if logits.is_cuda else torch.get_num_threads() * max(1, 2**18 // V)
+    step = n
+    # a CUDA kernel has its start to pay for, and no cache that would hold a block
+    if not logits.is_cuda:
+        step = torch.get_num_threads() * max(1, 2**18 // V)  # 1 MB of fp32 for each thread
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
 def blocks_to_write(logits, equal=False):
-    """Pairs of slices: a block's rows, and those of them whose results are to be kept, by default all.
+    """Pairs of slices: a block's rows, and those of them whose results are kept, by default all.
 
-    equal: a short last block is lengthened at its front, so that a compiled body meets one shape and not several. It
-    comes first: the results of the others overwrite the logits that it shares with them.
+    equal: a short last block is lengthened at its front, so that a compiled body meets one shape.
     """
     *whole, last = blocks(logits)
+    # It comes first: the results of the others overwrite the logits that it shares with them.
     if whole and equal:
         size = whole[0].stop
         yield slice(last.stop - size, last.stop), last
@@ -209,18 +255,20 @@ def blocks_to_write(logits, equal=False):
 
 
 def matmul(a, b, out=None):
-    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own.
-
-    The product of two bfloat16 is exact in fp32: what a CPU sums here is what out_dtype sums on CUDA. Its own bfloat16
-    product would round every logit to three digits, and takes nine times as long where it has no instructions for it.
-    """
+    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own."""
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else torch.mm(a.float(), b.float())
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    # The product of two bfloat16 is exact in fp32: what a CPU sums here is what out_dtype sums on
+    # CUDA. Its own bfloat16 product would round every logit to three digits, and takes nine times as
+    # long where it has no instructions for it.
+    return torch.mm(a.float(), b.float())
 
 
 def add_matmul(total, a, b):
     """total += a @ b, total in fp32."""
+    # in one kernel where torch has it, without a product of the size of `total`
     if a.dtype == torch.float32:
         total.addmm_(a, b)
     else:

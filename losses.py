@@ -1,20 +1,21 @@
 """What a student learns from: every objective as a formula, and beside it the gradient in closed form.
 
-p is the teacher, q the student, both softmax(logits / T); sums run over the vocabulary; all values are nats per token,
-in float32. The loss of a step is
+p is the teacher, q the student, both softmax(logits / T); sums run over the vocabulary; all values
+are nats per token, in float32. The loss of a step is
 
     weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse
 
-where each term is summed over its tokens and divided by the tokens of the *whole step*, all micro-steps and ranks, so
-that the loss does not depend on how the batch was split.
+where each term is summed over its tokens and divided by the tokens of the *whole step*, all
+micro-steps and ranks, so that the loss does not depend on how the batch was split.
 
 The gradient. With z the student's logits and g = dD/dq, the chain rule through q = softmax(z / T) gives
 
     dD/dz_i = (q_i g_i - q_i sum_j q_j g_j) / T
 
-for every divergence D. A constant added to all g cancels, as the q sum to 1: each g below is chosen to be 0 where
-p = q, which keeps its digits there. A divergence is a function of (log p, log q, p, q) that returns its value and
-q * g, the "slope". head.py applies these to all tokens of a step, chunk by chunk.
+for every divergence D. A constant added to all g cancels, as the q sum to 1: each g below is chosen
+to be 0 where p = q, which keeps its digits there. A divergence is a function of (log p, log q, p, q)
+that returns its value and q * g, the "slope". head.py applies these to all tokens of a step, chunk
+by chunk.
 """
 
 import functools
@@ -32,8 +33,9 @@ FLOOR = -1e9  # stands for log 0, so that 0 * log 0 is 0 and not NaN
 # ---------------------------------------------------------------------------------------------
 # divergences: log p, log q, p, q, (N, V) each -> value (N,), slope q * g (N, V)
 #
-# Where D sums x log(x / y), y - x is added to each summand. Both sum to 1, so that it adds nothing but the rounding of
-# the two normalisers with the other sign: near p = q the value is of second order, and that rounding of first.
+# Where D sums x log(x / y), y - x is added to each summand. Both sum to 1, so that it adds nothing
+# but the rounding of the two normalisers with the other sign: near p = q the value is of second
+# order, and that rounding of first.
 
 
 def forward_terms(log_p, log_q, p, q):
@@ -56,18 +58,26 @@ def js_terms(log_p, log_q, p, q, beta):
     dD/dq = (1 - beta) (log(q / m) + 1) - (1 - beta) sum of (beta p + (1 - beta) q) / m, which is 1;
     g = (1 - beta) log(q / m).
     """
+    # q * g is also what q adds to the value: it is computed once
     slope = log_ratio_to_mixture(log_q, log_p, beta) * q * (1 - beta)
     value_p = log_ratio_to_mixture(log_p, log_q, 1 - beta) * p * beta
-    return (value_p + slope).sum(-1), slope
+    value = (value_p + slope).sum(-1)
+    return value, slope
 
 
 def skew_forward_terms(log_p, log_q, p, q, lam):
-    """D = sum p log(p / m), m = lam p + (1 - lam) q;  dD/dq = -(1 - lam) p / m;  g = (1 - lam) (1 - p / m)."""
+    """D = sum p log(p / m), m = lam p + (1 - lam) q;  dD/dq = -(1 - lam) p / m.
+
+    g = (1 - lam) (1 - p / m).
+    """
+    # log_ratio_to_mixture of share 1 is infinite where q is far under p
     if lam == 0:
         return forward_terms(log_p, log_q, p, q)
     log_ratio = log_ratio_to_mixture(log_p, log_q, 1 - lam)  # log(p / m)
     value = (p * log_ratio + (1 - lam) * (q - p)).sum(-1)
-    return value, log_ratio.expm1() * q * (lam - 1)
+    # expm1, as p / m - 1 would lose the digits where p = m
+    slope = log_ratio.expm1() * q * (lam - 1)
+    return value, slope
 
 
 def skew_reverse_terms(log_p, log_q, p, q, lam):
@@ -79,35 +89,38 @@ def skew_reverse_terms(log_p, log_q, p, q, lam):
         return reverse_terms(log_p, log_q, p, q)
     log_ratio = log_ratio_to_mixture(log_q, log_p, 1 - lam)  # log(q / m)
     value = (q * log_ratio + (1 - lam) * (p - q)).sum(-1)
-    return value, (log_ratio - lam * log_ratio.expm1()) * q
+    slope = (log_ratio - lam * log_ratio.expm1()) * q
+    return value, slope
 
 
 def total_variation_terms(log_p, log_q, p, q):
     """D = 1/2 sum |p - q|;  g = 1/2 sign(q - p)."""
     difference = q - p
-    return 0.5 * difference.abs().sum(-1), difference.sign() * q * 0.5
+    value = 0.5 * difference.abs().sum(-1)
+    slope = difference.sign() * q * 0.5
+    return value, slope
 
 
 def log_ratio_to_mixture(log_x, log_y, share):
-    """log(x / ((1 - share) x + share y)) = -log(1 + share (y / x - 1)): exactly 0 where x = y.
-
-    Finite where x and y underflow: where y / x > e**80, x is under 1e-34, so that clamping changes no product with x.
-    """
-    return -(share * (log_y - log_x).clamp(max=80).expm1()).log1p()
+    """log(x / ((1 - share) x + share y)) = -log(1 + share (y / x - 1)): exactly 0 where x = y."""
+    # Finite where x and y underflow: where y / x > e**80, x is under 1e-34, so that clamping changes
+    # no product with x.
+    log_ratio = (log_y - log_x).clamp(max=80)
+    return -(share * log_ratio.expm1()).log1p()
 
 
 def chain_rule(q, slope):
-    """T * dD/dz (N, V) = slope - q * sum(slope), in the place of slope.
-
-    The sum over the result is 0. Where q is near one-hot the result is small beside g, and what rounding left of the
-    sum is most of its error: taken out a second time, the error shrinks as the result does.
-    """
-    for _ in range(2):  # in place: 0.7 ns a logit less, 2 % of a step at V = 50,257 (bench.py --part=step)
+    """T * dD/dz (N, V) = slope - q * sum(slope), in the place of slope."""
+    # The sum over the result is 0. Where q is near one-hot the result is small beside g, and what
+    # rounding left of the sum is most of its error: taken out a second time, the error shrinks as
+    # the result does. In place: 0.7 ns a logit less, 2 % of a step at V = 50,257 (bench.py).
+    for _ in range(2):
         slope.addcmul_(q, slope.sum(-1, keepdim=True), value=-1)
     return slope
 
 
-# name in the knob `kl`: function, {its parameter: (over, under) which bounds}; a parameter is set by the knob kl_<name>
+# Name in the knob `kl`: its function, and {its parameter: the bounds it lies between}. A parameter is
+# set by the knob kl_<name>. -1e-9 lets 0 in, where a skew divergence is the plain one.
 DIVERGENCES = {
     "forward": (forward_terms, {}),
     "reverse": (reverse_terms, {}),
@@ -119,12 +132,14 @@ DIVERGENCES = {
 
 
 def divergence(kl: str, **parameters):
-    """The terms function of the knob `kl`, with its parameters from those given (as the knobs kl_beta and kl_lam).
+    """The terms function of the knob `kl`, with its own of the parameters, as of the knobs kl_<name>.
 
-    Raises ValueError for an unknown name, and for a parameter out of its bounds, whichever divergence it is for.
+    Raises ValueError for an unknown name, and for a parameter that is out of range, whichever
+    divergence it is for.
     """
     if kl not in DIVERGENCES:
         raise ValueError(f"kl={kl!r} is not one of {', '.join(DIVERGENCES)}")
+    # of all divergences, as a wrong knob is wrong also where this run does not use it
     for _, bounds in DIVERGENCES.values():
         for name, (low, high) in bounds.items():
             if name in parameters and not low < parameters[name] < high:
@@ -133,7 +148,9 @@ def divergence(kl: str, **parameters):
                     f"kl_{name}={parameters[name]} is out of range; it must be {at_least} and under {high}"
                 )
     terms, bounds = DIVERGENCES[kl]
-    return partial(terms, **{name: parameters[name] for name in bounds}) if bounds else terms
+    if not bounds:
+        return terms
+    return partial(terms, **{name: parameters[name] for name in bounds})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -153,17 +170,21 @@ class Objective:
 
 
 def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
-    """CE and divergence (2, n) of a few tokens, and the gradient (n, V) of their weighted sum, all in closed form.
+    """CE and divergence (2, n) of a few tokens, and the gradient (n, V) of their weighted sum.
 
-    logits: (n, V) fp32; teacher_logits: a list of the same of each teacher, [] for CE alone; targets: (n,) ids.
-    grad_dtype: of the gradient; None: it is not made, and None is returned. This is what both loops run, through
-    head.py and perhaps compiled. The arguments are left as they are and share no memory with what is returned: where
-    one was another's place, torch.compile kept the first block's place in its graph for every later block.
+    logits: (n, V) fp32; teacher_logits: a list of the same of each teacher, [] for CE alone; targets:
+    (n,) ids. grad_dtype: of the gradient; None: it is not made, and None is returned. This is what
+    both loops run, through head.py and perhaps compiled. The arguments are left as they are and share
+    no memory with what is returned: where one was another's place, torch.compile kept the first
+    block's place in its graph for every later block.
     """
     z = shifted(logits)
     q_at_1 = F.softmax(z, dim=-1)
-    log_q_of_target = z.gather(1, targets[:, None]).squeeze(1) + q_at_1.amax(dim=-1).log()  # max q is 1 / sum exp z
+    # The largest z is 0, so that the largest q is 1 / sum exp z: no second pass of exp is needed.
+    log_normaliser = q_at_1.amax(dim=-1).log()
+    log_q_of_target = z.gather(1, targets[:, None]).squeeze(1) + log_normaliser
     divergences = torch.zeros_like(log_q_of_target)
+    # with a temperature of its own, and so a softmax of its own
     if teacher_logits:
         log_p, p = mixture(teacher_logits, objective)
         log_q, q = softmaxes(z / objective.temperature)
@@ -175,28 +196,29 @@ def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
     # dCE/dz = q - onehot(target)
     grad = q_at_1 * objective.weight_ce
     grad.scatter_add_(1, targets[:, None], torch.full_like(grad[:, :1], -objective.weight_ce))
+    # dD/dz of the module's docstring, 1/T included
     if teacher_logits:
         grad.add_(chain_rule(q, slope), alpha=objective.weight_kl / objective.temperature)
     return values, grad.to(grad_dtype)
 
 
 def shifted(logits):
-    """A copy in fp32 whose rows have 0 as their largest: at logits of 300, rounding logits / T alone costs 1e-5."""
+    """A copy in fp32 whose rows have 0 as their largest."""
+    # before the division by T: at logits of 300, rounding logits / T alone costs 1e-5
     logits = logits.float()
     return logits - logits.amax(dim=-1, keepdim=True)
 
 
 def softmaxes(z):
-    """log softmax and softmax, (N, V) each, of rows z whose largest is 0.
-
-    softmax is exp z times exp(-L), with L = log sum exp z *as it was rounded*, so that both have one error in their
-    normaliser, which the divergences cancel. Not F.log_softmax: on a CPU it adds up exp z in eight or sixteen running
-    sums, which at V = 50,304 costs 1e-5 relative; torch.sum adds pairwise. Not exp of the log softmax either: a second
-    pass of exp costs 0.9 ns a logit, 2 % of a step at V = 50,257, for a last digit.
-    """
+    """log softmax and softmax, (N, V) each, of rows z whose largest is 0."""
+    # Not F.log_softmax: on a CPU it adds up exp z in eight or sixteen running sums, which at
+    # V = 50,304 costs 1e-5 relative; torch.sum adds pairwise.
     exp_z = z.exp()
     log_sum = exp_z.sum(dim=-1, keepdim=True).log()
     log_softmax = (z - log_sum).clamp_(min=FLOOR)
+    # With the log_sum *as it was rounded*, so that both have one error in their normaliser, which the
+    # divergences cancel. Not exp of the log softmax: a second pass of exp costs 0.9 ns a logit, 2 %
+    # of a step at V = 50,257, for a last digit.
     softmax = exp_z.mul_((-log_sum).exp())
     return log_softmax, softmax
 
@@ -213,6 +235,7 @@ def mixture(teacher_logits, objective):
     if objective.ensemble == "logits":
         mean = sum(t * share for t, share in zip(teacher_logits, objective.shares))
         return softmaxes(shifted(mean) / objective.temperature)
+    # In logarithms to the end: log p stays finite where p underflows.
     log_parts = []
     for t, share in zip(teacher_logits, objective.shares):
         log_softmax, _ = softmaxes(shifted(t) / objective.temperature)
@@ -223,17 +246,23 @@ def mixture(teacher_logits, objective):
 
 def teacher_shares(weights: str, n: int) -> tuple[float, ...]:
     """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1; of no teachers none."""
-    if n == 0:  # a control, which may have the knobs of the runs that it is compared with
+    # a control, which may have the knobs of the runs that it is compared with
+    if n == 0:
         return ()
-    try:
-        numbers = [float(w) for w in weights.split(",")] if weights.strip() else [1.0] * n
-    except ValueError:
-        numbers = []
+    numbers = [1.0] * n
+    if weights.strip():
+        try:
+            numbers = [float(w) for w in weights.split(",")]
+        except ValueError:
+            numbers = []
     if len(numbers) != n or not all(0 < w < math.inf for w in numbers):
-        raise ValueError(f"teacher_weights={weights!r} must be {n} numbers over 0 with commas between, one a teacher")
+        expected = f"{n} numbers over 0 with commas between, one a teacher"
+        raise ValueError(f"teacher_weights={weights!r} must be {expected}")
     shares = tuple(w / sum(numbers) for w in numbers)
-    if not all(shares):  # the sum overflows, or a weight vanishes beside it
-        raise ValueError(f"teacher_weights={weights!r} gives shares of {shares}; each must be over 0, as with 2,1")
+    # the sum overflows, or a weight vanishes beside it
+    if not all(shares):
+        remedy = "each must be over 0, as with 2,1"
+        raise ValueError(f"teacher_weights={weights!r} gives shares of {shares}; {remedy}")
     return shares
 
 
@@ -242,7 +271,7 @@ def teacher_shares(weights: str, n: int) -> tuple[float, ...]:
 
 
 class TokenLoss(torch.autograd.Function):
-    """The weighted sum of loss_terms (N,) of logits (N, V), with its gradient to the student's; none to a teacher's."""
+    """The weighted sum of loss_terms (N,) of logits (N, V), with its gradient to the student's."""
 
     @staticmethod
     def forward(ctx, student_logits, teacher_logits, targets, objective):
@@ -252,13 +281,15 @@ class TokenLoss(torch.autograd.Function):
             ctx.save_for_backward(grad)
         ce, kl = values
         loss = objective.weight_kl * kl
-        if objective.weight_ce:  # else it may be infinite, of a target that is ruled out, and 0 * inf is NaN
+        # else ce may be infinite, of a target that is ruled out, and 0 * inf is NaN
+        if objective.weight_ce:
             loss = loss + objective.weight_ce * ce
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
+        # a row depends on its own loss alone; teachers, targets and objective get no gradient
         (grad,) = ctx.saved_tensors
         return grad * upstream.unsqueeze(-1), None, None, None
 
@@ -267,28 +298,33 @@ def divergence_of_logits(student_logits, teacher_logits, temperature, terms):
     """The divergence of each position: (…, V) and (…, V) -> (…)."""
     student = student_logits.flatten(0, -2)  # (N, V)
     teacher = teacher_logits.flatten(0, -2)
+    # loss_terms wants targets; at a weight of 0 any will do
     any_target = torch.zeros(len(student), dtype=torch.long, device=student.device)
     objective = Objective(weight_ce=0.0, weight_kl=1.0, terms=terms, temperature=temperature)
     return TokenLoss.apply(student, [teacher], any_target, objective).view(student_logits.shape[:-1])
 
 
-def forward_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
+def forward_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0
+) -> torch.Tensor:  # fmt: skip
     """KL(p || q) = sum p (log p - log q) of each position, in nats.
 
     *_logits: (N, V), any float type; computed in fp32. Returns (N,). No gradient flows to the teacher.
     Hinton et al. 2015, section 2 (arXiv:1503.02531), without its T**2, which the caller applies, and
     with the teacher's entropy, which the paper's cross-entropy leaves out: so its floor is 0.
     Not kl_div("batchmean"): on (B, T, V) that divides by B alone.
-    A token that only the student rules out (-inf) counts as log q = -1e9 here and in all that follow, not as -inf.
+    A token that only the student rules out (-inf) counts as log q = -1e9, here and in all below.
     """
     return divergence_of_logits(student_logits, teacher_logits, temperature, forward_terms)
 
 
-def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0) -> torch.Tensor:
-    """KL(q || p) = sum q (log q - log p) of each position, in nats: mode-seeking, where forward KL covers.
+def reverse_kl(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature=1.0
+) -> torch.Tensor:  # fmt: skip
+    """KL(q || p) = sum q (log q - log p) of each position, in nats: mode-seeking, where forward covers.
 
-    Shapes as forward_kl. MiniLLM (arXiv:2306.08543), section 2.1, on tokens of the data rather than on the
-    student's own samples.
+    Shapes as forward_kl. MiniLLM (arXiv:2306.08543), section 2.1, on tokens of the data rather than
+    on the student's own samples.
     """
     return divergence_of_logits(student_logits, teacher_logits, temperature, reverse_terms)
 
@@ -296,10 +332,12 @@ def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor, tempe
 def js_divergence(student_logits, teacher_logits, temperature=1.0, beta=0.5) -> torch.Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, of each position, in nats.
 
-    Shapes as forward_kl; 0 < beta < 1; at most log 2 at beta = 1/2, where it is symmetric. The generalised JSD of GKD
-    (arXiv:2306.13649), section 2. Divided by beta it tends to forward KL as beta -> 0.
+    Shapes as forward_kl; 0 < beta < 1; at most log 2 at beta = 1/2, where it is symmetric. The
+    generalised JSD of GKD (arXiv:2306.13649), section 2. Divided by beta it tends to forward KL as
+    beta -> 0.
     """
-    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("js", beta=beta))
+    terms = divergence("js", beta=beta)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, terms)
 
 
 def skew_forward_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
@@ -307,7 +345,8 @@ def skew_forward_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) ->
 
     Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
     """
-    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("skew_forward", lam=lam))
+    terms = divergence("skew_forward", lam=lam)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, terms)
 
 
 def skew_reverse_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) -> torch.Tensor:
@@ -315,11 +354,15 @@ def skew_reverse_kl(student_logits, teacher_logits, temperature=1.0, lam=0.1) ->
 
     Shapes as forward_kl. DistiLLM (arXiv:2402.03898), section 3.1, whose alpha is lam.
     """
-    return divergence_of_logits(student_logits, teacher_logits, temperature, divergence("skew_reverse", lam=lam))
+    terms = divergence("skew_reverse", lam=lam)
+    return divergence_of_logits(student_logits, teacher_logits, temperature, terms)
 
 
 def total_variation(student_logits, teacher_logits, temperature=1.0) -> torch.Tensor:
-    """1/2 sum |p - q| of each position, in 0 … 1. Shapes as forward_kl. f-DISTILL (arXiv:2307.15190), section 2."""
+    """1/2 sum |p - q| of each position, in 0 … 1.
+
+    Shapes as forward_kl. f-DISTILL (arXiv:2307.15190), section 2.
+    """
     return divergence_of_logits(student_logits, teacher_logits, temperature, total_variation_terms)
 
 
@@ -329,7 +372,8 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     logits: (N, V), any float type; computed in fp32. targets: (N,) ids in 0 … V - 1, or -1 for a
     position without a target, whose loss is 0. Returns (N,).
     """
-    return TokenLoss.apply(logits, [], targets.clamp(min=0), Objective()) * (targets >= 0)
+    losses = TokenLoss.apply(logits, [], targets.clamp(min=0), Objective())
+    return losses * (targets >= 0)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -348,12 +392,15 @@ def cosine_distance(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) 
 def hidden_mse(student_hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> torch.Tensor:
     """mean over C of (h_s - h_t)**2 of each position.
 
-    *_hidden: (N, C), any float type; computed in fp32. Returns (N,). TinyBERT (arXiv:1909.10351), hidden states.
+    *_hidden: (N, C), any float type; computed in fp32. Returns (N,). TinyBERT (arXiv:1909.10351),
+    hidden states.
     """
     return (student_hidden.float() - teacher_hidden.float()).square().mean(dim=-1)
 
 
-def reduce(per_token: torch.Tensor, valid: torch.Tensor, tokens_in_step: torch.Tensor | int) -> torch.Tensor:
+def reduce(
+    per_token: torch.Tensor, valid: torch.Tensor, tokens_in_step: torch.Tensor | int
+) -> torch.Tensor:  # fmt: skip
     """The sum over valid tokens / the valid tokens of the whole step.
 
     per_token: (N,) of one micro-step; valid: (N,) bool; tokens_in_step counts all micro-steps and ranks.

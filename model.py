@@ -23,11 +23,13 @@ from torch.nn import functional as F
 def rope_table(positions, dim, theta, scaling):
     """Cosines and sines of positions (…, T): two fp32 tensors (…, T, dim / 2).
 
-    RoFormer (arXiv:2104.09864), section 3.4.2, in the half-split layout of GPT-NeoX and the
-    Hugging Face LLaMA. Computed from its formula in every forward rather than kept in a buffer,
-    which `model.to(torch.bfloat16)` would round: at position 1,000 that is off by whole radians.
+    RoFormer (arXiv:2104.09864), section 3.4.2, in the half-split layout of GPT-NeoX.
     """
-    inv_freq = 1.0 / theta ** (torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32) / dim)
+    # Computed in every forward rather than kept in a buffer, which `model.to(torch.bfloat16)`
+    # would round: at position 1,000 that is off by whole radians.
+    even_channels = torch.arange(0, dim, 2, device=positions.device, dtype=torch.float32)
+    # from one radian per position, for neighbours, down to almost 1/theta, for long distances
+    inv_freq = 1.0 / theta ** (even_channels / dim)  # (dim/2,)
     if scaling:
         inv_freq = scale_rope(inv_freq, **scaling)
     angles = positions[..., None].float() * inv_freq  # (…, T, dim/2)
@@ -39,20 +41,23 @@ def scale_rope(inv_freq, rope_type, factor, low_freq_factor=1.0, high_freq_facto
 
     "linear": every frequency divided by `factor` (arXiv:2306.15595). "llama3": wavelengths beyond
     original/low_freq_factor positions divided by `factor`, those under original/high_freq_factor
-    kept, a linear blend between (Llama 3.1's published code). `original` is the context it was trained on.
+    kept, a linear blend between (Llama 3.1's published code). `original`: the context of training.
     """
     if rope_type == "linear":
         return inv_freq / factor
-    turns = original * inv_freq / (2 * math.pi)  # how often a frequency turns within the old context
+    # A frequency that turned many times in the old context has shown the model all its angles. One
+    # that did not finish a turn would reach new ones: it is slowed down instead.
+    turns = original * inv_freq / (2 * math.pi)
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return keep * inv_freq + (1 - keep) * inv_freq / factor
 
 
 def apply_rope(x, rope):
-    """Rotate the first `dim` channels of each head of x (B, n, T, hs) by rope = (cos, sin), each (…, T, dim / 2)."""
+    """Rotate the first `dim` channels of x (B, n, T, hs) by rope = (cos, sin), each (…, T, dim / 2)."""
     cos, sin = rope
     half = cos.size(-1)
-    a, b, kept = x.float().split((half, half, x.size(-1) - 2 * half), dim=-1)  # in fp32 whatever x is
+    # Channel i turns with channel i + half. In fp32 whatever x is: bfloat16 would blur the angle.
+    a, b, kept = x.float().split((half, half, x.size(-1) - 2 * half), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, kept), dim=-1).type_as(x)
 
 
@@ -60,54 +65,64 @@ def attend(q, k, v, mask=None, dropout=0.0):
     """Attention. q (B, nh, Tq, hs) are the last Tq of the Tk positions of k, v (B, nkv, Tk, hs).
 
     mask (B, 1, Tq, Tk): True where a query sees a key; without, those up to its own position.
-    Grouped queries read their key/value head where it lies. With keys and values expanded to all heads first, a CPU
-    takes 5-8 % longer in training, 4-7 % in scoring, and 2.3-3.7 times as long with a cache (`bench.py --part=gqa`).
     """
     Tq, Tk = q.size(2), k.size(2)
-    causal = mask is None and Tq == Tk
+    # Where queries and keys are the same positions, torch's own triangle is faster than a mask.
+    is_causal = mask is None and Tq == Tk
+    # After a cache it would start at the first key, and hide the new tokens from themselves: this
+    # one ends at the last key. A single new token sees all keys, and needs no mask.
     if mask is None and 1 < Tq < Tk:
         mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
+    # Grouped queries read their key/value head where it lies. Expanding keys and values first takes
+    # a CPU 4-8 % longer, and 2.3-3.7 times as long with a cache (bench.py --part=gqa).
     gqa = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=gqa
+    )
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, a pair of (B, nkv, length, hs) buffers a layer."""
+    """Keys and values of the positions that one layer has seen, so that each is computed once."""
 
-    def __init__(self, n_layer, length):
-        self.buffers, self.length, self.seen = [None] * n_layer, length, 0
+    def __init__(self, length):
+        self.length = length
+        self.seen = 0
+        self.keys = self.values = None  # (B, nkv, length, hs) each, filled up to position `seen`
 
-    def extend(self, layer, k, v):
-        """Append k, v (B, nkv, T, hs) to `layer`; return all of its keys and values (B, nkv, seen + T, hs)."""
-        if self.buffers[layer] is None:
-            B, n, _, hs = k.shape
-            self.buffers[layer] = (k.new_empty(B, n, self.length, hs), v.new_empty(B, n, self.length, hs))
+    def extend(self, k, v):
+        """Append k, v (B, nkv, T, hs); return all keys and values, (B, nkv, seen + T, hs) each."""
+        # at full length at once: growing would copy all of it for each token
+        if self.keys is None:
+            shape = (*k.shape[:2], self.length, k.size(3))
+            self.keys = k.new_empty(shape)
+            self.values = v.new_empty(shape)
         end = self.seen + k.size(2)
-        for buffer, new in zip(self.buffers[layer], (k, v)):
-            buffer[:, :, self.seen : end] = new
-        return (buffer[:, :, :end] for buffer in self.buffers[layer])
+        self.keys[:, :, self.seen : end] = k
+        self.values[:, :, self.seen : end] = v
+        self.seen = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class LanguageModel(nn.Module):
-    """What the loops and tools use of either class; a subclass brings config, wte, h, ln_f, lm_head and `embed`."""
+    """What the loops and tools use; a subclass brings config, wte, h, ln_f, lm_head and `embed`."""
 
     def forward(self, idx, hidden=False, cache=None, positions=None, mask=None):
-        """Token ids (B, T) -> logits (B, T, V) of every position, or with `hidden` the states (B, T, C) after ln_f.
+        """Token ids (B, T) -> logits (B, T, V), or with `hidden` the states (B, T, C) after ln_f.
 
-        `cache`: a KVCache, whose positions come before idx and which is extended by idx. `positions` (B, T) and `mask`
-        (B, 1, T, T), True where a query sees a key: for rows that hold more than one text, as hellaswag.py's.
+        cache: a KVCache for each layer, whose positions come before idx and which idx extends.
+        positions (B, T) and mask (B, 1, T, T), True where a query sees a key: for rows that hold
+        more than one text, as tasks/scoring.py lays them out.
         """
-        start = cache.seen if cache else 0
-        if start + idx.size(1) > self.config.block_size:
-            raise ValueError(f"{start + idx.size(1)} positions, but block_size is {self.config.block_size}")
+        start = cache[0].seen if cache else 0
+        end = start + idx.size(1)
+        if end > self.config.block_size:
+            raise ValueError(f"{end} positions, but block_size is {self.config.block_size}")
         if positions is None:
-            positions = torch.arange(start, start + idx.size(1), device=idx.device)
-        x, rope = self.embed(idx, positions)
+            positions = torch.arange(start, end, device=idx.device)  # (T,)
+        x, rope = self.embed(idx, positions)  # (B, T, C)
         for i, block in enumerate(self.h):
-            x = block(x, rope, mask, (lambda k, v, i=i: cache.extend(i, k, v)) if cache else None)
-        if cache:
-            cache.seen += idx.size(1)
-        x = self.ln_f(x)
+            x = block(x, rope, mask, cache[i] if cache else None)  # (B, T, C)
+        x = self.ln_f(x)  # the sum of all blocks' branches, which has no norm until here
         return x if hidden else self.lm_head(x)
 
     @torch.no_grad()
@@ -115,28 +130,33 @@ class LanguageModel(nn.Module):
         """Append n tokens to idx (B, T); returns (B, T + n), fewer when every row has drawn `eot`.
 
         temperature 0 is greedy; top_k 0 draws from all; ids >= vocab_size (a padded head) are never
-        drawn. Uses a key/value cache until block_size is full, then recomputes the last block_size
-        positions for each token, as without a cache.
+        drawn. Cached until block_size is full; then the last block_size positions are recomputed.
         """
-        cache, size = KVCache(len(self.h), self.config.block_size), self.config.block_size
-        idx, done = idx, torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
-        fresh = idx[:, -size:]
+        block_size = self.config.block_size
+        cache = [KVCache(block_size) for _ in self.h]
+        done = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
+        unseen = idx[:, -block_size:]  # what the cache has not seen
         for _ in range(n):
-            if cache and cache.seen + fresh.size(1) > size:
-                cache, fresh = None, idx[:, -size:]
-            logits = self.lm_head(self(fresh, hidden=True, cache=cache)[:, -1]).float()[:, :vocab_size]
-            fresh = sample(logits, temperature, top_k)  # (B, 1)
-            if eot is not None:
-                fresh = fresh.masked_fill(done, eot)
-                done |= fresh == eot
-            idx = torch.cat((idx, fresh), dim=1)
-            fresh = fresh if cache else idx[:, -size:]
+            # Beyond block_size the window moves: cached keys are of positions that have changed.
+            if cache and cache[0].seen + unseen.size(1) > block_size:
+                cache = None
+            if not cache:
+                unseen = idx[:, -block_size:]
+            # the head costs V * C multiplications a position, and only the last one is needed
+            last_hidden = self(unseen, hidden=True, cache=cache)[:, -1]  # (B, C)
+            logits = self.lm_head(last_hidden).float()[:, :vocab_size]
+            drawn = sample(logits, temperature, top_k)  # (B, 1)
+            if eot is not None:  # a row that has ended is filled up with it
+                drawn = drawn.masked_fill(done, eot)
+                done |= drawn == eot
+            idx = torch.cat((idx, drawn), dim=1)
             if done.all():
                 break
+            unseen = drawn
         return idx
 
     def flops_per_token(self, T):
-        """Forward FLOPs per token in rows of T tokens: matrices, head and attention; embeddings look up for free.
+        """Forward FLOPs per token in rows of T tokens: matrices, head and attention, not embeddings.
 
         Two per weight of each matrix, and two each for the scores and the weighted values of the
         (T + 1) / 2 positions that a causal query sees on average (PaLM, appendix B, counts all T).
@@ -150,8 +170,25 @@ class LanguageModel(nn.Module):
 
     def tie(self):
         """Make the head the embedding's own tensor, where the config ties them."""
+        # Both have a row for each token, and tokens that mean the same on the way in are predicted
+        # alike on the way out (arXiv:1608.05859). It saves GPT-2 39 of 163 million parameters.
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.wte.weight
+
+    @torch.no_grad()
+    def init_weights(self):
+        """GPT-2's scheme: N(0, 0.02), residual projections smaller by 1/sqrt(2 n_layer); biases 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        # x is a sum of 2 n_layer branches, two a block. Unscaled its standard deviation would grow
+        # with the square root of their number; scaled it is the same at any depth.
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for block in self.h:
+            nn.init.normal_(block.attn.c_proj.weight, std=residual_std)
+            nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
 
 def sample(logits, temperature, top_k):
@@ -160,17 +197,19 @@ def sample(logits, temperature, top_k):
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+        smallest_kept = logits.topk(top_k).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
 
 
 def check_config(config, n_kv_head):
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout={config.dropout} must be at least 0 and under 1")
-    for name, value, of, by in (("n_embd", config.n_embd, "n_head", config.n_head),
-                                ("n_head", config.n_head, "n_kv_head", n_kv_head)):  # fmt: skip
-        if by < 1 or value % by:
-            raise ValueError(f"{name}={value} is not divisible by {of}={by}; choose a multiple")
+    width, heads = config.n_embd, config.n_head
+    if heads < 1 or width % heads:
+        raise ValueError(f"n_embd={width} is not divisible by n_head={heads}; choose a multiple")
+    if n_kv_head < 1 or heads % n_kv_head:
+        raise ValueError(f"n_head={heads} is not divisible by n_kv_head={n_kv_head}; choose a multiple")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,6 +237,7 @@ class GPTConfig:
         check_config(self, n_kv_head=1)
         hs = self.n_embd // self.n_head
         rotated = int(hs * self.rotary_pct)
+        # Channels rotate in pairs. A part that rounds to none leaves the order of tokens unknown.
         if not 0 <= self.rotary_pct <= 1 or rotated % 2 or (self.rotary_pct and not rotated):
             raise ValueError(
                 f"rotary_pct={self.rotary_pct} of n_embd / n_head = {hs} rotates {rotated} channels of a head; "
@@ -208,20 +248,27 @@ class GPTConfig:
 class GPTAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads in one
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)  # mixes what the heads found
 
-    def forward(self, x, rope, mask, extend):
+    def forward(self, x, rope, mask, cache):
         B, T, C = x.shape
-        q, k, v = (p.view(B, T, self.n_head, -1).transpose(1, 2) for p in self.c_attn(x).split(C, dim=2))
+        q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
+        q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
+        v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
+        # Queries and keys alone: the product of two turned vectors depends on the distance of their
+        # positions. Values are not compared but passed on, and would arrive turned.
         if rope:
-            q, k = apply_rope(q, rope), apply_rope(k, rope)  # (B, nh, T, hs)
-        if extend:
-            k, v = extend(k, v)
+            q = apply_rope(q, rope)
+            k = apply_rope(k, rope)
+        if cache:  # after the rotation, so that each key is turned once
+            k, v = cache.extend(k, v)  # (B, nh, seen + T, hs)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class GPTMLP(nn.Module):
@@ -229,11 +276,12 @@ class GPTMLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.n_inner)
         self.c_proj = nn.Linear(config.n_inner, config.n_embd)
-        self.approximate, self.dropout = "none" if config.exact_gelu else "tanh", config.dropout
+        self.approximate = "none" if config.exact_gelu else "tanh"
+        self.dropout = config.dropout
 
     def forward(self, x):
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate=self.approximate))
-        return F.dropout(x, self.dropout, self.training)
+        x = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, n_inner)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class GPTBlock(nn.Module):
@@ -245,10 +293,12 @@ class GPTBlock(nn.Module):
         self.mlp = GPTMLP(config)
         self.parallel = config.parallel_residual
 
-    def forward(self, x, rope, mask, extend):
-        if self.parallel:
-            return x + self.attn(self.ln_1(x), rope, mask, extend) + self.mlp(self.ln_2(x))
-        x = x + self.attn(self.ln_1(x), rope, mask, extend)
+    def forward(self, x, rope, mask, cache):
+        # Pre-norm: a branch normalises what it reads, and x itself goes from the embedding to ln_f
+        # by additions alone. So gradients reach every layer, however deep (arXiv:2002.04745).
+        if self.parallel:  # GPT-NeoX: the MLP reads the same x, and need not wait for attention
+            return x + self.attn(self.ln_1(x), rope, mask, cache) + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.ln_1(x), rope, mask, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -257,6 +307,7 @@ class GPT(LanguageModel):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        # positions are added to the embedding here, or else enter every layer by rotation
         self.wpe = None if config.rotary_pct else nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(GPTBlock(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.norm_eps)
@@ -264,26 +315,17 @@ class GPT(LanguageModel):
         self.tie()
         self.init_weights()
 
-    @torch.no_grad()
-    def init_weights(self):
-        """GPT-2: N(0, 0.02), both residual projections of each block by 1/sqrt(2 n_layer) less; biases 0."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for block in self.h:
-            for projection in (block.attn.c_proj, block.mlp.c_proj):
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
     def embed(self, idx, positions):
         """Ids (B, T) at positions (T,) or (B, T): (B, T, C), and the rotary table or None."""
-        c, x, rope = self.config, self.wte(idx), None
+        c = self.config
+        x = self.wte(idx)
+        rope = None
         if self.wpe is not None:
             x = x + self.wpe(positions)
         else:
             rotated = int(c.n_embd // c.n_head * c.rotary_pct)
-            rope = rope_table(positions.unsqueeze(-2), rotated, c.rope_theta, None)  # one for all heads
+            # one table for all heads: an axis of one in their place
+            rope = rope_table(positions.unsqueeze(-2), rotated, c.rope_theta, None)
         return F.dropout(x, c.dropout, self.training), rope
 
 
@@ -297,7 +339,9 @@ class LLaMAConfig:
     block_size: int = 2048
     n_layer: int = 12
     n_head: int = 12
-    n_kv_head: int = 0  # key/value heads, each shared by n_head / n_kv_head queries; 0: n_head
+    # Key/value heads, each shared by n_head / n_kv_head query heads; 0: n_head. Fewer make a smaller
+    # cache, all of which is read for every token that is generated.
+    n_kv_head: int = 0
     n_embd: int = 768
     n_inner: int = 0  # width of the SwiGLU; 0: 8/3 * n_embd, up to a multiple of 64
     dropout: float = 0.0
@@ -308,18 +352,21 @@ class LLaMAConfig:
     attn_proj_bias: bool = False  # of attention's output
     mlp_bias: bool = False
     clip_qkv: float = 0.0  # OLMo: queries, keys and values are clamped to +- this; 0: not
-    sliding_window: int = 0  # Mistral: positions a query sees; block_size is at most this, where it makes no difference
+    # Mistral: positions that a query sees. block_size is at most this, where it makes no difference.
+    sliding_window: int = 0
     parametric_norm: bool = True  # True: RMSNorm; False: OLMo's LayerNorm without weight and bias
     norm_eps: float = 1e-5
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
+        # three matrices of 8/3 the width have as many weights as the two of GPT's MLP of 4 times
         self.n_inner = self.n_inner or 64 * math.ceil(8 * self.n_embd / 3 / 64)
         check_config(self, self.n_kv_head)
         if 0 < self.sliding_window < self.block_size:
             raise ValueError(f"block_size={self.block_size} is beyond sliding_window={self.sliding_window}; lower it")
-        if self.n_embd // self.n_head % 2:
-            raise ValueError(f"n_embd / n_head = {self.n_embd // self.n_head} is odd; rotary positions need pairs")
+        hs = self.n_embd // self.n_head
+        if hs % 2:
+            raise ValueError(f"n_embd / n_head = {hs} is odd; rotary positions need pairs")
 
     def norm(self):
         if self.parametric_norm:
@@ -330,23 +377,30 @@ class LLaMAConfig:
 class LLaMAAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.hs, self.dropout, self.clip = config.n_embd // config.n_head, config.dropout, config.clip_qkv
+        self.hs = config.n_embd // config.n_head
+        self.dropout = config.dropout
+        self.clip = config.clip_qkv
+        kv_width = config.n_kv_head * self.hs
         self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=config.qkv_bias)
-        self.c_k = nn.Linear(config.n_embd, config.n_kv_head * self.hs, bias=config.qkv_bias)
-        self.c_v = nn.Linear(config.n_embd, config.n_kv_head * self.hs, bias=config.qkv_bias)
+        self.c_k = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
+        self.c_v = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_proj_bias)
 
-    def forward(self, x, rope, mask, extend):
+    def forward(self, x, rope, mask, cache):
         B, T, C = x.shape
-        q, k, v = (c(x).view(B, T, -1, self.hs).transpose(1, 2) for c in (self.c_q, self.c_k, self.c_v))
+        q = self.c_q(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = self.c_k(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        v = self.c_v(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
         if self.clip:
-            q, k, v = (p.clamp(-self.clip, self.clip) for p in (q, k, v))
-        q, k = apply_rope(q, rope), apply_rope(k, rope)  # (B, nh, T, hs), (B, nkv, T, hs)
-        if extend:
-            k, v = extend(k, v)
+            q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        # queries and keys alone, for the reason that GPTAttention gives
+        q = apply_rope(q, rope)
+        k = apply_rope(k, rope)
+        if cache:
+            k, v = cache.extend(k, v)  # (B, nkv, seen + T, hs)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
-        y = self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-        return F.dropout(y, self.dropout, self.training)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class LLaMAMLP(nn.Module):
@@ -358,8 +412,9 @@ class LLaMAMLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x):
-        x = self.c_proj(F.silu(self.c_gate(x)) * self.c_fc(x))
-        return F.dropout(x, self.dropout, self.training)
+        # SwiGLU (arXiv:2002.05202): one projection says how much of the other passes
+        x = F.silu(self.c_gate(x)) * self.c_fc(x)  # (B, T, n_inner)
+        return F.dropout(self.c_proj(x), self.dropout, self.training)  # (B, T, C)
 
 
 class LLaMABlock(nn.Module):
@@ -370,8 +425,9 @@ class LLaMABlock(nn.Module):
         self.ln_2 = config.norm()
         self.mlp = LLaMAMLP(config)
 
-    def forward(self, x, rope, mask, extend):
-        x = x + self.attn(self.ln_1(x), rope, mask, extend)
+    def forward(self, x, rope, mask, cache):
+        # pre-norm, for the reason that GPTBlock gives
+        x = x + self.attn(self.ln_1(x), rope, mask, cache)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -386,20 +442,8 @@ class LLaMA(LanguageModel):
         self.tie()
         self.init_weights()
 
-    @torch.no_grad()
-    def init_weights(self):
-        """GPT-2's scheme: N(0, 0.02), both residual projections of each block by 1/sqrt(2 n_layer) less; biases 0."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        for block in self.h:
-            for projection in (block.attn.c_proj, block.mlp.c_proj):  # not c_gate: it does not write to x
-                nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
-
     def embed(self, idx, positions):
         """Ids (B, T) at positions (T,) or (B, T): (B, T, C), and the rotary table."""
         c = self.config
-        rope = rope_table(positions.unsqueeze(-2), c.n_embd // c.n_head, c.rope_theta, c.rope_scaling)  # for all heads
+        rope = rope_table(positions.unsqueeze(-2), c.n_embd // c.n_head, c.rope_theta, c.rope_scaling)
         return F.dropout(self.wte(idx), c.dropout, self.training), rope

@@ -104,6 +104,7 @@ def read_results(path: str) -> Results:
     settings = {}
     try:
         for result in content["results"]:
+            # the first is the one by which the task is usually reported
             metric, score = next(iter(result["metrics"].items()))
             task = str(result["task"])
             value = finite(score["value"])
@@ -155,6 +156,7 @@ def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
     rows = []
     has_best = False
     for name, run in runs.items():
+        # written when a run ends: one that is still at work has curves, but no row
         path = Path(run) / "summary.json"
         if path.is_file():
             summary = read_object(path, "delete it, and the run has no row in the table")
@@ -165,8 +167,10 @@ def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
     # a run of before there were best checkpoints does not get a column for them
     if has_best:
         titles.insert(4, "best val (step)")
-    lines = [[row[title] for title in titles] for row in rows]
-    return lined_up([titles, *lines])
+    lines = [titles]
+    for row in rows:
+        lines.append([row[title] for title in titles])
+    return lined_up(lines)
 
 
 def table_row(name: str, summary: dict, curves: dict) -> dict[str, str]:
@@ -192,6 +196,7 @@ def table_row(name: str, summary: dict, curves: dict) -> dict[str, str]:
         row["best val (step)"] = f"{number('best_val'):.4f} (step {number('best_step'):g})"
     if not math.isnan(number("seconds")):
         row["wall time"] = eta(number("seconds"))
+    # NaN goes through every format above, and is one mark here
     for title, cell in row.items():
         if cell == "nan":
             row[title] = "-"
@@ -200,6 +205,7 @@ def table_row(name: str, summary: dict, curves: dict) -> dict[str, str]:
 
 def lined_up(rows: list[list[str]]) -> str:
     """A Markdown table of rows, the first of them its titles, whose columns line up as plain text too."""
+    # padded, as it is read in a terminal before anyone pastes it into a page
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:
@@ -221,6 +227,7 @@ def main():
     if not out.endswith(".png"):
         raise ValueError(f"out={out!r} must end in .png")
     figure = figure_of_bars(paths) if bars else figure_of_runs(paths)
+    # matplotlib does not wrap a title, and cuts it off at the picture's edges
     if title:
         characters = int(9 * figure.get_figwidth())  # 9 of the title's characters are an inch
         figure.suptitle(textwrap.fill(title, characters))
@@ -234,6 +241,7 @@ def figure_of_bars(paths: list[str]):
     files = [read_results(path) for path in paths]
     names = names_from_labels([Path(results.model).name for results in files], "bars")
     figure = draw_bars({name: results.scores for name, results in zip(names, files)})
+    # drawn all the same: only the reader knows whether the difference matters
     for line in incomparable(dict(zip(names, files))):
         print(line)
     return figure
@@ -261,6 +269,7 @@ def figure_of_runs(paths: list[str]):
 def names_from_labels(names: list[str], kind: str) -> list[str]:
     """The labels that were given, else the names. ValueError unless there is a different one for each file."""
     n_files = len(names)
+    # two folders may have one name, and the names are the keys of all that follows
     if labels:
         names = [label.strip() for label in labels.split(",")]
     if len(set(names)) != len(names) or len(names) != n_files:

@@ -34,6 +34,7 @@ def transpose(weight, config):
 def neox_to_ours(weight, config):
     """(nh, 3, hs, …) flattened to (3, nh, hs, …) flattened."""
     head_size = config.n_embd // config.n_head
+    # of a bias nothing follows the first axis, of a weight the inputs
     per_head = weight.reshape(config.n_head, 3, head_size, *weight.shape[1:])
     return per_head.transpose(0, 1).reshape(weight.shape)
 
@@ -58,6 +59,8 @@ def weight_and_bias(ours: str, theirs: str, layout=None):
     yield Weight(f"{ours}.bias", f"{theirs}.bias", bias_layout)
 
 
+# Generators, as what a block has depends on the config. Spelt out rather than rewritten by patterns:
+# a reader finds each name, and a tensor that is not named here is an error when a file is loaded.
 def gpt2_weights(config):
     yield Weight("wte.weight", "transformer.wte.weight")
     yield Weight("wpe.weight", "transformer.wpe.weight")
@@ -69,6 +72,7 @@ def gpt2_weights(config):
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             yield from weight_and_bias(f"{ours}.{name}", f"{theirs}.{name}", CONV1D)
     yield from weight_and_bias("ln_f", "transformer.ln_f")
+    # its own name even where it is tied: the caller knows which files may lack it
     yield Weight("lm_head.weight", "lm_head.weight")
 
 
@@ -157,6 +161,7 @@ FAMILIES = {
             "tie_word_embeddings": "tie_word_embeddings",
             "exact_gelu": "activation_function",
         },
+        # a key that a file leaves out means these values, whatever model.py's own defaults are
         defaults={
             "n_positions": 1024,
             "layer_norm_epsilon": 1e-5,
@@ -166,6 +171,7 @@ FAMILIES = {
         },
         # learned positions; a block's MLP after its attention
         given={"rotary_pct": 0.0, "parallel_residual": False},
+        # another value would load, and compute something else without a word
         only={
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
@@ -179,6 +185,7 @@ FAMILIES = {
         config_class=GPTConfig,
         weights=neox_weights,
         prefix="gpt_neox.",
+        # the causal mask, what stands for -inf in it, and the rotary frequencies, which model.py computes
         buffers=(
             "gpt_neox.layers.{}.attention.bias",
             "gpt_neox.layers.{}.attention.masked_bias",
@@ -209,6 +216,7 @@ FAMILIES = {
             "tie_word_embeddings": False,
             "hidden_dropout": 0.0,
         },
+        # our c_attn and c_proj have biases in every GPT
         only={"attention_bias": True},
     ),
     # LLaMA 1 to 3, TinyLlama
@@ -230,6 +238,7 @@ FAMILIES = {
             "rope_theta": "rope_theta",
             "norm_eps": "rms_norm_eps",
             "tie_word_embeddings": "tie_word_embeddings",
+            # one key of theirs for both
             "qkv_bias": "attention_bias",
             "attn_proj_bias": "attention_bias",
             "mlp_bias": "mlp_bias",
@@ -243,9 +252,11 @@ FAMILIES = {
             "mlp_bias": False,
             "hidden_act": "silu",
         },
+        # what the class can do for LLaMA's relatives is off, by which saving tells them apart
         given={"parametric_norm": True, "clip_qkv": 0.0, "sliding_window": 0},
         only={"hidden_act": "silu"},
     ),
+    # Mistral 7B: a LLaMA with grouped heads and a window
     "mistral": Family(
         architecture="MistralForCausalLM",
         model_class=LLaMA,

@@ -37,6 +37,7 @@ def smooth(values: list[float]) -> list[float]:
 
     A longer mean would lag behind: of a loss that falls it shows what it was, not what it is.
     """
+    # of the values before alone, as a run that is still going on has none after
     width = max(1, len(values) // 40)
     means = []
     for end in range(1, len(values) + 1):
@@ -75,6 +76,7 @@ def draw_curves(logs: dict[str, dict], curve="hella", log10=False, chain=False, 
     for i in range(len(logs)):
         looks.append({"color": f"C{i}", "ls": STYLES[i % 5], "marker": MARKERS[i % 6], "ms": 5})
 
+    # no empty panel: a log may have evaluations alone, or losses alone
     has_losses = not known_labels.isdisjoint(LOSSES)
     has_curve = curve in known_labels
     n_panels = has_losses + has_curve
@@ -88,6 +90,7 @@ def draw_curves(logs: dict[str, dict], curve="hella", log10=False, chain=False, 
     for axis in axes:
         axis.set_xlabel("step, each run counted on from the one before" if chain else "step")
         axis.grid(alpha=0.3)
+    # handles of their own, as a run's marks and its faint training curve are one entry
     handles = [Line2D([], [], **look) for look in looks]
     draw_legend(figure, handles, list(logs))
     return figure
@@ -209,6 +212,7 @@ def panels_of_bars(results: dict[str, dict]) -> tuple[dict, dict]:
             off_axis = [value for value, _ in bars if value > 1]
             axis = "at most 1"
             panel = shares
+        # a value that its metric cannot have is an error in its file, and no bar
         if off_axis:
             score = f"{metric} of {off_axis[0]:g}"
             raise ValueError(f"{task}: {score} is not on its axis, of {axis}; leave the task out")
@@ -232,7 +236,7 @@ def draw_bars(results: dict[str, dict]) -> plt.Figure:
     names = "\n".join([*shares, *others])
     longest = max(len(line) for line in names.split("\n"))
     # in inches; the labels of each vertical axis take 1
-    name_width = 0.085 * longest
+    name_width = 0.085 * longest  # 0.085 a character
     group_width = (width - len(sizes)) / sum(sizes)
     is_crowded = name_width > group_width
     for axis, panel in zip(grid[0], panels):
@@ -249,6 +253,7 @@ def draw_bars(results: dict[str, dict]) -> plt.Figure:
 def draw_panel_of_bars(axis, panel: dict[str, list], looks: list[dict]):
     """Group k stands around x = k, its bars side by side and 0.8 wide together."""
     bar_width = 0.8 / len(looks)
+    # a model's bars in one call, as the legend knows them by one look
     for i, look in enumerate(looks):
         middle = 0.8 * ((i + 0.5) / len(looks) - 0.5)  # of bar i, from that of its group
         places = [k + middle for k in range(len(panel))]

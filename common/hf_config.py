@@ -17,7 +17,8 @@ EXACT_GELU = {
     "gelu_pytorch_tanh": False,
     "gelu_fast": False,
 }
-SCALING_KEYS = {  # argument of model.py's scale_rope: their key
+# argument of model.py's scale_rope: their key
+SCALING_KEYS = {
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
@@ -91,7 +92,9 @@ def check_implemented(family: Family, theirs: dict, where):
     if "sliding_attention" in str(theirs.get("layer_types")):
         kinds = "layer_types with 'sliding_attention' are not implemented, only 'full_attention'"
         raise ValueError(f"{where}: {kinds}")
-    for key, value in (family.only | {"quantization_config": None}).items():
+    # quantised weights are integers with scales beside them, in any family
+    only = family.only | {"quantization_config": None}
+    for key, value in only.items():
         if theirs.get(key, value) != value:
             raise ValueError(f"{where}: {key}={theirs[key]!r} is not implemented, only {value!r}")
 
@@ -154,6 +157,7 @@ def read_scaling(family: Family, rope: dict, rotary_part, where) -> dict:
     if kind not in known:
         only = f"only {', '.join(known)}"
         raise ValueError(f"{where}: rope scaling {kind!r} is not implemented for this family, {only}")
+    # transformers 5 has it among the rotary options
     if rotary_part is None:
         rotary_part = rope.get("partial_rotary_factor")
     if family.model_class is LLaMA and rotary_part not in (None, 1.0):
@@ -212,6 +216,7 @@ def their_scaling(scaling: dict) -> dict:
 
 def family_for(config: GPTConfig | LLaMAConfig) -> str:
     """The model_type of the first family that computes what a config says."""
+    # The order of the table counts: the plain families come before their relatives.
     for model_type, family in FAMILIES.items():
         if computes(family, config):
             return model_type
@@ -222,6 +227,7 @@ def family_for(config: GPTConfig | LLaMAConfig) -> str:
 def computes(family: Family, config) -> bool:
     if not isinstance(config, family.config_class):
         return False
+    # fields that its config.json has no key for, and so no way to say otherwise
     for our_field, value in family.given.items():
         if getattr(config, our_field) != value:
             return False

@@ -36,6 +36,7 @@ def find_model(where: str | Path) -> Path:
     if not str(where):
         forms = "a folder with config.json and weights, a run's out_dir, or a hub name"
         raise ValueError(f"no model is named; give {forms}")
+    # what is on the disk goes before the hub: "gpt2" may be a folder
     folder = Path(where)
     if (folder / "config.json").is_file():
         return folder
@@ -92,10 +93,12 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, **overrides):
     with torch.device("meta"), NoInit():
         model = family.model_class(config)
     weights, misfits = read_weights(stored, model, family, device, dtype)
+    # a few: the wrong config.json makes every tensor misfit
     if misfits:
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         first = "; ".join(misfits[:3])
         raise ValueError(f"{folder} does not fit its config.json: {first}{more}")
+    # assign, as a tensor on the meta device has no memory to copy into. This unties the head.
     model.load_state_dict(weights, assign=True)
     model.tie()
     return model.eval()
@@ -131,6 +134,7 @@ def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple
         if misfit:
             misfits.append(f"{theirs} is {misfit}")
             continue
+        # one at a time, so that no second copy of the model is in memory
         weight = stored.read(theirs, device, dtype)
         if layout:
             weight = layout.load(weight, config).contiguous()
@@ -164,6 +168,7 @@ def known_buffers(family: Family, n_layer: int, prefix: str) -> set[str]:
 
 def wrong_shape(tensor: torch.Tensor, our_shape: torch.Size, layout: Layout | None) -> str:
     """What a stored tensor is, and what it should be; "" if it is that."""
+    # the shape that the file should have, before the layout is changed to ours
     expected = our_shape[::-1] if layout is CONV1D else our_shape
     if tensor.shape == expected and tensor.dtype.is_floating_point:
         return ""
@@ -186,6 +191,7 @@ def is_finite(weight: torch.Tensor) -> bool:
 
 def weights_sha256(folder: Path) -> str:
     """SHA-256 of a folder's file of weights; of several, SHA-256 of their digests one after the other."""
+    # the bytes of the files, not the tensors: anybody can check it with sha256sum
     paths = sorted(set(Weights(folder).files.values()))
     digests = [file_sha256(path) for path in paths]
     if len(digests) == 1:
@@ -205,6 +211,7 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     theirs, family = write_config(model.config)
+    # the family's names and layout, so that transformers opens a checkpoint as it is
     state = model.state_dict()
     weights = {}
     for ours, name, layout in family.weights(model.config):
@@ -224,7 +231,8 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
         write_indented(folder / "meta.json", tokenizer_meta(tokenizer))
     weights_file = folder / "model.safetensors"
     save_file(weights, weights_file, metadata={"format": "pt"})
-    weights_file.chmod(0o644)  # written as 0600, which other users could not read
+    # written as 0600, which other users could not read
+    weights_file.chmod(0o644)
     # last, as find_model takes a folder with config.json for a model
     write_indented(folder / "config.json", theirs)
 
@@ -239,10 +247,12 @@ def write_indented(path: Path, content: dict):
 
 def check_fits(model, where, block_size: int, vocab_size: int):
     """ValueError unless `model`, which came from `where`, has the positions and ids that the data needs."""
+    # the rows of a data set may be shorter than the model's, never longer
     positions = model.config.block_size
     if block_size > positions:
         limit = f"the {positions} positions of {where}"
         raise ValueError(f"block_size={block_size} is beyond {limit}; lower block_size")
+    # more ids than the data has are padding; fewer are another tokenizer
     ids = model.config.vocab_size
     if vocab_size > ids:
         few = f"{where} only {ids}; the tokenizers differ"
@@ -271,7 +281,8 @@ def record_shape(config, model, source):
     knob that is ignored without a word would be believed.
     """
     shape = shape_of(model)
-    derived = ("n_kv_head", "n_inner")  # 0 stands for what follows from the other knobs
+    # 0 stands for what follows from the other knobs
+    derived = ("n_kv_head", "n_inner")
     for key, where in config.given.items():
         if key not in shape or config[key] == shape[key]:
             continue

@@ -99,6 +99,7 @@ def check_state_dict(content, path: Path):
 
 def open_weights(path: Path) -> SafetensorsFile | TorchFile:
     """ValueError when the file is damaged, or no file of weights."""
+    # a clone without git-lfs has small text files under the names of weights
     with path.open("rb") as file:
         start = file.read(20)
     if start.startswith(b"version https://git-"):
@@ -123,6 +124,7 @@ class Weights:
         self.files = self.find_tensors(folder)
 
     def find_tensors(self, folder: Path) -> dict[str, Path]:
+        # in the order in which transformers looks: a repository may have both
         for name in ("model.safetensors", "pytorch_model.bin"):
             whole = folder / name
             if whole.is_file():
@@ -147,6 +149,7 @@ class Weights:
                 raise FileNotFoundError(f"{missing} is not there, but {index.name} names it")
             self.open(folder / shard)
             shard_in_fact |= dict.fromkeys(self.file.names, shard)
+        # a download that mixes two revisions has shards that the index does not describe
         for name in shard_by_index | shard_in_fact:
             by_index = shard_by_index.get(name)
             in_fact = shard_in_fact.get(name)
@@ -155,13 +158,15 @@ class Weights:
         return {name: folder / shard for name, shard in shard_in_fact.items()}
 
     def open(self, path: Path):
-        self.file = None  # the one before is closed first, as both would count as memory
+        # the one before is closed first, as both would count as memory
+        self.file = None
         self.file = open_weights(path)
         self.path = path
         self.bytes_read = 0
 
     def view(self, name: str) -> torch.Tensor:
         """A tensor of the file's type on the CPU, most likely a view of the file."""
+        # pages that were read stay in memory until the mapping is gone
         path = self.files[name]
         takes_memory = self.file.is_mapped and self.bytes_read > REOPEN
         if path != self.path or takes_memory:

@@ -38,6 +38,7 @@ FORMULA_CONFIG = "config/babyllama_small/student_fixed.py"  # the KL of the pape
 PUBLISHED_CONFIG = "config/babyllama_small/student.py"  # the KL as the published code scales it
 
 BOTH = ("gpt", "llama")
+# whether the gap closes when the student is less small
 LARGER = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256")
 
 
@@ -72,6 +73,7 @@ def student(
     )
 
 
+# a control for each change that is not the teacher's: without it, its effect would pass as distillation
 ROWS = {
     "gpt": Row("GPT teacher", script="train.py", config=GPT_CONFIG, tuned_as="gpt"),
     "llama": Row("LLaMA teacher", script="train.py", config=LLAMA_CONFIG, tuned_as="llama"),
@@ -138,6 +140,7 @@ def cut_corpus(folder: str, every_train: int, every_dev: int):
 
     ValueError, with nothing written, where a file is too short for a passage.
     """
+    # everything is read and checked before the first file is written
     every_of_split = {"train": every_train, "val": every_dev}
     texts = {}
     for file in corpus_files(folder):
@@ -192,6 +195,7 @@ def check_corpus(folder: str):
 def record_corpus(study: Study, meta: dict):
     """Note which texts the runs of out_dir are of. ValueError if it holds runs on others."""
     study.out.mkdir(parents=True, exist_ok=True)
+    # the runs' names do not say what they were trained on
     record = study.out / "data.json"
     if record.exists() and read_json(record) != meta["files"]:
         raise ValueError(
@@ -214,6 +218,7 @@ def main():
         blimp_limit=blimp_limit,
         jobs=jobs,
     )
+    # after the lock that Study takes: another study may be reading the data
     cut_corpus(corpus, every_train, every_dev)
     study.call(["prepare_data.py", "config/babyllama_small/data.py"])
     meta = read_meta(DATA)

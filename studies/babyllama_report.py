@@ -54,6 +54,7 @@ def main_table(study, results: dict) -> str:
             mean_sd(each_seed(runs, "bits")),
             mean_sd(each_seed(runs, "blimp"), ".1f"),
         ]
+        # cost beside scores: a student that is better for more compute has not distilled anything
         rows.append([study.rows[row].title, *cost, *scores])
     head = ["", "parameters", "tokens", "TFLOP", "core minutes"]
     head += ["dev nats/token", "bits/byte", "BLiMP"]
@@ -68,6 +69,7 @@ def difference_table(study, results: dict) -> str:
         if row in ("gpt", "llama", "control"):
             continue
         cells = [study.rows[row].title]
+        # of losses, a negative difference is the better one
         for other in ("control", "gpt", "llama"):
             cells.append(difference(each_seed(runs, "dev"), each_seed(results[other], "dev")))
         control = each_seed(results["control"], "blimp")
@@ -94,6 +96,7 @@ def seed_table(study, results: dict, seeds: list[int]) -> str:
 def parts_table(study, results: dict, figure: str, form: str, factor=1.0) -> str:
     """Means over seeds of the parts of a figure ("domains" or "fields"), a column each."""
     first_run = next(iter(results.values()))[0]
+    # every run was scored on the same files, and so has the same parts
     names = list(getattr(first_run, figure))
     rows = []
     for row, runs in results.items():
@@ -115,6 +118,7 @@ def trial_table(study, trials: dict) -> str:
                 shown = f"**{shown}**"
             line = lines.setdefault((study.rows[row].title, f"{run.rate:g}"), {})
             line[f"{run.epochs:g} epochs"] = shown
+    # all rows were tried with the same epochs
     epochs = next(iter(lines.values()))
     rows = [[*line, *cells.values()] for line, cells in lines.items()]
     return grid(["dev nats/token", "learning rate", *epochs], rows)
@@ -152,6 +156,7 @@ def point_table(study, results: dict, points: dict[str, list[Measured]]) -> str:
 
 def answer(results: dict) -> str:
     """The claim, part by part, as the numbers have it."""
+    # each sentence is about dev losses, and pairs them by seed
     dev = {row: each_seed(runs, "dev") for row, runs in results.items()}
     teachers = " ".join([beats(dev, "gpt"), beats(dev, "llama")])
     paragraphs = [
@@ -173,6 +178,7 @@ def does_it_distil(results: dict) -> str:
         "not significant": "Not measurably",
     }[verdict(student, control)]
 
+    # a second measure that nothing was tuned on: the dev loss chose the learning rates
     student_blimp = each_seed(results["student"], "blimp")
     control_blimp = each_seed(results["control"], "blimp")
     blimp_difference = difference(student_blimp, control_blimp, "+.2f")
@@ -200,6 +206,7 @@ def beats(dev: dict[str, list[float]], row: str) -> str:
     student = dev["student"]
     control = dev["control"]
     teacher = dev[row]
+    # beside the test: with three seeds it seldom finds anything significant
     won = sum(s < t for s, t in zip(student, teacher))
     student_verdict = {
         "lower": "Yes",
@@ -268,6 +275,7 @@ def draw_rows(study, results: dict) -> plt.Figure:
                 markerfacecolor="none",
                 markersize=6,
             )
+            # beside the seeds, not instead of them: a mean alone would hide how far they scatter
             mean = statistics.mean(values)
             axis.plot([mean, mean], [place - 0.3, place + 0.3], color="C0", linewidth=2)
         control = statistics.mean(each_seed(results["control"], name))
@@ -284,6 +292,7 @@ def draw_rows(study, results: dict) -> plt.Figure:
 
 def draw_first_seed(study, table: dict) -> plt.Figure:
     """The losses while training."""
+    # one seed and the main rows: all of them would hide one another
     curves = {}
     for row in ("gpt", "llama", "control", "student", "published", "reverse"):
         first_run = table[row][0]
@@ -293,6 +302,7 @@ def draw_first_seed(study, table: dict) -> plt.Figure:
 
 def copy_logs(study, runs: set):
     """studies/logs/, with the logs of these runs and of no others."""
+    # emptied first: a log of a run that is no longer in the table would look like evidence for it
     logs = HERE / "logs"
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
@@ -306,12 +316,14 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     table, points, trials: {row: its runs}.
     meta: meta.json of the data, and what was cut from which corpus.
     """
+    # a set, as a trial that was chosen is also the first seed's run in the table
     runs = set(chain(*table.values(), *points.values(), *trials.values()))
     copy_logs(study, runs)
     results = measure_all(study.out, table)
     draw_rows(study, results).savefig(HERE / "babyllama.png", dpi=120)
     draw_first_seed(study, table).savefig(HERE / "babyllama_curves.png", dpi=120)
 
+    # teachers and data are given in units of the student
     size = results["student"][0].parameters
     seeds = [run.seed for run in table["student"]]
     page = read_utf8(PAGE).format(

@@ -84,6 +84,7 @@ class Study:
         self.blimp_limit = blimp_limit
         self.jobs = jobs
 
+        # a study that continues finds them again, from the files of its trials
         self.chosen = {}  # {row: its trial with the lowest dev loss}
         self.children = set()  # the processes at work
         self.stopping = False
@@ -113,11 +114,13 @@ class Study:
 
     def trials(self, row: str, seed: int) -> list[Trained]:
         """A run for each pair of learning rate and epochs."""
+        # all pairs, as the best learning rate depends on the number of epochs
         settings = product(self.trial_rates[row], self.trial_epochs)
         return [Trained(row, seed, rate, epochs) for rate, epochs in settings]
 
     def settled(self, row: str, seed: int) -> Trained:
         """The run of a row with the chosen learning rate and epochs."""
+        # tuning takes several runs a row, so that a variant has the settings of the row it varies
         chosen = self.chosen[self.rows[row].tuned_as]
         return Trained(row, seed, chosen.rate, chosen.epochs * self.rows[row].epochs_factor)
 
@@ -129,12 +132,14 @@ class Study:
 
         One that fails stops the others, which save first; its error is raised.
         """
+        # threads, as each only waits for a process
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting = [pool.submit(self.run_one, run, blimp) for run in runs]
             try:
                 for future in as_completed(waiting):
                     future.result()
-            except BaseException:  # Ctrl-C too: no run may outlive its study
+            # Ctrl-C too: no run may outlive its study
+            except BaseException:
                 with self.lock:
                     self.stopping = True
                 for child in list(self.children):
@@ -159,6 +164,7 @@ class Study:
 
     def train(self, run: Trained, folder: Path):
         """Start or resume a run, unless it is finished."""
+        # before anything is skipped: a finished run of other settings must not enter the table
         command = self.command(run, folder)
         checkpoints = by_step(folder)
         self.check_same(folder, checkpoints, command)
@@ -169,6 +175,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.call(command, folder / "output.txt")
+        # so that a config that was refused leaves nothing that looks like a run
         finally:
             remove_if_empty(folder)
 
@@ -201,6 +208,7 @@ class Study:
             stored = load_trainer_state(checkpoints[-1])["config"]
         else:
             return
+        # the config as the run's script would read it, and the arguments, which come after it
         _, config, *arguments = command
         wanted = read_config_file(config)
         wanted |= dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
@@ -229,6 +237,7 @@ class Study:
         self.call(["train.py", *arguments])
 
     def score_blimp(self, folder: Path):
+        # another limit scores other pairs
         scores = folder / "blimp.json"
         if scores.exists() and read_json(scores)["limit"] == self.blimp_limit:
             return
@@ -267,6 +276,7 @@ class Study:
             self.children.add(process)
         _, errors = process.communicate()
         self.children.discard(process)
+        # the scripts say in their last line what is wrong
         if process.returncode:
             lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
             raise ValueError(f"{' '.join(command)}: {lines[-1]}")

@@ -32,6 +32,7 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_
     Raises ValueError or FileNotFoundError for what is unknown, missing or not of a task's form.
     """
     wanted = without_repetitions(name.strip() for name in names.split(","))
+    # all are read before the first is scored, so that a wrong name ends the run at once
     loaded_tasks = []
     for name in unfold_recipes(wanted):
         # a task's name goes before a file that is called the same; write ./piqa for the file
@@ -64,12 +65,17 @@ def without_repetitions(names) -> list[str]:
 def unfold_recipes(names: list[str]) -> list[str]:
     unfolded = []
     for name in names:
-        unfolded += RECIPES[name].tasks.split() if name in RECIPES else [name]
+        if name in RECIPES:
+            unfolded += RECIPES[name].tasks.split()
+        else:
+            unfolded.append(name)
+    # two recipes may share a task
     return without_repetitions(unfolded)
 
 
 def unknown_task(name: str) -> Exception:
     """The error for what is neither a task nor a file."""
+    # the remedy differs: a path is missing, a name is misspelt
     looks_like_a_path = Path(name).suffix or len(Path(name).parts) > 1
     if looks_like_a_path:
         return FileNotFoundError(f"tasks: no file {name!r}; a task of that name is not known either")
@@ -86,8 +92,9 @@ def file_label(name: str, wanted: list[str]) -> str:
     short = Path(name).name
     namesakes = [other for other in wanted if Path(other).name == short]
     is_clear = len(namesakes) == 1 and short not in TASKS
+    label = short if is_clear else name
     # log.txt has blanks between its columns
-    return "_".join((short if is_clear else name).split())
+    return "_".join(label.split())
 
 
 def own_task(path: Path, columns: dict[str, str]) -> Task:
@@ -110,7 +117,10 @@ def own_task(path: Path, columns: dict[str, str]) -> Task:
             return own_hellaswag(path)
         knobs = " ".join(f"--{what}_column=<name>" for what in missing)
         lacks = ", ".join(columns[what] for what in missing)
-        raise ValueError(f"{path} has the columns {', '.join(first)}, but not {lacks}; name its own with {knobs}")
+        columns_there = ", ".join(first)
+        raise ValueError(
+            f"{path} has the columns {columns_there}, but not {lacks}; name its own with {knobs}"
+        )  # fmt: skip
     return Task(
         files=str(path),
         source="",
@@ -137,7 +147,7 @@ def own_hellaswag(path: Path) -> Task:
 
 
 def load_questions(loaded: LoadedTask, limit: int, train_file: Path):
-    """Fill loaded.questions. Shots are drawn from `train_file` where it is there, else from the scored file itself."""
+    """Fill loaded.questions. Shots are drawn from `train_file`, or without one from the scored file."""
     train_questions = []
     if loaded.shots and train_file.is_file():
         loaded.pool = train_file
@@ -172,9 +182,10 @@ def read_questions(path: Path, loaded: LoadedTask, limit=0) -> list[Question]:
                 # "syntax/semantics" is no key for every tool that reads JSON
                 parts[column] = row[column].replace("/", "_")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            # a KeyError's text is the key alone
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-            form = loaded.task.form
-            raise ValueError(f"{path}, row {number}: not an example of {loaded.name}, {form} ({reason})") from None
+            form = f"{loaded.task.form} ({reason})"
+            raise ValueError(f"{path}, row {number}: not an example of {loaded.name}, {form}") from None
         questions.append(replace(question, parts=parts))
     return questions
 
@@ -194,9 +205,10 @@ def solve(question: Question) -> str:
 
 
 def draw_shots(pool: list[str], k: int, seed: int, itself: int | None = None) -> str:
-    """k of the pool's solved examples, a blank line after each: the same ones for every question outside of them.
+    """k of the pool's solved examples, a blank line after each.
 
-    itself: the question's own index in the pool, if it is there. A question that was drawn sees the next one instead.
+    itself: the question's own index in the pool, if it is there. All questions see the same examples,
+    but for those that were drawn themselves: they see the next one instead.
     """
     if k == 0:
         return ""
@@ -205,19 +217,22 @@ def draw_shots(pool: list[str], k: int, seed: int, itself: int | None = None) ->
     others = [i for i in drawn if i != itself][:k]
     if len(others) < k:
         n_others = len(pool) if itself is None else len(pool) - 1
-        raise ValueError(f"shots={k}, but there are only {n_others} other examples to draw from; lower it")
+        few = f"there are only {n_others} other examples to draw from"
+        raise ValueError(f"shots={k}, but {few}; lower it")
     return "".join(f"{pool[i]}\n\n" for i in others)
 
 
 def load_documents(loaded: LoadedTask, limit: int):
     """Fill loaded.documents from a text, or from its first `limit` lines."""
     if loaded.shots:
-        raise ValueError(f"shots={loaded.shots}, but {loaded.name} is a text to read, without questions; leave it out")
+        why = f"{loaded.name} is a text to read, without questions"
+        raise ValueError(f"shots={loaded.shots}, but {why}; leave it out")
     text = read_text(loaded.files[0])
     if limit:
         lines = text.splitlines(keepends=True)
         text = "".join(lines[:limit])
     if not text.strip():
+        # blank lines alone have no loss per word or byte
         part = f" in its first {limit} lines; raise limit" if limit else ""
         raise ValueError(f"{loaded.name}: {loaded.files[0]} has no text{part}")
     loaded.documents = list(loaded.task.documents(text))

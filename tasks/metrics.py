@@ -136,6 +136,7 @@ def answer(question: Question, scores: np.ndarray, is_harness: bool) -> Answer:
 
 def accuracy_by_part(answers: list[Answer], column: str) -> dict[str, Value]:
     """{value of the column: accuracy}, in the order in which the values come."""
+    # BLiMP's fields and paradigms: a model may know agreement and not islands
     answers_of = {}
     for given in answers:
         answers_of.setdefault(given.parts[column], []).append(given)
@@ -163,6 +164,7 @@ def word_accuracy(answers: list[Answer]) -> Value:
 
 
 def share(hits: list[bool]) -> Value:
+    # a question is right or wrong, and so the error follows from the mean
     mean = np.mean(hits).item()
     return Value(mean, standard_error(mean, len(hits)))
 
@@ -185,6 +187,7 @@ def word_perplexity(answers: list[Answer]) -> Value:
 
 
 def exp(x: float) -> float:
+    # math.exp raises OverflowError from 709.8 on
     return math.exp(x) if x < 700 else math.inf
 
 
@@ -240,6 +243,7 @@ METRICS = {
 def score_documents(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0, bar="") -> dict:
     size = raw(model).config.block_size
     stride = stride or size
+    # windows overlap where stride is smaller than they are: more context for each token, more to compute
     groups = []
     for document in loaded.documents:
         # so that the first token has something before it
