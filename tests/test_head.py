@@ -153,7 +153,7 @@ run.close()
 @pytest.mark.slow
 def test_two_ranks_give_the_same_gradients(tmp_path):
     (tmp_path / "two.py").write_text(TWO_RANKS)
-    run_python(tmp_path / "two.py", tmp_path / "grads.pt", torchrun=2)
+    run_python(tmp_path / "two.py", tmp_path / "grads.pt", ranks=2)
     for a, b in zip(torch.load(tmp_path / "grads.pt", weights_only=True), gradients(16, 1)):
         close(a, b, 1e-6)
 

@@ -263,7 +263,7 @@ def test_two_ranks_share_the_examples(teacher, tmp_path):
     torch.manual_seed(2)
     rows = [{"ctx": some_text(3), "endings": [some_text(2) for _ in range(4)], "label": i % 4} for i in range(31)]
     args = [f"--model={teacher}", f"--data={write_rows(tmp_path / 'h.jsonl', rows)}", "--device=cpu"]
-    one, two = (run_script("hellaswag.py", *args, torchrun=n).stdout.splitlines()[-1] for n in (0, 2))
+    one, two = (run_script("hellaswag.py", *args, ranks=n).stdout.splitlines()[-1] for n in (1, 2))
     assert one.split(" (")[0] == two.split(" (")[0] and "n=31" in one
 
 

@@ -297,7 +297,7 @@ def test_hellaswag_runs_inside_the_loops(args, tmp_path):
         (tmp_path / file).write_text("\n".join(map(json.dumps, rows)))
     more = [f"--eval_tasks=hellaswag,{tmp_path / 'my_lines.jsonl'}", "--eval_tasks_interval=5"]
     more += [f"--eval_tasks_dir={tmp_path}", "--eval_tasks_limit=5"]
-    done = run_script("distill.py", *args("distill.py", "run", *more), torchrun=2)
+    done = run_script("distill.py", *args("distill.py", "run", *more), ranks=2)
     scores = read_log(tmp_path / "run", "hella")
     assert list(scores) == [0, 5, 10] and all(round(s * 5, 6) in range(6) for s in scores.values())
     assert list(read_log(tmp_path / "run", "hella_sum")) == [0, 5, 10]

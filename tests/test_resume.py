@@ -154,7 +154,7 @@ def test_a_run_resumed_on_one_rank_takes_the_steps_of_two(train, resume, tmp_pat
     """The tokens of a step stay: two ranks become two micro-steps, and the losses are those of a run on one rank."""
     more = ["--schedule=constant", "--eval_interval=5"]
     train("one", *more, "--batch_size=4", "--grad_accum_steps=2")
-    train("two", *more, "--batch_size=4", "--max_steps=5", torchrun=2)
+    train("two", *more, "--batch_size=4", "--max_steps=5", ranks=2)
     done = resume("two", "--max_steps=10")
     assert "| grad_accum_steps 1 -> 2" in done.stdout and "| ranks 2 -> 1" in done.stdout
     for label, n in (("train", 10), ("val", 3)):
@@ -168,7 +168,7 @@ def test_more_ranks_than_a_step_has_micro_steps_are_refused_with_the_remedy(trai
     train("run", "--batch_size=4", "--max_steps=2")
     done = resume("run", "--max_steps=4", torchrun=2, ok=False)
     assert "tokens_per_step=64 is no multiple of 128 (batch_size 4 * block_size 16 * 2 ranks)" in done.stderr
-    resume("run", "--max_steps=4", "--batch_size=2", torchrun=2)
+    resume("run", "--max_steps=4", "--batch_size=2", ranks=2)
     assert trainer_state(tmp_path / "run")["rows"] == 4 * 4
 
 

@@ -4,12 +4,14 @@ Importing torch takes two seconds, and its first optimiser step two more, most o
 starts with both done. It has imported nothing of the project, and runs the script as `python script` does: as
 `__main__`, with its own arguments, folder and output, and the interpreter's own end.
 
-Protocol, by lines of JSON: {"script", "args", "cwd", "env", "stdout", "stderr"} in, its pid and then its exit code out.
+Protocol, by lines of JSON: {"script", "args", "cwd", "stdout", "stderr", "environments"} in, one process for each of the
+environments; their pids, and then the exit code of the first that failed, else 0, out.
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
 
 # what the scripts import; none of it starts a thread
@@ -26,8 +28,8 @@ import tqdm
 LOADED = (numpy, requests, safetensors, sentencepiece, tiktoken, torch, tqdm)
 
 
-def serve() -> dict:
-    """Answer requests until stdin ends. Returns in the forked process alone, with what it is to run."""
+def serve() -> tuple[dict, dict]:
+    """Answer requests until stdin ends. Returns in forked processes alone: the job, and the environment for it."""
     while True:
         # byte by byte from the descriptor, as a buffer would be inherited
         line = b""
@@ -36,25 +38,43 @@ def serve() -> dict:
             if not byte:
                 sys.exit(0)
             line += byte
-        pid = os.fork()
-        if pid == 0:
-            return json.loads(line)
-        os.write(1, f"{pid}\n".encode())
-        _, status = os.waitpid(pid, 0)
-        os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        job = json.loads(line)
+        pids = []
+        for environment in job["environments"]:
+            pid = os.fork()
+            if pid == 0:
+                return job, environment
+            pids.append(pid)
+        os.write(1, f"{json.dumps(pids)}\n".encode())
+        os.write(1, f"{wait_for_all(pids)}\n".encode())
 
 
-job = serve()
+def wait_for_all(pids: list[int]) -> int:
+    """The exit code of the first process that failed, else 0. The others are ended with it, as torchrun does."""
+    running = set(pids)
+    first_failure = 0
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not first_failure:
+            first_failure = code
+            for other in running:
+                os.kill(other, signal.SIGTERM)
+    return first_failure
+
+
+job, environment = serve()
 for descriptor, path, flags in (
     (0, os.devnull, os.O_RDONLY),
-    (1, job["stdout"], os.O_WRONLY),
-    (2, job["stderr"], os.O_WRONLY),
+    (1, job["stdout"], os.O_WRONLY | os.O_APPEND),
+    (2, job["stderr"], os.O_WRONLY | os.O_APPEND),
 ):
     file = os.open(path, flags)
     os.dup2(file, descriptor)
     os.close(file)
 os.environ.clear()
-os.environ.update(job["env"])
+os.environ.update(environment)
 os.chdir(job["cwd"])
 sys.argv = [job["script"], *job["args"]]
 sys.path[0] = os.path.dirname(job["script"])
