@@ -97,8 +97,11 @@ class BPETokenizer:
         return cut(parts, self.normalized, self.ids)
 
     def encode(self, text: str) -> list[int]:
+        # This call of tiktoken replaces lone surrogates itself.
+        if not (self.nfc or self.raw or self.normalized):
+            return self.encoding.encode_ordinary(text)
         ids = []
-        for part in self.sections(text):
+        for part in self.sections(whole_characters(text)):
             if isinstance(part, str):
                 ids += self.encoding.encode_ordinary(part)
             else:
@@ -117,7 +120,11 @@ class BPETokenizer:
     def encode_array(self, text: str) -> np.ndarray:
         if self.nfc or self.raw or self.normalized:
             return np.array(self.encode(text), dtype=np.uint32)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        # This call fails on lone surrogates. They are rare: only a text that has some is copied.
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            return self.encoding.encode_to_numpy(whole_characters(text), disallowed_special=())
 
     def byte_lengths(self) -> np.ndarray:
         """The bytes that each id stands for in a text; 0 for special ones."""
@@ -234,6 +241,15 @@ def read_pattern(spec: dict, where) -> str:
 
 def normalize(text: str) -> str:
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def any_of(contents) -> re.Pattern | None:

@@ -13,7 +13,13 @@ import numpy as np
 import sentencepiece
 from tiktoken.load import read_file_cached
 
-from common.bpe import BPETokenizer, byte_characters, spec_of_merges, write_tokenizer_json
+from common.bpe import (
+    BPETokenizer,
+    byte_characters,
+    spec_of_merges,
+    whole_characters,
+    write_tokenizer_json,
+)
 from common.data import read_meta
 from common.download import download_repo, is_repo
 from common.files import by_step, read_json
@@ -222,15 +228,6 @@ class SentencePieceTokenizer:
         eos = self.processor.id_to_piece(self.eot)
         bos = self.processor.id_to_piece(self.bos)
         write_tokenizer_json(folder, self.spec, eos_token=eos, bos_token=bos)
-
-
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 # ---------------------------------------------------------------------------------------------

@@ -222,7 +222,16 @@ def test_lone_surrogates_become_the_replacement_character(bpe, spec):
         BPETokenizer(spec | {"normalizer": {"type": "NFC"}}),
     ):
         assert tokenizer.decode(tokenizer.encode("a\ud800b\udc00\ud83d\ude42")) == "a\ufffdb\ufffd🙂"
-        assert tokenizer.encode_batch(["a\ud800b", "c"]) == [tokenizer.encode("a\ufffdb"), tokenizer.encode("c")]
+        ids = [tokenizer.encode("a\ufffdb"), tokenizer.encode("c")]
+        assert tokenizer.encode_batch(["a\ud800b", "c"]) == ids
+        assert [array.tolist() for array in tokenizer.encode_arrays(["a\ud800b", "c"], 1)] == ids
+
+
+def test_the_halves_of_a_surrogate_pair_are_normalised_as_their_character(spec):
+    """U+1D15E, a half note, is two characters in NFC."""
+    tokenizer = BPETokenizer(spec | {"normalizer": {"type": "NFC"}})
+    half_note = "\ud834\udd5e"
+    assert tokenizer.encode(half_note) == tokenizer.encode("\U0001d15e") == tokenizer.encode("\U0001d157\U0001d165")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox_20b", "dolma2"])
