@@ -303,14 +303,14 @@ def from_files(folder: Path) -> Tokenizer | None:
     if spec is None:
         return None
     tokenizer = BPETokenizer(spec, path)
-    tokenizer.eot = special_id(folder, "eos", tokenizer.ids)
+    tokenizer.eot = special_id(folder, "eos", tokenizer.added_ids)
     if tokenizer.eot is None:
-        known = [tokenizer.ids[token] for token in ENDS if token in tokenizer.ids]
+        known = [tokenizer.added_ids[token] for token in ENDS if token in tokenizer.added_ids]
         if not known:
             remedy = f"name its eos_token in {folder}/tokenizer_config.json"
             raise ValueError(f"{path} has no {', '.join(ENDS)}; {remedy}")
         tokenizer.eot = known[0]
-    tokenizer.bos = special_id(folder, "bos", tokenizer.ids)
+    tokenizer.bos = special_id(folder, "bos", tokenizer.added_ids)
     if tokenizer.bos is None:
         tokenizer.bos = tokenizer.eot
     return tokenizer
