@@ -1,112 +1,146 @@
-"""Byte-level BPE: a Hugging Face tokenizer.json (GPT-2, GPT-NeoX, OLMo, Qwen2.5, Llama 3) run by tiktoken.
+"""Byte-level BPE: the tokenizer.json of GPT-2, GPT-NeoX, OLMo, Qwen2.5, Llama 3, run by tiktoken.
 
-Such a file says how text is normalised, how a regular expression cuts it into pieces, and how the bytes of a piece
-merge. tiktoken does the same with a rank for each token instead of a list of merges. The two agree where the ids of
-merged tokens grow in the order of the merges, as in all of the above. Whatever else a file asks for is refused by name.
+Such a file says how text is normalised, how a regular expression cuts it into pieces, and how the
+bytes of a piece merge: ["t", "h"], then ["th", "e"]. tiktoken has a rank for each token instead,
+{b"th": 256, b"the": 257}, and merges first what makes the token of the lowest rank. The two agree
+if the ids of merged tokens grow in the order of the merges, as in all of the above. Whatever else a
+file asks for is refused by name.
+
+`read_tokenizer_json` turns a file into `BPERules`; `BPETokenizer` runs and `hash_of_rules` names them.
 """
 
 import hashlib
 import json
 import os
 import re
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import tiktoken
 
-# GPT-2's pattern, as the ByteLevel of a tokenizer.json has it built in; in tiktoken's form, which cannot backtrack far
+# What the ByteLevel of a tokenizer.json has built in. The possessive "++" is tiktoken's: it matches
+# the same, and does not backtrack through a long run of letters.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}  # GPT-NeoX has no tokens for these bytes
-PLAIN = {"byte_fallback": False, "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-         "end_of_word_suffix": None, "fuse_unk": False}  # of a "BPE" model: what else would change its ids  # fmt: skip
+
+# GPT-NeoX has no tokens for these bytes, and needs none.
+NOT_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+# Settings of a "BPE" model. Other values than these would change its ids.
+MODEL_SETTINGS = {
+    "byte_fallback": False,
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+}
 
 
-def byte_characters() -> dict[str, int]:
-    """The printable character that stands for each byte in byte-level BPE files: {"!": 33, …, "Ġ": 32, …}.
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside those of the merges. Unless it is special, it is looked for in each text."""
 
-    Bytes that are printable Latin-1 stand for themselves, the others for the code points from 256 on, in order.
+    content: str
+    id: int
+    special: bool
+    normalized: bool  # looked for in the normalised text, not in the text as it is
+
+
+@dataclass(frozen=True)
+class BPERules:
+    """What a tokenizer.json says of how text becomes ids, and ids text."""
+
+    ranks: dict[bytes, int]  # the ids of all tokens that bytes and merges make
+    pattern: str  # a regular expression whose matches are the pieces of a text
+    nfc: bool  # whether text is brought to Unicode's NFC first
+    added_tokens: tuple[AddedToken, ...]
+    decode_only: dict[str, int]  # added tokens, and those of the vocabulary that no merge makes
+
+
+def hash_of_rules(rules: BPERules) -> str:
+    """Of what decides the ids of a text: tokens, pattern, normaliser, added tokens but the special.
+
+    Data sets and checkpoints carry this hash, so it must not change: not even in its order.
     """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    searched = [token for token in rules.added_tokens if not token.special]
+    found_in_text = sorted((token.content, token.id, token.normalized) for token in searched)
+    settings = [rules.pattern, rules.nfc, found_in_text]
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    # By id, as files may list the same vocabulary in different orders. The length keeps apart what
+    # has the same bytes in a row: "ab" and "c", "a" and "bc".
+    for token, i in sorted(rules.ranks.items(), key=lambda item: item[1]):
+        digest.update(i.to_bytes(4, "little"))
+        digest.update(len(token).to_bytes(4, "little"))
+        digest.update(token)
+    return digest.hexdigest()[:16]
 
 
-def spec_of_merges(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict:
-    """The contents of a tokenizer.json for GPT-2's older pair of files. Tokens that no merge makes become special."""
-    made = {*byte_characters(), *(a + b for a, b in merges)}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": i, "content": t, **plain} for i, t in sorted((i, t) for t, i in vocab.items() if t not in made)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    model = {"type": "BPE", **PLAIN, "vocab": vocab, "merges": [list(pair) for pair in merges]}
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
-            "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model}  # fmt: skip
+# ---------------------------------------------------------------------------------------------
+# running it
 
 
 class BPETokenizer:
     """Byte-level BPE from the contents of a tokenizer.json; `where` is named in its errors.
 
-    Text that spells a special token is encoded as text. Other added tokens (GPT-NeoX's runs of blanks) are found first,
-    the leftmost and longest. eot, bos: ids of the end and the beginning of a text, set by who loads it.
+    Text that spells a special token is encoded as text. Other added tokens (GPT-NeoX's runs of
+    blanks) are found first, the leftmost and longest. eot, bos: ids of the end and the beginning of
+    a text, set by who loads it.
     """
 
     kind = "byte_bpe"
 
     def __init__(self, spec: dict, where="tokenizer.json", eot=None, bos=None):
+        rules = read_tokenizer_json(spec, where)
         self.spec = spec
-        try:
-            ranks, added = read_ranks(spec, where), spec.get("added_tokens") or []
-            self.nfc, pattern = read_normalizer(spec.get("normalizer"), where), read_pattern(spec, where)
-            plain, self.special = [t for t in added if not t["special"]], {t["id"] for t in added if t["special"]}
-            self.ids = {t["content"]: t["id"] for t in added}
-            made = set(ranks.values())
-            unmade = {t: i for t, i in spec["model"]["vocab"].items() if i not in made} | self.ids  # only decoded
-            self.raw = any_of(t["content"] for t in plain if not t["normalized"])  # found before the others
-            names = (t["content"] for t in plain if t["normalized"])
-            self.normalized = any_of(map(normalize, names) if self.nfc else names)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{where} is not a tokenizer.json of byte-level BPE ({error!r})") from None
-        try:
-            self.encoding = tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens=unmade)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"{where} has a pattern or ids that are none ({error})") from None
-        for token in plain:
-            if not token["content"]:
-                raise ValueError(f"{where} has an added token of no characters")
-            if option := [k for k in ("lstrip", "rstrip", "single_word") if token.get(k)]:
-                raise ValueError(f"{where}: {option[0]} of the added token {token['content']!r} is not implemented")
-        self.ids |= {normalize(content): i for content, i in self.ids.items()}
-        self.vocab_size = 1 + max([*ranks.values(), *unmade.values()])
-        self.eot, self.bos = eot, eot if bos is None else bos
-        self.hash = self.fingerprint(ranks, pattern, plain)
-
-    def fingerprint(self, ranks, pattern, plain) -> str:
-        """Of what decides the ids of a text: tokens, pattern, normaliser, added tokens that are not special."""
-        settings = [pattern, self.nfc, sorted((t["content"], t["id"], t["normalized"]) for t in plain)]
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for token, i in sorted(ranks.items(), key=lambda item: item[1]):  # each as its id, its length and its bytes
-            digest.update(i.to_bytes(4, "little") + len(token).to_bytes(4, "little") + token)
-        return digest.hexdigest()[:16]
-
-    def sections(self, text: str) -> list[str | int]:
-        """The text cut at added tokens, which are their ids already."""
-        parts = cut([text], self.raw, self.ids)
-        if self.nfc:
-            parts = [normalize(part) if isinstance(part, str) else part for part in parts]
-        return cut(parts, self.normalized, self.ids)
+        self.encoding = tiktoken_encoding(rules, where)
+        self.hash = hash_of_rules(rules)
+        self.nfc = rules.nfc
+        self.special_ids = {token.id for token in rules.added_tokens if token.special}
+        # Normalised text spells a token in NFC, whatever the file does.
+        self.added_ids = {token.content: token.id for token in rules.added_tokens}
+        self.added_ids |= {normalize("NFC", content): i for content, i in self.added_ids.items()}
+        # What finds added tokens in the text as it is, and in normalised text.
+        self.raw, self.normalized = added_token_patterns(rules)
+        # GPT-2 and most others: nothing is left to do before tiktoken.
+        self.tiktoken_alone = not (self.nfc or self.raw or self.normalized)
+        # Ids may have gaps, and a model has a row for each id up to the largest.
+        self.vocab_size = 1 + max([*rules.ranks.values(), *rules.decode_only.values()])
+        self.eot = eot
+        self.bos = eot if bos is None else bos
 
     def encode(self, text: str) -> list[int]:
+        # This call of tiktoken replaces lone surrogates itself.
+        if self.tiktoken_alone:
+            return self.encoding.encode_ordinary(text)
         ids = []
-        for part in self.sections(text):
-            if isinstance(part, str):
-                ids += self.encoding.encode_ordinary(part)
+        for section in self.sections(whole_characters(text)):
+            if isinstance(section, str):
+                ids += self.encoding.encode_ordinary(section)
             else:
-                ids.append(part)
+                ids.append(section)
         return ids
 
+    def sections(self, text: str) -> list[str | int]:
+        """The text cut at added tokens, which are their ids already.
+
+        GPT-NeoX, whose id 50275 is three blanks: "a   b" -> ["a", 50275, "b"].
+        """
+        sections = []
+        for section in cut(text, self.raw, self.added_ids):
+            if isinstance(section, int):
+                sections.append(section)
+                continue
+            if self.nfc:
+                section = normalize("NFC", section)
+            sections += cut(section, self.normalized, self.added_ids)
+        return sections
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # tiktoken works without Python's lock
+        # Threads are enough, as tiktoken works without Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(self.encode, texts))
 
     def encode_arrays(self, texts: list[str], workers: int) -> list[np.ndarray]:
@@ -115,25 +149,282 @@ class BPETokenizer:
             return list(pool.map(self.encode_array, texts))
 
     def encode_array(self, text: str) -> np.ndarray:
-        if self.nfc or self.raw or self.normalized:
+        if not self.tiktoken_alone:
             return np.array(self.encode(text), dtype=np.uint32)
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        # Straight from tiktoken's buffer, without a Python int for each id. This call fails on lone
+        # surrogates. They are rare: only a text that has some is copied.
+        try:
+            return self.encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            return self.encoding.encode_to_numpy(whole_characters(text), disallowed_special=())
 
     def byte_lengths(self) -> np.ndarray:
-        """The bytes that each id stands for in a text; 0 for special ones."""
+        """(vocab_size,): the bytes that each id stands for in a text; 0 for special ones."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token in self.encoding.token_byte_values():
             lengths[self.encoding.encode_single_token(token)] = len(token)
         return lengths
 
     def decode(self, ids: list[int]) -> str:
-        return self.encoding.decode([i for i in ids if i not in self.special and i != self.eot])
+        return self.encoding.decode([i for i in ids if i not in self.special_ids and i != self.eot])
 
     def save(self, folder: Path):
-        """Write tokenizer.json and tokenizer_config.json, which transformers and `load_tokenizer` read."""
-        names = {i: content for content, i in self.ids.items()}
-        eos, bos = names.get(self.eot), names.get(self.bos)
-        write_tokenizer_json(folder, self.spec, eos_token=eos, bos_token=bos)
+        """Write tokenizer.json and tokenizer_config.json, for transformers and `load_tokenizer`."""
+        names = {i: content for content, i in self.added_ids.items()}
+        eos_token, bos_token = names.get(self.eot), names.get(self.bos)
+        write_tokenizer_json(folder, self.spec, eos_token=eos_token, bos_token=bos_token)
+
+
+def tiktoken_encoding(rules: BPERules, where) -> tiktoken.Encoding:
+    # What tiktoken calls special can be decoded. None of our calls finds it in a text.
+    tokens = {"mergeable_ranks": rules.ranks, "special_tokens": rules.decode_only}
+    try:
+        return tiktoken.Encoding(name="", pat_str=rules.pattern, **tokens)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{where}: tiktoken refuses its pattern or its ids ({error})") from None
+
+
+def added_token_patterns(rules: BPERules) -> tuple[re.Pattern | None, re.Pattern | None]:
+    """What finds the added tokens in the text as it is, and in normalised text."""
+    searched = [token for token in rules.added_tokens if not token.special]
+    raw = [token.content for token in searched if not token.normalized]
+    normalized = [token.content for token in searched if token.normalized]
+    # Text in NFC does not contain a token in another form.
+    if rules.nfc:
+        normalized = [normalize("NFC", content) for content in normalized]
+    return any_of(raw), any_of(normalized)
+
+
+def any_of(contents: list[str]) -> re.Pattern | None:
+    """A group that matches any of the texts; None without any."""
+    if not contents:
+        return None
+    # A regular expression takes the first alternative that fits, not the longest.
+    longest_first = sorted(contents, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+
+def cut(text: str, pattern: re.Pattern | None, ids: dict[str, int]) -> list[str | int]:
+    """The text cut at what `pattern` matches, which becomes an id."""
+    if pattern is None:
+        return [text]
+    # As the pattern is one group, text and matches take turns. Text comes first, even if "".
+    parts = pattern.split(text)
+    parts[1::2] = [ids[match] for match in parts[1::2]]
+    return [part for part in parts if part != ""]
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+# ---------------------------------------------------------------------------------------------
+# reading a tokenizer.json
+
+
+def read_tokenizer_json(spec: dict, where) -> BPERules:
+    """What the contents of a tokenizer.json say. ValueError for what we do not implement."""
+    try:
+        model = spec["model"]
+        check_model(model)
+        added_tokens = read_added_tokens(spec.get("added_tokens") or [])
+        ranks = read_ranks(model, added_tokens)
+        mergeable_ids = set(ranks.values())
+        decode_only = {token: i for token, i in model["vocab"].items() if i not in mergeable_ids}
+        decode_only |= {token.content: token.id for token in added_tokens}
+        return BPERules(
+            ranks=ranks,
+            pattern=read_pattern(spec["pre_tokenizer"]),
+            nfc=read_normalizer(spec.get("normalizer")),
+            added_tokens=added_tokens,
+            decode_only=decode_only,
+        )
+    # A key is missing, or holds something of another type: one message for all places where it may.
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where} is not a tokenizer.json of byte-level BPE ({error!r})") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def check_model(model: dict):
+    # Older files are all BPE and do not say so.
+    kind = model.get("type", "BPE")
+    if kind != "BPE":
+        raise ValueError(f"model type {kind!r} is not implemented, only byte-level BPE")
+    for key, value in MODEL_SETTINGS.items():
+        # Some writers leave out what is not set, others write null or "".
+        if model.get(key) in (value, None, ""):
+            continue
+        problem = f"{key}={model[key]!r} is not implemented, only {value!r}"
+        # Such a file was converted from SentencePiece, which we read.
+        if key == "byte_fallback":
+            problem += "; put the tokenizer.model that it was made from beside it"
+        raise ValueError(problem)
+
+
+def read_added_tokens(entries: list[dict]) -> tuple[AddedToken, ...]:
+    added_tokens = []
+    for entry in entries:
+        content = entry["content"]
+        special = entry["special"]
+        # A special token is not looked for, so it does not matter how it would be found.
+        normalized = not special and entry["normalized"]
+        added_tokens.append(AddedToken(content, entry["id"], special, normalized))
+        if special:
+            continue
+        # It would be found everywhere.
+        if not content:
+            raise ValueError("it has an empty added token")
+        for option in ("lstrip", "rstrip", "single_word"):
+            if entry.get(option):
+                raise ValueError(f"{option} of the added token {content!r} is not implemented")
+    return tuple(added_tokens)
+
+
+def read_ranks(model: dict, added_tokens: tuple[AddedToken, ...]) -> dict[bytes, int]:
+    """{the bytes of a token: its id} for all bytes and all that merges make of them."""
+    vocab = model["vocab"]
+    ids = ids_of_bytes(vocab) | ids_of_merges(model["merges"], vocab)
+    # Llama 3: a piece that is a token stays whole, though no merges lead to it. tiktoken does so
+    # with every token that has a rank.
+    if model.get("ignore_merges"):
+        added_contents = {token.content for token in added_tokens}
+        ids |= {token: i for token, i in vocab.items() if token not in added_contents}
+    if len(set(ids.values())) < len(ids):
+        raise ValueError("it has two tokens with the same id")
+    bytes_of_characters = byte_characters()
+    ranks = {}
+    for token, i in ids.items():
+        try:
+            token_bytes = bytes([bytes_of_characters[character] for character in token])
+        except KeyError as error:
+            raise ValueError(f"a token has the character {error}, which stands for no byte") from None
+        ranks[token_bytes] = i
+    return ranks
+
+
+def ids_of_bytes(vocab: dict[str, int]) -> dict[str, int]:
+    characters = byte_characters()
+    missing = {byte for character, byte in characters.items() if character not in vocab}
+    missing -= NOT_IN_UTF8
+    if missing:
+        raise ValueError(f"it has no token for the byte {min(missing)}, so it is not byte-level BPE")
+    return {character: vocab[character] for character in characters if character in vocab}
+
+
+def ids_of_merges(merges: list, vocab: dict[str, int]) -> dict[str, int]:
+    ids = {}
+    last_id = -1
+    for merge in merges:
+        # ["t", "h"], or "t h" in older files.
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise ValueError(f"the merge {merge!r} is not a pair of tokens")
+        left, right = pair
+        merged_id = vocab[left + right]
+        # As tiktoken merges in the order of ids.
+        if merged_id <= last_id:
+            order = f"makes id {merged_id} after id {last_id}"
+            raise ValueError(f"the merge {left!r} {right!r} {order}; not implemented")
+        ids[left + right] = merged_id
+        last_id = merged_id
+    return ids
+
+
+def read_normalizer(normalizer: dict | None) -> bool:
+    """Whether text is brought to NFC."""
+    steps = [normalizer]
+    if normalizer and normalizer["type"] == "Sequence":
+        steps = normalizer["normalizers"]
+    for step in steps:
+        if step and step["type"] != "NFC":
+            raise ValueError(f"normalizer {step['type']!r} is not implemented, only NFC")
+    return any(steps)
+
+
+def read_pattern(pre_tokenizer: dict) -> str:
+    """The regular expression whose matches are the pieces of a text."""
+    steps = [pre_tokenizer]
+    if pre_tokenizer["type"] == "Sequence":
+        steps = pre_tokenizer["pretokenizers"]
+    patterns = list(filter(None, map(pattern_of_step, steps)))
+    # The second would cut the pieces of the first, which no single expression does.
+    if len(patterns) > 1:
+        raise ValueError("several pre-tokenizers in a row that split are not implemented")
+    # It is ByteLevel that makes bytes of characters.
+    if not any(step["type"] == "ByteLevel" for step in steps):
+        raise ValueError("its pre-tokenizer has no ByteLevel; only byte-level BPE is implemented")
+    # Without a pattern, a text is one piece.
+    return patterns[0] if patterns else r"[\s\S]+"
+
+
+def pattern_of_step(step: dict) -> str | None:
+    """The regular expression of one pre-tokenizer; None for a ByteLevel that does not split."""
+    kind = step["type"]
+    if kind == "ByteLevel":
+        if step.get("add_prefix_space"):
+            raise ValueError("add_prefix_space of its pre-tokenizer is not implemented")
+        return GPT2_PATTERN if step.get("use_regex", True) else None
+    if kind != "Split":
+        raise ValueError(f"pre-tokenizer {kind!r} is not implemented, only Split and ByteLevel")
+    if "Regex" not in step["pattern"]:
+        raise ValueError(f"Split by {step['pattern']} is not implemented, only by a Regex")
+    pattern = step["pattern"]["Regex"]
+    behavior = step["behavior"]
+    invert = step.get("invert")
+    # Every match is a piece, and so is what lies between two matches.
+    if behavior == "Isolated" and not invert:
+        return f"{pattern}|(?:(?!{pattern})[\\s\\S])+"
+    # Inverted, what is removed is what lies between two matches.
+    if behavior == "Removed" and invert:
+        return pattern
+    only = "only 'Isolated', or 'Removed' with invert"
+    raise ValueError(f"behavior {behavior!r} of Split is not implemented, {only}")
+
+
+# ---------------------------------------------------------------------------------------------
+# writing a tokenizer.json
+
+
+def byte_characters() -> dict[str, int]:
+    """The printable character that stands for each byte in the files: {"!": 33, …, "Ġ": 32, …}.
+
+    Bytes that are printable Latin-1 stand for themselves, the others for the code points from 256
+    on, in order.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def spec_of_merges(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict:
+    """The contents of a tokenizer.json for GPT-2's older pair of files.
+
+    The pair does not mark special tokens: they are those that no merge makes.
+    """
+    mergeable = set(byte_characters())
+    mergeable.update(left + right for left, right in merges)
+    special = sorted((i, token) for token, i in vocab.items() if token not in mergeable)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added_tokens = [{"id": i, "content": t, **flags, "special": True} for i, t in special]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    pairs = [list(pair) for pair in merges]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", **MODEL_SETTINGS, "vocab": vocab, "merges": pairs},
+    }
 
 
 def write_tokenizer_json(folder: Path, spec: dict | None, *, eos_token, bos_token):
@@ -156,98 +447,3 @@ def write_tokenizer_json(folder: Path, spec: dict | None, *, eos_token, bos_toke
         files["tokenizer.json"] = spec | {"truncation": None, "padding": None, "post_processor": None}
     for name, content in files.items():
         (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-# ---------------------------------------------------------------------------------------------
-# what a tokenizer.json says, or ValueError naming what we do not implement
-
-
-def read_ranks(spec: dict, where) -> dict[bytes, int]:
-    """{the bytes of a token: its id} for all bytes and all that merges make of them."""
-    model, characters = spec["model"], byte_characters()
-    if model.get("type", "BPE") != "BPE":
-        raise ValueError(f"{where}: model type {model['type']!r} is not implemented, only byte-level BPE")
-    for key, value in PLAIN.items():
-        if model.get(key) not in (value, None, ""):
-            remedy = ""
-            if key == "byte_fallback":
-                remedy = "; put the tokenizer.model that it was made from beside it"
-            raise ValueError(f"{where}: {key}={model[key]!r} is not implemented, only {value!r}{remedy}")
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    vocab, last = model["vocab"], -1
-    ids = {character: vocab[character] for character in characters if character in vocab}
-    if missing := {characters[c] for c in characters if c not in ids} - NOT_IN_UTF8:
-        raise ValueError(f"{where} has no token for the byte {min(missing)}; it is not byte-level BPE")
-    for a, b in pairs:
-        if vocab[a + b] <= last:
-            raise ValueError(f"{where}: the merge {a!r} {b!r} makes id {vocab[a + b]} after id {last}; not implemented")
-        last = ids[a + b] = vocab[a + b]
-    if model.get("ignore_merges"):  # a piece that is a token is not merged: tiktoken's own way
-        added = {t["content"] for t in spec.get("added_tokens") or []}
-        ids |= {token: i for token, i in vocab.items() if token not in added}
-    if len(set(ids.values())) < len(ids):
-        raise ValueError(f"{where} has two tokens of one id")
-    try:
-        return {bytes(characters[c] for c in token): i for token, i in ids.items()}
-    except KeyError as error:
-        raise ValueError(f"{where}: a token has the character {error}, which stands for no byte") from None
-
-
-def read_normalizer(normalizer: dict | None, where) -> bool:
-    """Whether text is brought to NFC; anything but that and nothing is refused."""
-    steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
-    for step in steps:
-        if step and step["type"] != "NFC":
-            raise ValueError(f"{where}: normalizer {step['type']!r} is not implemented, only NFC")
-    return any(steps)
-
-
-def read_pattern(spec: dict, where) -> str:
-    """The regular expression whose matches are the pieces of a text."""
-    outer, pattern = spec["pre_tokenizer"], None
-    steps = outer["pretokenizers"] if outer["type"] == "Sequence" else [outer]
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            if step.get("add_prefix_space"):
-                raise ValueError(f"{where}: add_prefix_space of its pre-tokenizer is not implemented")
-            found = GPT2_PATTERN if step.get("use_regex", True) else None
-        elif step["type"] == "Split" and "Regex" in step["pattern"]:
-            kept = (step["behavior"], step.get("invert", False))
-            if kept not in (("Isolated", False), ("Removed", True)):
-                raise ValueError(f"{where}: behavior {step['behavior']!r} of Split is not implemented, only 'Isolated'")
-            found = step["pattern"]["Regex"]
-            if kept[0] == "Isolated":  # what lies between two matches is a piece as well
-                found = f"{found}|(?:(?!{found})[\\s\\S])+"
-        else:
-            raise ValueError(f"{where}: pre-tokenizer {step['type']!r} is not implemented, only Split and ByteLevel")
-        if found and pattern:
-            raise ValueError(f"{where}: several pre-tokenizers in a row that split are not implemented")
-        pattern = found or pattern
-    if not any(step["type"] == "ByteLevel" for step in steps):
-        raise ValueError(f"{where}: its pre-tokenizer has no ByteLevel; only byte-level BPE is implemented")
-    return pattern or r"[\s\S]+"
-
-
-# ---------------------------------------------------------------------------------------------
-# small parts
-
-
-def normalize(text: str) -> str:
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-
-
-def any_of(contents) -> re.Pattern | None:
-    """Matches any of the texts, the longest first; None without any."""
-    longest = sorted(contents, key=len, reverse=True)
-    return re.compile(f"({'|'.join(map(re.escape, longest))})") if longest else None
-
-
-def cut(parts: list, pattern: re.Pattern | None, ids: dict[str, int]) -> list:
-    """The strings among `parts` cut at what `pattern` matches, which become ids."""
-    if pattern is None:
-        return parts
-    new = []
-    for part in parts:
-        pieces = pattern.split(part) if isinstance(part, str) else [part]
-        new += [ids[piece] if i % 2 else piece for i, piece in enumerate(pieces) if piece != ""]
-    return new

@@ -6,17 +6,32 @@ guesses the rest by the model_type beside it: for a GPT, GPT-2's byte-level rule
 
 import base64
 import struct
+from typing import NamedTuple
 
 BLANK = "\u2581"  # "▁", what a blank is in a piece
-UNIGRAM, BPE = 1, 2  # model_type
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of a piece
+
+# model_type
+UNIGRAM = 1
+BPE = 2
+
+# Types of a piece.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+# Ways in which a protocol buffer writes a field.
+VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5
+
+
+class Piece(NamedTuple):
+    text: str
+    score: float  # the best are merged first
+    type: int
 
 
 class SentencePieceFile:
     """What a file says of how text becomes ids. Fields and defaults: sentencepiece_model.proto."""
 
     def __init__(self, model: bytes):
-        self.pieces = []  # (text, score, type) by id
+        self.pieces = []  # by id
         self.model_type = UNIGRAM
         self.byte_fallback = False
         self.blank_is_suffix = False
@@ -56,18 +71,19 @@ class SentencePieceFile:
                 self.escape_blanks = bool(number(serialised))
 
 
-def read_piece(message: bytes) -> tuple[str, float, int]:
+def read_piece(message: bytes) -> Piece:
     text = ""
     score = 0.0
-    kind = NORMAL
+    # The default of the format: most pieces have no type.
+    piece_type = NORMAL
     for field, serialised, contents in proto_fields(message):
         if field == 1:
             text = contents.decode(errors="replace")
         elif field == 2:
             (score,) = struct.unpack("<f", contents)
         elif field == 3:
-            kind = number(serialised)
-    return text, score, kind
+            piece_type = number(serialised)
+    return Piece(text, score, piece_type)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -76,16 +92,19 @@ def read_piece(message: bytes) -> tuple[str, float, int]:
 
 def inexpressible(file: SentencePieceFile) -> str:
     """Why `spec_of_sentencepiece` cannot say the same as the file; "" where it can."""
-    pieces = {text for text, _, kind in file.pieces if kind == NORMAL}
-    characters = {character for text in pieces for character in text}
-    kinds = {kind for _, _, kind in file.pieces}
+    # A unigram model chooses among all ways to cut a text; a list of merges cannot.
     if file.model_type != BPE:
         return "is not a BPE model"
-    if USER_DEFINED in kinds or UNUSED in kinds:
+    # They are found before anything merges, or never used.
+    types = {piece.type for piece in file.pieces}
+    if USER_DEFINED in types or UNUSED in types:
         return "has user-defined or unused pieces"
     if file.blank_is_suffix or not file.escape_blanks:
         return "has other rules for blanks"
-    if not characters <= pieces:
+    # Merges start from single characters, so they reach no piece with a character that is none.
+    normal_texts = {piece.text for piece in file.pieces if piece.type == NORMAL}
+    characters = set("".join(normal_texts))
+    if not characters <= normal_texts:
         return "has pieces with characters that are not pieces themselves"
     return ""
 
@@ -99,17 +118,19 @@ def spec_of_sentencepiece(file: SentencePieceFile) -> dict:
     """
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     vocab = {}
-    added = []
+    added_tokens = []
     unknown = None
-    for i, (text, _, kind) in enumerate(file.pieces):
-        vocab[text] = i
-        if kind in (UNKNOWN, CONTROL):
-            added.append({"id": i, "content": text, **flags, "special": True})
-        if kind == UNKNOWN:
-            unknown = text
+    for i, piece in enumerate(file.pieces):
+        vocab[piece.text] = i
+        # Without an added token, decoding would write <unk>, <s> and </s> into the text.
+        if piece.type in (UNKNOWN, CONTROL):
+            added_tokens.append({"id": i, "content": piece.text, **flags, "special": True})
+        if piece.type == UNKNOWN:
+            unknown = piece.text
     model = {
         "type": "BPE",
         "unk_token": unknown,
+        # SentencePiece gives one id for a run of unknown characters.
         "fuse_unk": True,
         "byte_fallback": file.byte_fallback,
         "vocab": vocab,
@@ -117,8 +138,9 @@ def spec_of_sentencepiece(file: SentencePieceFile) -> dict:
     }
     return {
         "version": "1.0",
-        "added_tokens": added,
+        "added_tokens": added_tokens,
         "normalizer": normalizer(file),
+        # Merges may cross blanks: the text is one piece.
         "pre_tokenizer": None,
         "decoder": decoder(file),
         "model": model,
@@ -131,11 +153,12 @@ def merges(file: SentencePieceFile) -> list[list[str]]:
     SentencePiece has no list of pairs: of all neighbours that together are a piece, it merges those
     whose piece has the best score.
     """
-    scores = {text: score for text, score, kind in file.pieces if kind == NORMAL}
+    scores = {piece.text: piece.score for piece in file.pieces if piece.type == NORMAL}
     pairs = []
     for text in sorted(scores, key=scores.get, reverse=True):
         for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
+            left = text[:cut]
+            right = text[cut:]
             if left in scores and right in scores:
                 pairs.append([left, right])
     return pairs
@@ -143,29 +166,39 @@ def merges(file: SentencePieceFile) -> list[list[str]]:
 
 def normalizer(file: SentencePieceFile) -> dict:
     steps = []
-    # Precompiled maps one character at a time, so NFKC has to compose what is several; NFKC alone
-    # would lack the characters that are newer than its tables
+    # Precompiled maps one character at a time, so NFKC has to compose what is several. NFKC alone
+    # would lack the characters that are newer than its tables.
     if "nfkc" in file.normalization:
         steps.append({"type": "NFKC"})
     if file.charsmap:
         charsmap = base64.b64encode(file.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    # Blanks at the start, and all but the last of a run. Those at the end go last, see below.
     if file.remove_extra_blanks:
         steps.append(replace({"Regex": r"\A +| +(?= )"}, ""))
+    # A text of "" gets no prefix, here and in SentencePiece.
     if file.dummy_prefix:
         steps.append({"type": "Prepend", "prepend": BLANK})
     steps.append(replace({"String": " "}, BLANK))
+    # Here, so that a "▁" that the text itself ends in goes too.
     if file.remove_extra_blanks:
         steps.append(replace({"Regex": rf"{BLANK}+\z"}, ""))
     return {"type": "Sequence", "normalizers": steps}
 
 
 def decoder(file: SentencePieceFile) -> dict:
+    # ByteFallback joins bytes into characters. Fuse joins the tokens into one text, as only the
+    # front of the whole loses its blanks.
     steps = [replace({"String": BLANK}, " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
-    if file.dummy_prefix or file.remove_extra_blanks:
-        most = 1 << 20 if file.remove_extra_blanks else 1  # blanks taken off the front
-        steps.append({"type": "Strip", "content": " ", "start": most, "stop": 0})
+    if file.remove_extra_blanks:
+        steps.append(strip_front(1 << 20))
+    elif file.dummy_prefix:
+        steps.append(strip_front(1))
     return {"type": "Sequence", "decoders": steps}
+
+
+def strip_front(max_blanks: int) -> dict:
+    return {"type": "Strip", "content": " ", "start": max_blanks, "stop": 0}
 
 
 def replace(pattern: dict, content: str) -> dict:
@@ -177,45 +210,69 @@ def replace(pattern: dict, content: str) -> dict:
 
 
 def deciding_fields(model: bytes):
-    """The top-level fields of a SentencePiece file that decide ids, serialised: all but how it was trained and tested.
+    """The top-level fields of a SentencePiece file that decide ids, serialised.
 
-    Field 2 is trainer_spec (paths of files, thread counts), 4 self_test_data; of trainer_spec, byte_fallback (35),
-    model_type (3) and treat_whitespace_as_suffix (24) are used for encoding.
+    The hash of a tokenizer is over them. How it was trained and tested is left out, as another path
+    of the same text does not make another tokenizer.
     """
     for field, _, contents in proto_fields(model):
+        # trainer_spec has paths of files and thread counts. Encoding uses only its model_type (3),
+        # treat_whitespace_as_suffix (24) and byte_fallback (35).
         if field == 2:
-            yield from (whole for n, whole, _ in proto_fields(contents) if n in (3, 24, 35))
+            for trainer_field, serialised, _ in proto_fields(contents):
+                if trainer_field in (3, 24, 35):
+                    yield serialised
+        # 4 is self_test_data.
         elif field != 4:
             yield bytes([field]) + contents
 
 
 def proto_fields(message: bytes):
-    """(number, serialised, contents) of each field of a protocol buffer message that a SentencePiece file is."""
-    at = 0
-    while at < len(message):
-        start = at
-        key, at = varint(message, at)
-        size = {1: 8, 5: 4}.get(key & 7, 0)
-        if key & 7 == 2:
-            size, at = varint(message, at)
-        elif key & 7 == 0:
-            _, at = varint(message, at)
-        contents, at = message[at : at + size], at + size
-        yield key >> 3, message[start:at], contents
+    """(number, serialised, contents) of each field of a message of a SentencePiece file.
+
+    b"\\x08\\x96\\x01" is field 1 with the varint 150: (1, b"\\x08\\x96\\x01", b""). `contents` is what
+    follows the key of other fields, without its length.
+    """
+    end = 0
+    while end < len(message):
+        start = end
+        key, end = varint(message, start)
+        # The low three bits of the key say how the field is written.
+        wire_type = key & 7
+        size = 0
+        if wire_type == VARINT:
+            _, end = varint(message, end)
+        elif wire_type == WITH_LENGTH:
+            size, end = varint(message, end)
+        elif wire_type == EIGHT_BYTES:
+            size = 8
+        elif wire_type == FOUR_BYTES:
+            size = 4
+        contents = message[end : end + size]
+        end += size
+        yield key >> 3, message[start:end], contents
 
 
-def varint(message: bytes, at: int) -> tuple[int, int]:
-    """A number in base 128, low digits first, of which all but the last have the top bit; and where it ends."""
-    value, shift = 0, 0
+def varint(message: bytes, start: int) -> tuple[int, int]:
+    """A number in base 128, low digits first, and where it ends.
+
+    All bytes but the last have the top bit set: b"\\x96\\x01" is 22 + 1 * 128 = 150.
+    """
+    value = 0
+    shift = 0
+    position = start
     while True:
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        byte = message[position]
+        value |= (byte & 127) << shift
+        shift += 7
+        position += 1
         if byte < 128:
-            return value, at
+            return value, position
 
 
 def number(serialised: bytes) -> int:
     """The value of a serialised field that holds a varint."""
+    # The key comes first.
     _, start = varint(serialised, 0)
     value, _ = varint(serialised, start)
     return value

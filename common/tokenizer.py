@@ -13,15 +13,26 @@ import numpy as np
 import sentencepiece
 from tiktoken.load import read_file_cached
 
-from common.bpe import BPETokenizer, byte_characters, spec_of_merges, write_tokenizer_json
+from common.bpe import (
+    BPETokenizer,
+    byte_characters,
+    spec_of_merges,
+    whole_characters,
+    write_tokenizer_json,
+)
 from common.data import read_meta
 from common.download import download_repo, is_repo
 from common.files import by_step, read_json
 from common.spm import SentencePieceFile, deciding_fields, inexpressible, spec_of_sentencepiece
 
-FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # what `save` of any of them may write
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")  # end-of-text tokens, for files that name none
-GPT2 = {  # OpenAI's own files, as tiktoken has them: name, SHA-256
+# What `save` of any tokenizer may write.
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+
+# End-of-text tokens, for folders that name none.
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+# OpenAI's own files, as tiktoken has them: {name: SHA-256}.
+GPT2 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
@@ -30,19 +41,21 @@ GPT2 = {  # OpenAI's own files, as tiktoken has them: name, SHA-256
 class Tokenizer(Protocol):
     """What the tokenizers here have in common.
 
-    Text that spells a special token is encoded as ordinary text; only prepare_data.py and sample.py write `eot` and
-    `bos`, which are the same id where a tokenizer has no token of its own for the beginning of a text.
+    Text that spells a special token is encoded as ordinary text. Only prepare_data.py and sample.py
+    write `eot` and `bos`, which are the same id where a tokenizer has no token of its own for the
+    beginning of a text.
     """
 
     kind: str  # "bytes", "gpt2", "bpe" (SentencePiece) or "byte_bpe"
     vocab_size: int
     eot: int  # end of text, after each document of a data set
     bos: int  # beginning of text
-    # Names the mapping from text to ids: over what decides the ids, not over the bytes of a file. It travels in
-    # meta.json and in every checkpoint, as shapes can agree where meanings do not: GPT-2's and OLMo's padded
-    # heads are both 50,304 wide.
+    # Of what decides the ids of a text, not of the bytes of a file. It travels in meta.json and in
+    # every checkpoint, as shapes can agree where meanings do not: GPT-2's and OLMo's padded heads
+    # are both 50,304 wide.
     hash: str
-    spec: dict | None  # the contents of a tokenizer.json that gives the same ids; None where none does
+    # The contents of a tokenizer.json that gives the same ids; None where none does.
+    spec: dict | None
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -67,15 +80,20 @@ class ByteTokenizer(BPETokenizer):
     kind = "bytes"
 
     def __init__(self):
-        super().__init__(spec_of_merges(byte_characters() | {ENDS[0]: 256}, []), eot=256)
+        vocab = byte_characters() | {ENDS[0]: 256}
+        super().__init__(spec_of_merges(vocab, merges=[]), eot=256)
 
 
 class GPT2Tokenizer(BPETokenizer):
-    """GPT-2's byte-level BPE: by tiktoken's download, kept in TIKTOKEN_CACHE_DIR (or its default), else the hub's."""
+    """GPT-2's byte-level BPE, downloaded by tiktoken or else from the hub.
+
+    tiktoken keeps its download in TIKTOKEN_CACHE_DIR.
+    """
 
     kind = "gpt2"
 
     def __init__(self):
+        # Some networks reach only one of the two servers.
         try:
             spec = gpt2_spec_of_tiktoken()
         except OSError as error:
@@ -86,9 +104,9 @@ class GPT2Tokenizer(BPETokenizer):
 def gpt2_spec_of_tiktoken() -> dict:
     """From OpenAI's server, or tiktoken's cache of it. OSError without either."""
     base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-    files = {name: read_file_cached(base + name, sha256) for name, sha256 in GPT2.items()}
-    vocab = json.loads(files["encoder.json"])
-    return spec_of_merges(vocab, read_merges(files["vocab.bpe"].decode()))
+    vocab_file = read_file_cached(base + "encoder.json", GPT2["encoder.json"])
+    merges_file = read_file_cached(base + "vocab.bpe", GPT2["vocab.bpe"])
+    return spec_of_merges(json.loads(vocab_file), read_merges(merges_file.decode()))
 
 
 def gpt2_spec_of_hub(tiktoken_error: str) -> dict:
@@ -96,9 +114,9 @@ def gpt2_spec_of_hub(tiktoken_error: str) -> dict:
         return load_tokenizer(download_repo("gpt2", weights=False)).spec
     except OSError:
         raise OSError(
-            f"cannot download GPT-2's vocabulary, by tiktoken ({tiktoken_error}) or from the hub; name a "
-            "folder with vocab.json and merges.txt instead of gpt2, or copy tiktoken's cache from another "
-            "machine and set TIKTOKEN_CACHE_DIR"
+            f"cannot download GPT-2's vocabulary, by tiktoken ({tiktoken_error}) or from the hub; "
+            "name a folder with vocab.json and merges.txt instead of gpt2, or copy tiktoken's cache "
+            "from another machine and set TIKTOKEN_CACHE_DIR"
         ) from None
 
 
@@ -106,7 +124,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model, from a file or trained here; `tokenizer.model` in a folder.
 
     Those trained here keep every character, line breaks and runs of blanks included, and fall back
-    to bytes, so that decode(encode(text)) == text (but for U+2581, SentencePiece's own blank).
+    to bytes, so that decode(encode(text)) == text, except for U+2581, SentencePiece's own blank.
     """
 
     kind = "bpe"
@@ -118,96 +136,85 @@ class SentencePieceTokenizer:
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise ValueError(f"{where} is not a SentencePiece model, or was cut") from None
+            problem = "is not a SentencePiece model, or is incomplete; copy or fetch it again"
+            raise ValueError(f"{where} {problem}") from None
         self.vocab_size = self.processor.vocab_size()
-        # -1 for what a model has not
         self.eot = self.processor.eos_id()
         self.bos = self.processor.bos_id()
+        # An id of -1: the model has no such token.
         if self.eot < 0:
-            raise ValueError(f"{where} has no end-of-text id; documents could not be told apart")
+            remedy = "train it with eos_id, as nothing would separate two documents"
+            raise ValueError(f"{where} has no end-of-text id; {remedy}")
         if self.bos < 0:
             self.bos = self.eot
         self.hash = hashlib.sha256(b"".join(deciding_fields(model))).hexdigest()[:16]
 
     @classmethod
     def train(cls, texts, vocab_size: int, nfkc=False):
-        """A byte-fallback BPE of `vocab_size` from an iterable of str. Deterministic: same texts, same bytes.
+        """A byte-fallback BPE of `vocab_size` from an iterable of str.
 
-        Digits are tokens of their own; blanks and line ends merge like letters. nfkc: text is normalised first (as in
-        Baby Llama), so that it no longer decodes to itself where that changes it.
+        The same texts give the same bytes. Digits are tokens of their own; blanks and line ends merge
+        like letters. nfkc: text is normalised first (as in Baby Llama), and where that changes it, it
+        does not decode to itself.
         """
+        source = TrainingTexts(texts)
         model = io.BytesIO()
-        has_text = False
-        errors = []
-
-        # An error of the source would come out of the trainer as its own RuntimeError, without the source's message.
-        def text_by_text():
-            nonlocal has_text
-            try:
-                for text in texts:
-                    has_text = True
-                    yield text
-            except (ValueError, OSError, KeyboardInterrupt) as error:
-                errors.append(error)
-                raise
-
+        problem = None
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=text_by_text(),
+                sentence_iterator=iter(source),
                 model_writer=model,
-                model_type="bpe",
                 vocab_size=vocab_size,
-                # rare characters, one in 10,000, are spelt as bytes
-                byte_fallback=True,
-                character_coverage=0.9999,
-                split_digits=True,
                 normalization_rule_name="nfkc" if nfkc else "identity",
-                # blanks and line ends as they are
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                allow_whitespace_only_pieces=True,
-                max_sentence_length=1 << 24,  # bytes; longer texts would be left out
                 num_threads=os.cpu_count(),
-                minloglevel=2,  # errors only
+                **TRAINER_SETTINGS,
             )
         except RuntimeError as error:
+            # The lines before the last say where in the trainer's source it failed.
             reason = str(error).strip().splitlines()[-1]
             problem = f"vocab_size={vocab_size} does not suit this text: {reason}"
-            if not has_text:
-                problem = "the training split has no text to train a tokenizer on"
-            errors.append(ValueError(problem))
-        if errors:
-            raise errors[0]
+        if source.error:
+            raise source.error
+        if problem and source.is_empty:
+            problem = "the training split has no text to train a tokenizer on"
+        if problem:
+            raise ValueError(problem)
         return cls(model.getvalue())
 
     def byte_lengths(self) -> np.ndarray:
-        """The bytes that each id stands for in a text, normalised as this tokenizer does; 0 for special ones."""
+        """(vocab_size,): the bytes of each id in normalised text; 0 for special ones."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for i in range(self.vocab_size):
+            # A byte piece is spelled "<0x0A>"; the "▁" that stands for a blank is three bytes itself.
             if self.processor.is_byte(i):
                 lengths[i] = 1
             elif not self.processor.is_control(i):
-                lengths[i] = len(self.processor.id_to_piece(i).replace("\u2581", " ").encode())
+                piece = self.processor.id_to_piece(i).replace("\u2581", " ")
+                lengths[i] = len(piece.encode())
         return lengths
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(whole_characters(text))
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.processor.encode([whole_characters(text) for text in texts], num_threads=os.cpu_count())
+        texts = [whole_characters(text) for text in texts]
+        return self.processor.encode(texts, num_threads=os.cpu_count())
 
     def encode_arrays(self, texts: list[str], workers: int) -> list[np.ndarray]:
         texts = [whole_characters(text) for text in texts]
-        return [np.array(ids, dtype=np.uint32) for ids in self.processor.encode(texts, num_threads=workers)]
+        ids_of_texts = self.processor.encode(texts, num_threads=workers)
+        return [np.array(ids, dtype=np.uint32) for ids in ids_of_texts]
 
     def decode(self, ids: list[int]) -> str:
         return self.processor.decode([i for i in ids if i != self.eot])
 
+    # Cached, so that the note is printed once, not at every checkpoint.
     @cached_property
     def spec(self) -> dict | None:
         """A tokenizer.json that gives the same ids; None, and one line on stderr, where none does."""
         file = SentencePieceFile(self.model)
-        if reason := inexpressible(file):
+        reason = inexpressible(file)
+        if reason:
             print(
                 f"note: no tokenizer.json is written, as this tokenizer.model {reason}; "
                 "transformers may give other ids for a text than those the model is trained on",
@@ -224,13 +231,44 @@ class SentencePieceTokenizer:
         write_tokenizer_json(folder, self.spec, eos_token=eos, bos_token=bos)
 
 
-def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot write."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+# How `SentencePieceTokenizer.train` trains.
+TRAINER_SETTINGS = {
+    "model_type": "bpe",
+    # Rare characters, one in 10,000, are spelled as bytes.
+    "byte_fallback": True,
+    "character_coverage": 0.9999,
+    # "2024" as four tokens, as in Llama.
+    "split_digits": True,
+    # Blanks and line ends stay as they are.
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+    # In bytes. Longer texts would be left out.
+    "max_sentence_length": 1 << 24,
+    # Errors only.
+    "minloglevel": 2,
+}
+
+
+class TrainingTexts:
+    """An iterable of str that remembers its own error, and whether it is empty.
+
+    The trainer turns any error of its source into a RuntimeError without the source's message.
+    """
+
+    def __init__(self, texts):
+        self.texts = texts
+        self.is_empty = True
+        self.error = None
+
+    def __iter__(self):
+        try:
+            for text in self.texts:
+                self.is_empty = False
+                yield text
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            self.error = error
+            raise
 
 
 # ---------------------------------------------------------------------------------------------
@@ -238,16 +276,17 @@ def whole_characters(text: str) -> str:
 
 
 def load_tokenizer(where: str | Path) -> Tokenizer:
-    """The tokenizer of a data set, a model folder, a run's out_dir, or a hub repository by name ("gpt2": GPT-2's).
+    """The tokenizer of a data set, a model's folder, a run's out_dir, or a hub repository by name.
 
     Raises FileNotFoundError or ValueError when there is none, or not the one that meta.json names.
     """
     folder = Path(where)
+    # A folder of that name on the disk goes first.
     if not folder.exists() and str(where) == "gpt2":
         return GPT2Tokenizer()
     if not folder.exists() and is_repo(str(where)):
         folder = download_repo(str(where), weights=False)
-    # neither a data set nor a model: a run's out_dir, whose checkpoints have the tokenizer
+    # Neither a data set nor a model: a run's out_dir. Any of its checkpoints has the tokenizer.
     if not (folder / "meta.json").is_file() and not (folder / "config.json").is_file():
         checkpoints = by_step(folder)
         if checkpoints:
@@ -257,48 +296,59 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
         return as_meta_says(tokenizer, folder)
     if tokenizer is None:
         raise FileNotFoundError(
-            f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json with merges.txt; "
-            "put the files of the tokenizer it was trained with there"
+            f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or vocab.json "
+            "with merges.txt; put the files of the tokenizer it was trained with there"
         )
     return tokenizer
 
 
 def as_meta_says(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer:
-    """The tokenizer of a folder with meta.json, which must agree with it. None: those that need no files."""
+    """The tokenizer of a folder with meta.json, which must agree with it.
+
+    tokenizer: what the folder's files hold; None without any, as bytes and gpt2 need none.
+    """
     meta_file = folder / "meta.json"
     meta = read_meta(folder)
     kind = meta["tokenizer"]
     if tokenizer is None:
         without_files = {"bytes": ByteTokenizer, "gpt2": GPT2Tokenizer}
         if kind not in without_files:
-            raise FileNotFoundError(f"{folder} has a meta.json that names tokenizer {kind!r}, but not its files")
+            problem = f"has a meta.json that names tokenizer {kind!r}, but not its files"
+            raise FileNotFoundError(f"{folder} {problem}")
         tokenizer = without_files[kind]()
     if tokenizer.hash != meta["tokenizer_hash"]:
-        hashes = f"its tokenizer has hash {tokenizer.hash}, but meta.json says {meta['tokenizer_hash']}"
+        expected = meta["tokenizer_hash"]
+        hashes = f"its tokenizer has hash {tokenizer.hash}, but meta.json says {expected}"
         raise ValueError(f"{folder}: {hashes}; a file was exchanged, prepare the data again")
+    # The hash of a byte-level BPE is not over its special tokens, as no text has their ids.
     if tokenizer.vocab_size != meta["vocab_size"]:
         sizes = f"vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
         raise ValueError(f"{meta_file}: {sizes}")
+    # The files do not say that a byte-level BPE is GPT-2's, nor what a data set was made with.
     tokenizer.kind = kind
     tokenizer.eot = meta["eot"]
-    # of before there was a beginning: the end of one text began the next
+    # Older data sets have no bos: the end of one text began the next.
     tokenizer.bos = meta.get("bos", meta["eot"])
     tokenizer.start = read_start(meta, meta_file)
     return tokenizer
 
 
 def read_start(meta: dict, where: Path) -> list[int]:
-    """The ids that the training texts of a checkpoint began with; [] where its meta.json does not say."""
+    """The ids that a checkpoint's training texts began with; [] where meta.json does not say."""
     start = meta.get("start", [])
-    is_ids = isinstance(start, list) and all(type(i) is int and 0 <= i < meta["vocab_size"] for i in start)
-    if not is_ids:
-        raise ValueError(f"{where}: start={str(start)[:40]} is not a list of ids of its tokenizer")
+    problem = f"{where}: start={str(start)[:40]} is not a list of ids of its tokenizer"
+    if not isinstance(start, list):
+        raise ValueError(problem)
+    for i in start:
+        # Not isinstance, for which True is an int.
+        if type(i) is not int or not 0 <= i < meta["vocab_size"]:
+            raise ValueError(problem)
     return start
 
 
 def from_files(folder: Path) -> Tokenizer | None:
     """The tokenizer that the files of a folder hold, None without any."""
-    # first, as a tokenizer.json beside it is our translation of it, or somebody else's
+    # First, as a tokenizer.json beside it is our translation of it, or somebody else's.
     model_file = folder / "tokenizer.model"
     if model_file.is_file():
         return SentencePieceTokenizer(model_file.read_bytes(), model_file)
@@ -306,25 +356,26 @@ def from_files(folder: Path) -> Tokenizer | None:
     if spec is None:
         return None
     tokenizer = BPETokenizer(spec, path)
-    tokenizer.eot = special_id(folder, "eos", tokenizer.ids)
+    tokenizer.eot = special_id(folder, "eos", tokenizer.added_ids)
+    # GPT-2's older pair of files often lies alone, with nothing that names the token.
     if tokenizer.eot is None:
-        known = [tokenizer.ids[token] for token in ENDS if token in tokenizer.ids]
-        if not known:
+        known_ends = [token for token in ENDS if token in tokenizer.added_ids]
+        if not known_ends:
             remedy = f"name its eos_token in {folder}/tokenizer_config.json"
             raise ValueError(f"{path} has no {', '.join(ENDS)}; {remedy}")
-        tokenizer.eot = known[0]
-    tokenizer.bos = special_id(folder, "bos", tokenizer.ids)
+        tokenizer.eot = tokenizer.added_ids[known_ends[0]]
+    tokenizer.bos = special_id(folder, "bos", tokenizer.added_ids)
     if tokenizer.bos is None:
         tokenizer.bos = tokenizer.eot
     return tokenizer
 
 
 def read_spec(folder: Path) -> tuple[Path, dict | None]:
-    """(file, contents of a tokenizer.json), made from GPT-2's older pair of files where there is none."""
+    """(file, contents of a tokenizer.json); made from GPT-2's older pair of files if need be."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return path, read_json(path)
-    # the hub's names for the pair, and OpenAI's own
+    # The hub's names for the pair, and OpenAI's own.
     for vocab_name, merges_name in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         vocab_file = folder / vocab_name
         merges_file = folder / merges_name
@@ -337,28 +388,32 @@ def read_spec(folder: Path) -> tuple[Path, dict | None]:
 def read_merges(text: str) -> list[tuple[str, ...]]:
     """The pairs of a merges.txt or vocab.bpe: one a line, after a line with the version."""
     pairs = []
-    # not splitlines: a token may hold other characters that end a line
+    # Not splitlines: a token may contain other characters that end a line.
     for line in text.split("\n"):
         line = line.rstrip("\r")
         if not line.strip() or line.startswith("#version"):
             continue
         if line.count(" ") != 1:
-            raise ValueError(f"merges: expected two tokens a line with a blank between, not {line!r}")
+            expected = "two tokens a line, separated by a blank"
+            raise ValueError(f"merges: expected {expected}, not {line!r}")
         pairs.append(tuple(line.split(" ")))
     return pairs
 
 
 def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
-    """The id of the folder's "eos" or "bos" token, of {token: id}, as its files say; None where they do not."""
+    """The id of a folder's "eos" or "bos" token, as its files name it; None where they do not.
+
+    ids: {token: id} of the tokens that may be named.
+    """
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         token = read_if_there(folder / file).get(f"{name}_token")
-        # written as text, or as an object with options
+        # Written as text, or as an object with options.
         if isinstance(token, dict):
             token = token.get("content")
         if isinstance(token, str) and token in ids:
             return ids[token]
     special = read_if_there(folder / "config.json").get(f"{name}_token_id")
-    # instruction-tuned models end a turn in several ways
+    # A list where a model ends its turn in several ways, as those tuned on instructions do.
     if isinstance(special, list) and special:
         special = special[0]
     if isinstance(special, int) and special in ids.values():
@@ -367,16 +422,25 @@ def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
 
 
 def read_if_there(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    return read_json(path)
 
 
 def check_same_tokenizer(dataset: str | Path, where: str | Path):
-    """ValueError unless the model at `where` has the tokenizer of the data, by hash: equal shapes prove nothing."""
-    has_meta = (Path(where) / "meta.json").is_file()
-    theirs = read_meta(where)["tokenizer_hash"] if has_meta else load_tokenizer(where).hash
-    ours = read_meta(dataset)["tokenizer_hash"]
-    if theirs != ours:
+    """ValueError unless the model at `where` has the tokenizer of the data.
+
+    By hash, as equal shapes prove nothing.
+    """
+    # A checkpoint says its hash. Other models have only the files of their tokenizer.
+    if (Path(where) / "meta.json").is_file():
+        model_hash = read_meta(where)["tokenizer_hash"]
+    else:
+        model_hash = load_tokenizer(where).hash
+    data_hash = read_meta(dataset)["tokenizer_hash"]
+    if model_hash != data_hash:
         raise ValueError(
-            f"{where} was trained with tokenizer {theirs}, but {dataset} was made with {ours}; prepare the data with "
-            f"the model's own tokenizer: python prepare_data.py --tokenizer={where}"
+            f"{where} was trained with tokenizer {model_hash}, but {dataset} was made with "
+            f"{data_hash}; prepare the data with the model's own tokenizer: "
+            f"python prepare_data.py --tokenizer={where}"
         )
