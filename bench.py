@@ -7,10 +7,11 @@
     python bench.py --part=bpe --vocab_size=16000 --repeats=1
     python bench.py --part=loader --dataset=data/stdlib
     python bench.py --part=gqa
+    python bench.py --part=muon
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
-square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. Only those
-of "gqa" take turns in one process: model.py's attention, and the same with keys and values expanded first.
+square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. "gqa"
+and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py).
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
@@ -42,14 +43,15 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from benchmarks import operations
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
 from head import chunked_head
 from losses import Objective, divergence, loss_terms
-from model import GPT, GPTConfig, LLaMA, LLaMAConfig, attend
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa
+part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -74,6 +76,7 @@ json = False  # print one JSON object instead of a table
 version = ""  # run this one alone in this process, as its turns do
 config = configure(globals())
 
+OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
 WEIGHT = 0.5  # of CE and of T**2 * KL
 
@@ -82,13 +85,13 @@ def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
-    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa"), version=versions)
+    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon"), version=versions)
     divergence(kl, beta=0.5, lam=0.1)
     if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
-    if part == "gqa":
-        medians = compare_gqa(Runtime(device, dtype))
-        print(jsonlib.dumps({"config": config, "medians": medians})) if json else gqa_table(medians)
+    if part in OPERATIONS:
+        medians = OPERATIONS[part](Runtime(device, dtype), n_turns=2 * rounds * repeats)
+        print(jsonlib.dumps({"config": config, "medians": medians}) if json else operations.table(medians))
         return
     if version:
         measure = {"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)
@@ -277,65 +280,6 @@ def loader_turn() -> dict:
     rate = 3200 * block_size / seconds
     used = memory(False, peak=True)
     return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": used}
-
-
-def compare_gqa(run) -> dict:
-    """{case: {version: median seconds}} of attention with 12 query heads to 4 key/value heads of 64 channels.
-
-    training: forward and backward of 2 rows of 512 positions. scoring: 3 rows of 512 with a mask.
-    generation: the next token of 4 rows after 1,000 others, in a cache of 1,024.
-    """
-    torch.manual_seed(0)
-
-    def random(B, n, T, **more):
-        return torch.randn(B, n, T, 64, device=run.device, dtype=run.dtype, **more)
-
-    def train(attention):
-        attention(*trained).sum().backward()
-
-    @torch.no_grad()
-    def score(attention):
-        attention(*scored, mask)
-
-    @torch.no_grad()
-    def generate(attention):
-        attention(*generated)
-
-    trained = [random(2, n, 512, requires_grad=True) for n in (12, 4, 4)]
-    scored = [random(3, n, 512) for n in (12, 4, 4)]
-    # as in rows of several texts: some keys are hidden from all later queries
-    mask = torch.ones(3, 1, 512, 512, dtype=torch.bool, device=run.device).tril()
-    mask[..., 100:300] &= torch.eye(512, dtype=torch.bool, device=run.device)[:, 100:300]
-    generated = [random(4, 12, 1), *(random(4, 4, 1024)[:, :, :1000] for _ in "kv")]
-    cases = {"training": train, "scoring": score, "generation": generate}
-    versions = {"model.py": attend, "expanded": attend_expanded}
-    return {name: in_turns(case, versions, run) for name, case in cases.items()}
-
-
-def attend_expanded(q, k, v, mask=None):
-    """model.attend of keys and values that are copied to all query heads first."""
-    group = q.size(1) // k.size(1)
-    return attend(q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1), mask)
-
-
-def in_turns(case, versions: dict, run) -> dict:
-    """{name: median seconds} of case(version), the versions taking turns."""
-    times = {name: [] for name in versions}
-    for _ in range(1 + 2 * rounds * repeats):
-        for name, version in versions.items():
-            start = time.perf_counter()
-            case(version)
-            if run.cuda:
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    # the first is to warm up
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def gqa_table(medians: dict):
-    print("attention        model.py     expanded")
-    for name, seconds in medians.items():
-        print(f"{name:<12} {1e3 * seconds['model.py']:9.3f} ms {1e3 * seconds['expanded']:9.3f} ms")
 
 
 def memory(cuda: bool, peak=False) -> int:

@@ -4,7 +4,7 @@ A gradient matrix G = U S V^T has a few large singular values and many small one
 that the directions that G hardly mentions are learnt as well.
 
 torch.optim.Muon computes the same, but always in bfloat16. That is fast on a GPU, and very slow on a CPU without
-instructions for it: 14 s a step for the quickstart's teacher, where float32 takes 0.03 s (bench.py --part=muon).
+instructions for it: minutes where float32 takes seconds (bench.py --part=muon).
 """
 
 import math

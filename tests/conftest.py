@@ -89,7 +89,9 @@ def run_python(script, *args, ok=True, torchrun=0, ranks=1, cwd=None):
         finally:
             warm_python.lock.release()
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
+        launcher = []
+        if max(torchrun, ranks) > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={max(torchrun, ranks)}"]
         command = [sys.executable, *launcher, *command]
         done = subprocess.run(command, capture_output=True, text=True, cwd=cwd or ROOT, timeout=120)
     assert not ok or done.returncode == 0, done.stdout + done.stderr

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import run_script
 
+from benchmarks.operations import table
 from common.tokenizer import ByteTokenizer
 
 TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_width=64", "--student_layers=1",
@@ -58,14 +59,24 @@ def test_loader(dataset):
 
 
 @pytest.mark.slow
-def test_gqa():
-    keys = ["--part=gqa", "--rounds=1", "--repeats=1", "--device=cpu"]
-    got = json.loads(run_script("bench.py", *keys, "--json").stdout)["medians"]
-    assert list(got) == ["training", "scoring", "generation"]
-    for seconds in got.values():
-        assert list(seconds) == ["model.py", "expanded"] and all(0 < s < 60 for s in seconds.values())
-    lines = run_script("bench.py", *keys).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["attention", *got]
+@pytest.mark.parametrize(
+    "part, cases, versions",
+    [
+        ("gqa", ["training", "scoring", "generation"], ["model.py", "expanded"]),
+        ("muon", ["16 of 192 x 192", "8 of 512 x 192", "4 of 192 x 512"], ["common/muon.py", "one at a time", "torch"]),
+    ],
+)
+def test_operations(part, cases, versions):
+    keys = [f"--part={part}", "--rounds=1", "--repeats=1", "--device=cpu"]
+    medians = json.loads(run_script("bench.py", *keys, "--json").stdout)["medians"]
+    assert list(medians) == cases
+    for seconds in medians.values():
+        assert list(seconds) == versions and all(0 < s < 60 for s in seconds.values())
+
+
+def test_the_table_of_operations():
+    lines = table({"training": {"ours": 0.002, "theirs": 0.01}}).splitlines()
+    assert lines[0].split() == ["ours", "theirs"] and lines[1].split() == ["training", "2.000", "ms", "10.000", "ms"]
 
 
 @pytest.mark.slow
@@ -73,7 +84,7 @@ def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]
     for key, message in [
-        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader, gqa"),
+        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader, gqa, muon"),
         ("--kl=x", "kl='x' is not one of"),
     ]:
         done = run_script("bench.py", key, ok=False)

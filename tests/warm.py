@@ -4,8 +4,8 @@ Importing torch takes two seconds, and its first optimiser step two more, most o
 starts with both done. It has imported nothing of the project, and runs the script as `python script` does: as
 `__main__`, with its own arguments, folder and output, and the interpreter's own end.
 
-Protocol, by lines of JSON: {"script", "args", "cwd", "stdout", "stderr", "environments"} in, one process for each of the
-environments; their pids, and then the exit code of the first that failed, else 0, out.
+Protocol, by lines of JSON. In: {"script", "args", "cwd", "stdout", "stderr", "environments"}, one process for each of
+the environments. Out: their pids, and then the exit code of the first that failed, else 0.
 """
 
 import json
