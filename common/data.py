@@ -202,8 +202,8 @@ class TokenData:
     token is an input once an epoch, but for less than 2T at the ends. 17 tokens, T = 4, seed 4:
 
         token     0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16
-        epoch 0        [ chunk 0 ][ chunk 1 ][ chunk 2 ]              offset 2, order 2 0 1
-        epoch 1     [ chunk 0 ][ chunk 1 ][ chunk 2 ]                 offset 1, order 1 2 0
+        epoch 0        [ chunk 0 ] [ chunk 1 ] [ chunk 2 ]            offset 2, order 2 0 1
+        epoch 1     [ chunk 0 ] [ chunk 1 ] [ chunk 2 ]               offset 1, order 1 2 0
 
         row 0, chunk 2 of epoch 0:  x = 10 11 12 13   y = 11 12 13 14
         row 1, chunk 0 of epoch 0:  x =  2  3  4  5   y =  3  4  5  6
@@ -228,7 +228,7 @@ class TokenData:
         grad_accum_steps=1,
         rank=0,
         world=1,  # ranks
-        packing="constant",
+        packing="constant",  # or "documents"
         random_offset=True,
     ):
         if packing not in ("constant", "documents"):
@@ -245,21 +245,9 @@ class TokenData:
         self.meta = read_meta(folder)
         self.vocab_size = self.meta["vocab_size"]
         self.tokens = self.open_split()
-        n_tokens = len(self.tokens)
-
-        # The rows of an epoch, and the offsets that it may begin at.
         if packing == "documents":
             self.document_starts, self.document_lengths = self.tokens.documents(self.meta["eot"])
-            self.n_rows = len(self.document_starts)
-            self.n_offsets = 1
-        else:
-            # As many rows as fit behind the largest offset, T - 1, with one token more for the last target: all
-            # epochs are equally long. A stream too short for any has one row, and the offsets that leave room for it.
-            self.n_rows = max(1, (n_tokens - block_size) // block_size)
-            self.n_offsets = min(block_size, n_tokens - self.n_rows * block_size)
-            if not random_offset:
-                self.n_offsets = 1
-
+        self.n_rows, self.n_offsets = self.count_rows(random_offset)
         # The epoch that was drawn last, which is nearly always the one that the next row is of.
         self.epoch = -1
         self.offset = 0
@@ -289,6 +277,17 @@ class TokenData:
         if len(tokens) < fewest:
             raise ValueError(f"{found}, but one row needs block_size + 1 = {self.T + 1}; lower it")
         return tokens
+
+    def count_rows(self, random_offset: bool) -> tuple[int, int]:
+        """(rows of an epoch, offsets that its first chunk may have)."""
+        if self.packing == "documents":
+            return len(self.document_starts), 1
+        # As many rows as fit behind the largest offset, T - 1, with one token more for the last target: all epochs are
+        # equally long. A stream too short for any has one row, and the offsets that leave room for it.
+        n_tokens = len(self.tokens)
+        n_rows = max(1, (n_tokens - self.T) // self.T)
+        n_offsets = min(self.T, n_tokens - n_rows * self.T)
+        return n_rows, n_offsets if random_offset else 1
 
     @property
     def domains(self) -> list[str]:
@@ -368,8 +367,6 @@ class TokenData:
             padding = (0, 0, 0, self.batch_size - n_real)
             yield F.pad(x, padding), F.pad(y, padding, value=-1)
 
-    # --- steps and epochs
-
     def continue_at(self, step: int, row: int):
         """From here on step `step` begins with row `row` of the endless order.
 
@@ -393,8 +390,6 @@ class TokenData:
         if texts_follow_eot:
             return [self.meta["eot"]]
         return self.tokens.take(0, 1).tolist()
-
-    # --- what the rows use of the split
 
     @property
     def share_used(self) -> float:
