@@ -24,8 +24,10 @@ HERE = Path(__file__).resolve().parent
 KINDS = (bool, int, float, str)
 HELP = ("-h", "--help")
 COMMAND_LINE = "command line"
-NEVER_STORED = ("init_from", "out_dir")  # they say which run is resumed
-OTHER_NAMES = {  # of the same knobs in nanoGPT and in Hugging Face's trainers
+# They say which run is resumed, so that they cannot come from it.
+NEVER_STORED = ("init_from", "out_dir")
+# What the same knobs are called in nanoGPT and in Hugging Face's trainers.
+OTHER_NAMES = {
     "lr": "learning_rate",
     "bs": "batch_size",
     "per_device_train_batch_size": "batch_size",
@@ -49,6 +51,10 @@ OTHER_NAMES = {  # of the same knobs in nanoGPT and in Hugging Face's trainers
 }
 
 
+# ---------------------------------------------------------------------------------------------
+# from arguments to knobs
+
+
 class Config(dict):
     """{knob: value}, and in `given` {knob: where} of those that arguments set.
 
@@ -69,22 +75,20 @@ def configure(knobs: dict, stored=None) -> Config:
     the key, what was expected and the nearest known key.
     """
     sys.excepthook = one_line
+    # The modules are loaded: from here on Ctrl-C may be an exception again.
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    defaults = {k: v for k, v in knobs.items() if is_knob(k) and type(v) in KINDS}
+    defaults = {}
+    for name, value in knobs.items():
+        # type(), not isinstance(): the script's functions and modules are public names too
+        if is_knob(name) and type(value) in KINDS:
+            defaults[name] = value
     config = Config(defaults, given={})
-    files, keys = split_arguments(sys.argv[1:], defaults)
-    for path in files:
-        values = read_config_file(path)
-        check_names(path, values, defaults)
-        for key, value in values.items():
-            config[key] = check(path, key, value, defaults)
-            config.given[key] = path
-    for key, text in keys:
-        config[key] = check(COMMAND_LINE, key, text, defaults, from_text=True)
-        config.given[key] = COMMAND_LINE
+    use_arguments(config, sys.argv[1:], defaults)
+    # Only now, so that the help shows what the arguments set.
     if not set(HELP).isdisjoint(sys.argv[1:]):
-        if hasattr(signal, "SIGPIPE"):  # Unix: `--help | head` ends as quietly as other programs do
+        # On Unix `--help | head` ends as quietly as other programs do.
+        if hasattr(signal, "SIGPIPE"):
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         print_help(Path(sys.argv[0]), config, defaults)
         raise SystemExit(0)
@@ -94,65 +98,146 @@ def configure(knobs: dict, stored=None) -> Config:
     return config
 
 
-def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tuple[str, str]]]:
-    """(config files, [(key, text), …]). ValueError that shows the right form of what is neither."""
-    files, keys = [], []
-    for arg, following in zip(args, [*args[1:], ""]):
-        key, equals, text = arg.lstrip("-").partition("=")
-        if arg in HELP:
-            continue
-        if arg.startswith("--") and equals:
-            key = arg[2:].partition("=")[0]
-            if key not in defaults and text.endswith(".py") and Path(text).is_file():
-                raise ValueError(f"argument {arg!r}: a config file stands by itself: {text}")
-            keys.append((key, text))
-        elif arg.startswith("--"):
-            check_has_value(key, following, defaults)
-            keys.append((key, "true"))
-        elif Path(arg).is_file() or not (equals or arg.startswith("-")):
-            files.append(arg)
-        else:
-            form = f"--{meant(key, defaults) or key}={text}" if equals else "a config file or --key=value"
-            raise ValueError(f"argument {arg!r}: expected {form}")
-    return files, keys
-
-
-def check_has_value(key: str, following: str, defaults: dict):
-    """ValueError for `--key` alone, or with its value after a blank, unless it is a switch."""
-    name = key if key in defaults else meant(key, defaults)
-    is_switch = type(defaults.get(name, True)) is bool
-    is_value = following.lower() in ("true", "false") if is_switch else following != ""
-    if name and is_value and not following.startswith("--") and not Path(following).is_file():
-        raise ValueError(f"argument '--{key} {following}': expected --{name}={following}, without a blank")
-    if not is_switch and key in defaults:
-        raise ValueError(f"argument '--{key}': expected --key=value, as in --{key}={defaults[key]}")
+def use_arguments(config: Config, args: list[str], defaults: dict):
+    """Put what config files and --key=value say into `config`, and where from into config.given."""
+    files, keys = split_arguments(args, defaults)
+    for path in files:
+        values = read_config_file(path)
+        check_names(path, values, defaults)
+        for key, value in values.items():
+            config[key] = check(path, key, value, defaults)
+            config.given[key] = path
+    # Behind all files, wherever they stand among the arguments: what is typed is what is meant.
+    for key, text in keys:
+        if key not in defaults:
+            suggestion = nearest_key(key, defaults)
+            raise ValueError(f"{COMMAND_LINE}: unknown key {key!r}{suggestion}; --help lists every key")
+        value = parse(text, type(defaults[key]))
+        config[key] = check(COMMAND_LINE, key, value, defaults)
+        config.given[key] = COMMAND_LINE
 
 
 def use_stored(config: Config, stored: dict, defaults: dict):
     """Put the stored knobs into `config`, but for keys of the command line; say which of a file's give way."""
     for key, value in stored.items():
+        # An older version may have stored knobs that are gone, or are of another type now.
         is_known = key in defaults and type(value) is type(defaults[key])
         where = config.given.get(key, "")
         if not is_known or key in NEVER_STORED or where == COMMAND_LINE:
             continue
+        # Of several ranks the first says it.
         if where and config[key] != value and os.environ.get("RANK", "0") == "0":
             file_says = f"{where} says {key}={config[key]!r}"
             print(f"{file_says}, but the run has {value!r}, which stays; --{key}={config[key]} changes it")
         config[key] = value
 
 
+def is_knob(name: str) -> bool:
+    return name[0] != "_" and name == name.lower()
+
+
+# ---------------------------------------------------------------------------------------------
+# the command line
+
+
+def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tuple[str, str]]]:
+    """(config files, [(key, text), …]). ValueError that shows the right form of what is neither."""
+    files = []
+    keys = []
+    for arg, following in zip(args, [*args[1:], ""]):
+        if arg in HELP:
+            continue
+        if arg.startswith("--"):
+            keys.append(split_key(arg, following, defaults))
+            continue
+        # What is neither a file nor looks like a key was meant for a file, and read_config_file names one like it.
+        looks_like_key = "=" in arg or arg.startswith("-")
+        if looks_like_key and not Path(arg).is_file():
+            raise ValueError(f"argument {arg!r}: expected {right_form(arg, defaults)}")
+        files.append(arg)
+    return files, keys
+
+
+def split_key(arg: str, following: str, defaults: dict) -> tuple[str, str]:
+    """(key, text) of an argument --key=text, or of a switch --key, which is "true"; `following`: the next argument."""
+    key, equals, text = arg.removeprefix("--").partition("=")
+    if not equals:
+        key = arg.lstrip("-")
+        check_has_value(key, following, defaults)
+        return key, "true"
+    # --config=x.py, as other programs have it
+    if key not in defaults and text.endswith(".py") and Path(text).is_file():
+        raise ValueError(f"argument {arg!r}: a config file stands by itself: {text}")
+    return key, text
+
+
+def check_has_value(key: str, following: str, defaults: dict):
+    """ValueError for `--key` alone, or with its value after a blank, unless it is a switch."""
+    name = key if key in defaults else meant(key, defaults)
+    # An unknown key may be a switch: whether it exists is checked later, with a better message.
+    is_switch = type(defaults.get(name, True)) is bool
+    is_value = following != ""
+    if is_switch:
+        is_value = following.lower() in ("true", "false")
+    is_other_argument = following.startswith("--") or Path(following).is_file()
+    if name and is_value and not is_other_argument:
+        raise ValueError(f"argument '--{key} {following}': expected --{name}={following}, without a blank")
+    if not is_switch and key in defaults:
+        raise ValueError(f"argument '--{key}': expected --key=value, as in --{key}={defaults[key]}")
+
+
+def right_form(arg: str, defaults: dict) -> str:
+    """What was meant by an argument that is neither a file nor --key=value: batch_size=8, -batch_size=8."""
+    key, equals, text = arg.lstrip("-").partition("=")
+    if not equals:
+        return "a config file or --key=value"
+    name = meant(key, defaults) or key
+    return f"--{name}={text}"
+
+
+def parse(text: str, wanted: type):
+    """The value that an argument's text stands for: Python's literals, true and false; else the text as it is."""
+    # --name=7 is a name that looks like a number.
+    if wanted is str:
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# ---------------------------------------------------------------------------------------------
+# config files
+
+
 def read_config_file(path: str) -> dict:
     """The public names that the Python file `path` assigns; what it imports or defines is not among them."""
     if not Path(path).is_file():
-        near = nearest(path, map(str, Path(path).parent.glob("*.py")))
-        raise FileNotFoundError(f"no config file {path!r}{near}; arguments are config files or --key=value")
+        suggestion = nearest(path, map(str, Path(path).parent.glob("*.py")))
+        raise FileNotFoundError(f"no config file {path!r}{suggestion}; arguments are config files or --key=value")
     try:
         names = runpy.run_path(path)
     except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        line = getattr(error, "lineno", None) or (lines or ["?"])[-1]
+        line = line_of(error, path)
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {error}") from None
-    return {k: v for k, v in names.items() if k[0] != "_" and not (callable(v) or isinstance(v, types.ModuleType))}
+    values = {}
+    for name, value in names.items():
+        is_helper = callable(value) or isinstance(value, types.ModuleType)
+        if name[0] != "_" and not is_helper:
+            values[name] = value
+    return values
+
+
+def line_of(error: BaseException, path: str) -> int | str:
+    """The line of a config file that raised an error, "?" if there is none."""
+    # A SyntaxError has no frame in the file, which never ran, but says its line.
+    if getattr(error, "lineno", None):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    return lines[-1] if lines else "?"
 
 
 def check_names(path: str, values: dict, defaults: dict):
@@ -160,27 +245,32 @@ def check_names(path: str, values: dict, defaults: dict):
     unknown = [key for key in values if key not in defaults]
     if not unknown:
         return
-    key, script, other = unknown[0], Path(sys.argv[0]).name, script_for(values)
-    if other and len(values) > 1:  # one key alone may stand in any script by chance
-        whose = f"it is a config of {other}: python {other} {path}"
+    key = unknown[0]
+    script = Path(sys.argv[0]).name
+    other_script = script_for(values)
+    # A single key may be another script's by chance.
+    if other_script and len(values) > 1:
+        whose = f"it is a config of {other_script}: python {other_script} {path}"
         raise ValueError(f"{path}: unknown key {key!r} of {script}; {whose}")
     helper = f"the name of a helper value begins with an underscore, as in _{key}"
-    raise ValueError(f"{path}: unknown key {key!r}{nearest_key(key, defaults)}; {helper}; --help lists every key")
+    suggestion = nearest_key(key, defaults)
+    raise ValueError(f"{path}: unknown key {key!r}{suggestion}; {helper}; --help lists every key")
 
 
 def script_for(keys) -> str:
     """The script beside this file that knows all the keys, of several the one with the fewest; "" for none."""
-    found = []
+    candidates = []
     for script in sorted(HERE.glob("*.py")):
         known = knobs_of(script)
         if known and set(keys) <= set(known):
-            found.append((len(known), script.name))
-    return min(found)[1] if found else ""
+            candidates.append((len(known), script.name))
+    return min(candidates)[1] if candidates else ""
 
 
 def knobs_of(script: Path) -> list[str]:
     """The knobs of a script, which is not run: the lower-case names it assigns before it calls configure()."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
+    # Scripts that are imported too have their knobs within `if __name__ == "__main__":`.
     main_blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
     for block in [tree.body, *main_blocks]:
         names = []
@@ -190,7 +280,7 @@ def knobs_of(script: Path) -> list[str]:
             called = getattr(node.value, "func", None)
             if getattr(called, "id", "") == "configure":
                 return names
-            targets = [name.id for name in node.targets if isinstance(name, ast.Name)]
+            targets = [target.id for target in node.targets if isinstance(target, ast.Name)]
             names += filter(is_knob, targets)
     return []
 
@@ -202,14 +292,17 @@ def made_by(folder: str | Path) -> str:
     'python prepare_data.py config/data_fineweb_edu.py'
     """
     wanted = Path(folder).resolve()
-    if wanted == Path("data/stdlib").resolve():  # what prepare_data.py makes without arguments
+    # what prepare_data.py makes without arguments
+    if wanted == Path("data/stdlib").resolve():
         return "python prepare_data.py"
     for path in sorted((HERE / "config").rglob("*.py")):
         try:
             values = read_config_file(str(path))
-        except ValueError:  # a config that somebody is writing says so where it is used
+        except ValueError:
+            # A config that somebody is writing: the error is for whoever runs it.
             continue
         out_dir = values.get("out_dir")
+        # "" would be the current folder.
         if isinstance(out_dir, str) and out_dir and Path(out_dir).resolve() == wanted:
             script = script_for(values)
             if script:
@@ -217,55 +310,54 @@ def made_by(folder: str | Path) -> str:
     return ""
 
 
-def is_knob(name: str) -> bool:
-    return name[0] != "_" and name == name.lower()
+# ---------------------------------------------------------------------------------------------
+# checks of values, and suggestions
 
 
-def check(where: str, key: str, value, defaults: dict, from_text=False):
+def check(where: str, key: str, value, defaults: dict):
     """`value` as the type of the default of `key`; an int does for a float."""
-    if key not in defaults:
-        raise ValueError(f"{where}: unknown key {key!r}{nearest_key(key, defaults)}; --help lists every key")
-    want = type(defaults[key])
-    if from_text and want is not str:
-        try:
-            value = {"true": True, "false": False}.get(value.lower(), value)
-            value = ast.literal_eval(value) if isinstance(value, str) else value
-        except (ValueError, SyntaxError):
-            value = str(value)
-    if want is float and type(value) is int:
+    wanted = type(defaults[key])
+    # type(), not isinstance(): a bool is an int as well, and batch_size=True is a mistake
+    if wanted is float and type(value) is int:
         value = float(value)
+    # torch and numpy hold integers in 64 bits.
     if type(value) is int and abs(value) >= 2**63:
         raise ValueError(f"{where}: {key}={value} is beyond 2**63")
-    if type(value) is not want:
-        got = f"{type(value).__name__} {value!r}"
-        raise ValueError(f"{where}: {key} must be {want.__name__} (as in {key}={defaults[key]!r}), not {got}")
+    if type(value) is not wanted:
+        expected = f"{wanted.__name__} (as in {key}={defaults[key]!r})"
+        raise ValueError(f"{where}: {key} must be {expected}, not {type(value).__name__} {value!r}")
     return value
 
 
 def at_least(config: dict, low: int, names: str):
     """ValueError unless each of the blank-separated keys has a finite value of `low` or more."""
     for name in names.split():
-        if not math.isfinite(config[name]):
-            raise ValueError(f"{name}={config[name]} is out of range; it must be a finite number of at least {low}")
-        if config[name] < low:
-            raise ValueError(f"{name}={config[name]} is too small; it must be at least {low}")
+        value = config[name]
+        # NaN is not less than anything: it would pass the check below.
+        if not math.isfinite(value):
+            expected = f"a finite number of at least {low}"
+            raise ValueError(f"{name}={value} is out of range; it must be {expected}")
+        if value < low:
+            raise ValueError(f"{name}={value} is too small; it must be at least {low}")
 
 
 def one_of(config: dict, **known):
     """ValueError unless the value of each of the keys is among those given for it."""
     for name, values in known.items():
-        if config[name] not in values:
-            near = nearest(config[name], values)
-            raise ValueError(f"{name}={config[name]!r} is not one of {', '.join(map(str, values))}{near}")
+        value = config[name]
+        if value not in values:
+            listed = ", ".join(map(str, values))
+            raise ValueError(f"{name}={value!r} is not one of {listed}{nearest(value, values)}")
 
 
 def meant(key: str, known) -> str:
     """The known key that was meant by another name for it, or by a misspelt one; "" for none."""
+    # as argparse spells keys
     name = key.replace("-", "_")
     if OTHER_NAMES.get(name) in known:
         return OTHER_NAMES[name]
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return close[0] if close else ""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return matches[0] if matches else ""
 
 
 def nearest_key(key: str, known) -> str:
@@ -274,29 +366,42 @@ def nearest_key(key: str, known) -> str:
 
 
 def nearest(name: str, known) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+# ---------------------------------------------------------------------------------------------
+# --help, and how a script ends
 
 
 def print_help(script: Path, config: dict, defaults: dict):
     """Every key in the order of the script, with its value and the comment behind it."""
+    # Read from the source: there every knob has its comment, and no list of options must follow it.
     source = script.read_text(encoding="utf-8")
-    print((ast.get_docstring(ast.parse(source)) or script.name) + "\n\nKeys, as the arguments given set them:")
-    knobs = source.split("configure(globals()")[0].split('__name__ == "__main__":')[-1]
+    about = ast.get_docstring(ast.parse(source)) or script.name
+    print(f"{about}\n\nKeys, as the arguments given set them:")
+    above_configure = source.split("configure(globals()")[0]
+    knob_lines = above_configure.split('__name__ == "__main__":')[-1].splitlines()
     heading = ""
-    for line in knobs.splitlines():
-        if comment := re.fullmatch(r"\s*# (\w.*)", line):
-            heading = comment[1]  # if knobs follow
+    for line in knob_lines:
+        # A comment on a line of its own is a heading if knobs follow, and not imports.
+        comment = re.fullmatch(r"\s*# (\w.*)", line)
+        if comment:
+            heading = comment[1]
         if line.startswith(("from ", "import ")):
             heading = ""
         knob = re.fullmatch(r"\s*(\w+) = .*?(?:\s{2,}# (.*))?", line)
-        if knob and knob[1] in config:
-            if heading:
-                print(f"\n{heading}")
-                heading = ""
-            key, value = knob[1], config[knob[1]]
-            was = "" if value == defaults[key] else f" (default {defaults[key]!r})"
-            print(f"  --{f'{key}={value!r}':<36} {knob[2] or ''}{was}")
+        if not knob or knob[1] not in config:
+            continue
+        if heading:
+            print(f"\n{heading}")
+            heading = ""
+        key = knob[1]
+        meaning = knob[2] or ""  # the comment
+        assignment = f"{key}={config[key]!r}"
+        if config[key] != defaults[key]:
+            meaning += f" (default {defaults[key]!r})"
+        print(f"  --{assignment:<36} {meaning}")
 
 
 def one_line(kind, error, trace):
@@ -304,26 +409,40 @@ def one_line(kind, error, trace):
 
     That is every OSError (missing file, full disk, dead network) and the ValueErrors this project raises.
     """
-    frames = [Path(f.filename).resolve() for f in traceback.extract_tb(trace)]
-    ours = frames and frames[-1].is_relative_to(HERE) and ".venv" not in frames[-1].parts
-    script, stderr = Path(sys.argv[0]).name, sys.__stderr__  # sys.stderr is a buffer within torch.distributed's hook
+    script = Path(sys.argv[0]).name
+    # not sys.stderr, which is a buffer within torch.distributed's hook
+    stderr = sys.__stderr__
     if issubclass(kind, KeyboardInterrupt):
         print(f"\n{script}: interrupted", file=stderr)
         sys.exit(128 + signal.SIGINT)
-    if issubclass(kind, OSError) or (issubclass(kind, ValueError) and ours):
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))  # a file's name may hold anything
+    # A ValueError out of a library is most likely our mistake, whose place the traceback shows.
+    if issubclass(kind, OSError) or (issubclass(kind, ValueError) and is_raised_here(trace)):
+        # The name of a file may hold line ends, or codes that move the terminal's cursor.
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
         print(f"{script}: {text}", file=stderr, flush=True)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)
 
 
+def is_raised_here(trace) -> bool:
+    """Whether the innermost frame is of a file of this project, in which libraries may lie too: .venv."""
+    frames = traceback.extract_tb(trace)
+    if not frames:
+        return False
+    path = Path(frames[-1].filename).resolve()
+    return path.is_relative_to(HERE) and ".venv" not in path.parts
+
+
 def end_at_once(number, frame):
     """Handler of Ctrl-C while modules load: a KeyboardInterrupt within C code comes out as an ImportError."""
     print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    # not sys.exit(), an exception that the same C code would turn into another
     os._exit(128 + number)
 
 
-# Scripts import this module first, as torch takes a second to load. Elsewhere Ctrl-C is not ours, nor if ignored.
+# Scripts import this module first, as torch takes a second to load. A program that is not ours, such as pytest,
+# answers Ctrl-C itself.
 if Path(sys.argv[0]).resolve().parent in (HERE, HERE / "studies"):
+    # It may be ignored, as by nohup.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

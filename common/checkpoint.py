@@ -4,14 +4,15 @@ config.json, model.safetensors   the model, under its family's Hugging Face name
 meta.json, tokenizer.*           its tokenizer
 trainer.pt                       step, rows, best, knobs, optimisers …; loads with weights_only=True
 
-A folder is written aside, flushed to the disk and renamed, and renamed again before it is deleted, so
-a `step_` folder is a complete one at every instant. No random state is kept: batches and dropout are
-pure functions of (seed, step).
+A folder is written under another name, flushed to the disk and renamed, and renamed again before it is
+deleted: whenever the process is killed, a `step_` folder is a complete one. No random state is kept:
+batches and dropout are pure functions of (seed, step).
 """
 
 import atexit
 import contextlib
 import fcntl
+import math
 import os
 import shutil
 from pathlib import Path
@@ -25,9 +26,14 @@ from common.pretrained import save_pretrained
 from common.weight_files import DAMAGE
 from configurator import nearest
 
+# What trainer.pt must hold; later versions added the rest.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
-UNSAID = ("init_from", "out_dir")  # knobs whose change is no news when a run is resumed
-BEST_DEPENDS_ON = ("dataset", "block_size", "packing", "eval_rows")  # another of these is another validation loss
+# The optimiser's state is laid out by these: which parameters are trained, and how.
+FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
+# Knobs whose change is no news when a run is resumed: they say which run that is.
+UNREPORTED = ("init_from", "out_dir")
+# With another of these the validation loss is of other rows.
+BEST_DEPENDS_ON = ("dataset", "block_size", "packing", "eval_rows")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -43,13 +49,14 @@ class RunLock:
 
     def __init__(self, out_dir: str, writes: bool):
         self.path = Path(out_dir) / ".lock"
-        self.new_folders = []
         if not writes:
             return
         check_out_dir(out_dir)
+        # innermost first, the order in which they can be removed
         self.new_folders = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.take()
+        # The process id tells the user whom to wait for.
         self.file.truncate(0)
         self.file.write(str(os.getpid()))
         self.file.flush()
@@ -58,16 +65,19 @@ class RunLock:
     def take(self):
         """The locked file. ValueError when another process holds it."""
         while True:
+            # not "w": it would empty the file of the process that holds the lock
             file = open(self.path, "a+")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise ValueError(
-                    f"{self.path.parent} is in use by another run (process {file.read().strip() or 'unknown'}); "
-                    "wait for it, stop it, or choose another --out_dir"
-                ) from None
-            # the run before may have deleted the file after we opened it: then the lock would be on nothing
+                # The holder may not have written its id yet.
+                holder = file.read().strip() or "unknown"
+                problem = f"is in use by another run (process {holder})"
+                remedy = "wait for it, stop it, or choose another --out_dir"
+                raise ValueError(f"{self.path.parent} {problem}; {remedy}") from None
+            # The run before may have deleted the file after we opened it: then our lock is on a file without a name,
+            # and the next process would lock a new one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                     return file
@@ -78,8 +88,9 @@ class RunLock:
         if (self.path.parent / "log.txt").exists():
             return
         self.path.unlink()
-        for folder in self.new_folders:  # the innermost first
-            with contextlib.suppress(OSError):  # somebody else's files lie there
+        for folder in self.new_folders:
+            # Somebody else may have put files there: then rmdir fails, as it should.
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
@@ -92,7 +103,8 @@ def check_out_dir(out_dir: str):
 
 def checkpoints(out_dir: str | Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return [p for p in by_step(out_dir) if (p / "trainer.pt").is_file()]
+    # Without trainer.pt a folder can be sampled from, but not resumed: a user may have deleted it to save space.
+    return [folder for folder in by_step(out_dir) if (folder / "trainer.pt").is_file()]
 
 
 def starting_point(out_dir: str, init_from: str, eval_only=False) -> Path | None:
@@ -101,20 +113,23 @@ def starting_point(out_dir: str, init_from: str, eval_only=False) -> Path | None
     Raises ValueError when out_dir already holds a run that is not to be resumed, or none that can be.
     """
     check_out_dir(out_dir)
+    is_name = init_from not in ("scratch", "resume")
+    if is_name and not Path(init_from).exists():
+        # "Resume" would else be looked for on the hub. A name that is close to neither may be there.
+        suggestion = nearest(init_from.lower(), ("scratch", "resume"))
+        if suggestion:
+            raise ValueError(f"init_from={init_from!r} is no folder{suggestion}")
     existing = checkpoints(out_dir)
-    suggestion = nearest(init_from.lower(), ("scratch", "resume"))
-    if init_from not in ("scratch", "resume") and suggestion and not Path(init_from).exists():
-        raise ValueError(f"init_from={init_from!r} is no folder{suggestion}")
     if init_from == "resume":
         if not existing:
             raise ValueError(f"{out_dir} has no checkpoint to resume; start with --init_from=scratch")
         return existing[-1]
     if existing and not eval_only:
-        raise ValueError(
-            f"{out_dir} already holds a run, up to {existing[-1].name}; continue it with --init_from=resume, "
-            "or choose another --out_dir"
-        )
-    return None if init_from == "scratch" else Path(init_from)
+        remedy = "continue it with --init_from=resume, or choose another --out_dir"
+        raise ValueError(f"{out_dir} already holds a run, up to {existing[-1].name}; {remedy}")
+    if init_from == "scratch":
+        return None
+    return Path(init_from)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -126,50 +141,56 @@ def load_trainer_state(folder: Path, mmap=False) -> dict:
 
     mmap: leave the tensors in the file, for a look at the rest.
     """
+    path = folder / "trainer.pt"
     try:
-        state = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True, mmap=mmap)
-        for key, kind in STATE_TYPES.items():
-            if not isinstance(state[key], kind):
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        for key, expected in STATE_TYPES.items():
+            if not isinstance(state[key], expected):
                 raise TypeError(f"{key} is {type(state[key]).__name__}")
         return state
     except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{folder}/trainer.pt is damaged or was cut ({reason}); delete {folder} to continue from the one before"
-        ) from None
+        remedy = f"delete {folder} to continue from the one before"
+        raise ValueError(f"{path} is damaged or was cut ({reason}); {remedy}") from None
 
 
 def stored_knobs(config: dict) -> dict:
     """With init_from="resume" the knobs of out_dir's newest checkpoint, else {}: what `configure` starts from."""
-    if config["init_from"] != "resume" or not checkpoints(config["out_dir"]):
+    if config["init_from"] != "resume":
         return {}
-    return load_trainer_state(checkpoints(config["out_dir"])[-1], mmap=True)["config"]
+    existing = checkpoints(config["out_dir"])
+    # `starting_point` says that there is nothing to resume.
+    if not existing:
+        return {}
+    return load_trainer_state(existing[-1], mmap=True)["config"]
 
 
 def restore(folder: Path, state: dict, config: dict, optimizers, projections=None, teachers=()):
     """Put a run's state back into optimisers and projections.
 
     projections: one for each of `teachers`, by name in their order, between the student's width and theirs.
-    Raises ValueError naming what may not change on the way.
+    Raises ValueError naming what may not change when a run is resumed.
     """
     old = state["config"]
-    for key in ("freeze", "init_layers", "optimizer"):
+    for key in FIXED_KNOBS:
         if key in old and old[key] != config[key]:
-            raise ValueError(
-                f"{key}={config[key]!r}, but {folder} has {key}={old[key]!r}; a resumed run keeps it, or start anew "
-                f"from its model: --init_from={folder}"
-            )
-    if projections is not None and len(list(projections.parameters())):
+            problem = f"{key}={config[key]!r}, but {folder} has {key}={old[key]!r}"
+            remedy = f"a resumed run keeps it, or start anew from its model: --init_from={folder}"
+            raise ValueError(f"{problem}; {remedy}")
+    has_projections = projections is not None and len(list(projections.parameters())) > 0
+    if has_projections:
         check_teacher_order(folder, old.get("teacher", ""), teachers)
     try:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             load_optimizer_state(optimizer, optimizer_state)
         if projections is not None:
             projections.load_state_dict(state["projections"])
+    # What torch raises depends on where the two differ: in number, in names or in shapes.
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
+        same = "the script, optimizer, freeze, teacher, weight_cos and weight_mse it was trained with"
         raise ValueError(
-            f"{folder}/trainer.pt is of other optimisers or teachers; resume with the script, optimizer, freeze, "
-            "teacher, weight_cos and weight_mse it was trained with, or start anew from it: --init_from=" + str(folder)
+            f"{folder}/trainer.pt is of other optimisers or teachers; resume with {same}, or start anew from it: "
+            f"--init_from={folder}"
         ) from None
 
 
@@ -178,12 +199,15 @@ def check_teacher_order(folder: Path, old_teachers: str, teachers):
 
     A teacher under a name that the run did not have (its folder was moved) is taken for the one that it replaces.
     """
-    old_names = [str(Path(name.strip()).resolve()) for name in old_teachers.split(",") if name.strip()]
+    # resolved: out/teacher and ./out/teacher are the same
+    old_paths = [Path(name.strip()).resolve() for name in old_teachers.split(",") if name.strip()]
     for place, name in enumerate(teachers):
-        resolved = str(Path(name).resolve())
-        if resolved in old_names and old_names[place : place + 1] != [resolved]:
+        path = Path(name).resolve()
+        has_its_place = path in old_paths[place : place + 1]
+        if path in old_paths and not has_its_place:
+            given = ",".join(teachers)
             raise ValueError(
-                f"teacher={','.join(teachers)!r}, but {folder} has projections to {old_teachers!r}, in that order; "
+                f"teacher={given!r}, but {folder} has projections to {old_teachers!r}, in that order; "
                 "leave teacher out when resuming, or keep the order"
             )
 
@@ -191,20 +215,22 @@ def check_teacher_order(folder: Path, old_teachers: str, teachers):
 def changes(state: dict, config: dict, world: int) -> str:
     """What a resumed run does differently from here on: "| learning_rate 0.001 -> 0.0005 | ranks 1 -> 2", or ""."""
     old = state["config"]
-    parts = []
+    changed = []
     for key, value in config.items():
-        if key in old and old[key] != value and key not in UNSAID:
-            parts.append(f"| {key} {old[key]!r} -> {value!r}")
+        if key in old and old[key] != value and key not in UNREPORTED:
+            changed.append(f"| {key} {old[key]!r} -> {value!r}")
     if state.get("world", world) != world:
-        parts.append(f"| ranks {state['world']} -> {world}")
-    return " ".join(parts)
+        changed.append(f"| ranks {state['world']} -> {world}")
+    return " ".join(changed)
 
 
 def best_so_far(state: dict, config: dict) -> tuple[float, int]:
     """(lowest validation loss, its step) of a resumed run; (inf, -1) where the loss is measured otherwise now."""
     old = state["config"]
-    comparable = all(old.get(key) == config[key] for key in BEST_DEPENDS_ON)
-    return tuple(state["best"]) if "best" in state and comparable else (float("inf"), -1)
+    is_comparable = all(old.get(key) == config[key] for key in BEST_DEPENDS_ON)
+    if "best" in state and is_comparable:
+        return tuple(state["best"])
+    return (math.inf, -1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -218,30 +244,46 @@ def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0, keep_best=Fa
     keep_best: that of the lowest validation loss, state["best"], stays as well.
     """
     final = Path(out_dir) / f"step_{state['step']:06d}"
-    aside = final.with_name(f".{final.name}.writing")
-    for left in Path(out_dir).glob(".step_*"):  # of a run killed while it wrote or deleted
-        shutil.rmtree(left, ignore_errors=True)
+    unfinished = final.with_name(f".{final.name}.writing")
+    # A run that was killed while it wrote or deleted leaves a hidden folder.
+    for leftover in Path(out_dir).glob(".step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
-        save_pretrained(model, aside, tokenizer)
-        torch.save(state, aside / "trainer.pt")
-        for path in [*aside.iterdir(), aside]:
+        save_pretrained(model, unfinished, tokenizer)
+        torch.save(state, unfinished / "trainer.pt")
+        # Bytes and names must be on the disk before the folder has its name, should the power fail.
+        for path in [*unfinished.iterdir(), unfinished]:
             flush(path)
-        if final.exists():  # a checkpoint that could not be resumed, say
+        # There is one already where it could not be resumed, say, and the run started from the one before.
+        if final.exists():
             remove(final)
-        aside.rename(final)
+        unfinished.rename(final)
         flush(final.parent)
-    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
+    # This is how torch and safetensors report a full disk.
+    except (RuntimeError, safetensors.SafetensorError) as error:
         reason = str(error).splitlines()[0]
         free = shutil.disk_usage(out_dir).free
-        raise OSError(f"cannot write {final}, with {free:,} bytes free ({reason}); older ones are complete") from None
+        problem = f"cannot write {final}, with {free:,} bytes free ({reason})"
+        raise OSError(f"{problem}; older ones are complete") from None
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    best = Path(out_dir) / f"step_{state['best'][1]:06d}"
-    for old in checkpoints(out_dir)[:-keep] if keep else []:
-        if not (keep_best and old == best):
-            remove(old)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if keep:
+        remove_old(out_dir, state, keep, keep_best)
+
+
+def remove_old(out_dir, state: dict, keep: int, keep_best: bool):
+    """Delete all checkpoints but the newest `keep` and, with keep_best, that of the lowest validation loss."""
+    _, best_step = state["best"]
+    best = Path(out_dir) / f"step_{best_step:06d}"
+    for old in checkpoints(out_dir)[:-keep]:
+        if keep_best and old == best:
+            continue
+        remove(old)
 
 
 def remove(folder: Path):
-    """Delete a checkpoint; a kill on the way leaves no `step_` folder that is half there."""
-    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.removing")))
+    """Delete a checkpoint."""
+    # Renamed first: a kill half-way through would leave a `step_` folder that looks complete and is not.
+    hidden = folder.with_name(f".{folder.name}.removing")
+    folder.rename(hidden)
+    shutil.rmtree(hidden)

@@ -1,8 +1,11 @@
 """Token streams: raw ids on disk, and batches that are a pure function of (seed, step).
 
-A data set is a folder of train.bin and val.bin, or shards train_000.bin, … (documents one after the other, each ended
-by the tokenizer's end-of-text id, in uint16 or, beyond 65,536 ids, uint32), perhaps val_<domain>.bin, and meta.json
-(tokenizer, hash, vocab_size, eot, files, counts, source).
+A data set is a folder with
+
+train.bin or train_000.bin, …   the documents one after the other, each ended by the tokenizer's end-of-text id;
+                                ids in uint16 or, beyond 65,536 ids, uint32
+val.bin, val_<domain>.bin       held-out text, of all domains and perhaps of each
+meta.json                       tokenizer, hash, vocab_size, eot, files, counts, source
 """
 
 import math
@@ -16,8 +19,17 @@ from torch.nn import functional as F
 from common.files import read_json
 from configurator import made_by, nearest
 
-MAGIC, HEADER = 20240520, 1024  # the first int32 of a file with a header, and its bytes
+# The public pretokenised sets (those of llm.c and modded-nanogpt) have a header, which begins with this int32.
+MAGIC = 20240520
+HEADER = 1024  # its bytes
+# Ids that are searched for ends of documents at a time: the stream may be larger than memory.
+SCAN = 1 << 24
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
+COUNTS = ("_tokens", "_bytes", "_documents")  # what the keys of counts end with, behind the name of a split
+
+
+# ---------------------------------------------------------------------------------------------
+# meta.json
 
 
 def read_meta(folder: str | Path) -> dict:
@@ -26,32 +38,54 @@ def read_meta(folder: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(no_data_set(Path(folder)))
     meta = read_json(path)
-    if missing := [k for k in TOKENIZER_KEYS if k not in meta]:
+    missing = [key for key in TOKENIZER_KEYS if key not in meta]
+    if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; prepare the data again")
-    numbers = {k: meta[k] for k in ("vocab_size", "eot", "bos") if k in meta}
-    numbers |= {k: v for k, v in meta.items() if k.endswith(("_tokens", "_bytes", "_documents"))}
-    for key, value in numbers.items():
-        if not isinstance(value, int) or value < 0 or (key in ("eot", "bos") and value >= numbers["vocab_size"]):
-            raise ValueError(f"{path}: {key}={value!r} is not a number that it can be; prepare the data again")
-    if not 0 < meta["vocab_size"] <= 1 << 24 or meta.get("dtype", "uint16") not in ("uint16", "uint32"):
-        raise ValueError(f"{path}: vocab_size={meta['vocab_size']} or dtype is none; prepare the data again")
+    check_meta(path, meta)
     return meta
 
 
+def check_meta(path: Path, meta: dict):
+    """ValueError for a number or dtype of meta.json that is out of range."""
+    # The file may come from somebody else, and an embedding is made as large as it says.
+    check_number(path, meta, "vocab_size", low=1, high=1 << 24)
+    for key in ("eot", "bos"):
+        if key in meta:
+            check_number(path, meta, key, low=0, high=meta["vocab_size"] - 1)
+    for key in meta:
+        if key.endswith(COUNTS):
+            check_number(path, meta, key, low=0, high=math.inf)
+    dtype = meta.get("dtype", "uint16")
+    if dtype not in ("uint16", "uint32"):
+        raise ValueError(f"{path}: dtype={dtype!r} is not one of uint16, uint32; prepare the data again")
+
+
+def check_number(path: Path, meta: dict, key: str, low: int, high: float):
+    number = meta[key]
+    if not isinstance(number, int) or not low <= number <= high:
+        raise ValueError(f"{path}: {key}={number!r} is out of range; prepare the data again")
+
+
 def no_data_set(folder: Path) -> str:
-    """What to tell about a folder without meta.json: the data set that was meant, or the command that makes it."""
-    what = "has no meta.json" if folder.is_dir() else "is not there"
-    elsewhere = Path("data") / folder
-    if (elsewhere / "meta.json").is_file():
-        return f"data set {folder} {what}; did you mean {str(elsewhere)!r}?"
-    beside = [str(path.parent) for path in folder.parent.glob("*/meta.json")]
-    suggestion = "" if folder.is_dir() else nearest(str(folder), beside)
+    """The message for a folder without meta.json: the data set that was meant, or the command that makes it."""
+    problem = f"data set {folder} has no meta.json"
+    suggestion = ""
+    if not folder.is_dir():
+        problem = f"data set {folder} is not there"
+        # A misspelt name is close to that of a data set in the same place.
+        neighbours = [str(meta.parent) for meta in folder.parent.glob("*/meta.json")]
+        suggestion = nearest(str(folder), neighbours)
+    # "stdlib" for "data/stdlib"
+    in_data = Path("data") / folder
+    if (in_data / "meta.json").is_file():
+        suggestion = f"; did you mean {str(in_data)!r}?"
     if suggestion:
-        return f"data set {folder} {what}{suggestion}"
-    general = (
-        f"python prepare_data.py --source=<file, folder or name> --tokenizer=<bytes, bpe or gpt2> --out_dir={folder}"
-    )
-    return f"data set {folder} {what}; first run: {made_by(folder) or general}"
+        return problem + suggestion
+    command = made_by(folder)
+    if not command:
+        placeholders = "--source=<file, folder or name> --tokenizer=<bytes, bpe or gpt2>"
+        command = f"python prepare_data.py {placeholders} --out_dir={folder}"
+    return f"{problem}; first run: {command}"
 
 
 def tokenizer_meta(tokenizer) -> dict:
@@ -66,8 +100,15 @@ def tokenizer_meta(tokenizer) -> dict:
         "eot": tokenizer.eot,
         "bos": tokenizer.bos,
     }
+    # Only the loops set it, once they have seen the training data.
     start = getattr(tokenizer, "start", None)
-    return meta | {"start": start} if start else meta
+    if start:
+        meta["start"] = start
+    return meta
+
+
+# ---------------------------------------------------------------------------------------------
+# files of ids
 
 
 class Tokens:
@@ -78,7 +119,9 @@ class Tokens:
     """
 
     def __init__(self, paths: list[Path], dtype: str):
-        self.maps = [self.open(path, np.dtype(dtype).newbyteorder("<")) for path in paths]
+        little_endian = np.dtype(dtype).newbyteorder("<")
+        self.maps = [self.open(path, little_endian) for path in paths]
+        # where each file ends in the stream
         self.ends = np.cumsum([len(ids) for ids in self.maps])
 
     @staticmethod
@@ -86,138 +129,267 @@ class Tokens:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; run prepare_data.py with --out_dir={path.parent} again")
         size = path.stat().st_size
-        header = np.fromfile(path, "<i4", 3)
-        if len(header) == 3 and header[0] == MAGIC:
-            n_ids = int(header[2])  # twice as many bytes may be beyond an int32
-            if header[1] != 1 or size != HEADER + 2 * n_ids or n_ids < 0:
-                raise ValueError(f"{path}: {size} bytes, but its header says {n_ids} ids; it was cut, fetch it again")
-            return np.memmap(path, "<u2", mode="r", offset=HEADER) if n_ids else np.empty(0, "<u2")
-        if size % dtype.itemsize:
-            raise ValueError(
-                f"{path}: {size} bytes is no multiple of {dtype.itemsize}, the bytes of an id; prepare it again"
-            )
-        return np.memmap(path, dtype, mode="r") if size else np.empty(0, dtype)
+        first_numbers = np.fromfile(path, "<i4", 3)
+        offset = 0
+        if len(first_numbers) == 3 and first_numbers[0] == MAGIC:
+            # a Python int: the bytes of 2**30 ids are more than an int32 holds
+            n_ids = int(first_numbers[2])
+            if first_numbers[1] != 1 or size != HEADER + 2 * n_ids or n_ids < 0:
+                header_says = f"its header says {n_ids} ids"
+                raise ValueError(f"{path}: {size} bytes, but {header_says}; it was cut, fetch it again")
+            dtype = np.dtype("<u2")
+            offset = HEADER
+        elif size % dtype.itemsize:
+            id_bytes = f"{dtype.itemsize}, the bytes of an id"
+            raise ValueError(f"{path}: {size} bytes is no multiple of {id_bytes}; prepare it again")
+        # mmap refuses an empty range, but an empty shard is a valid one.
+        if size == offset:
+            return np.empty(0, dtype)
+        return np.memmap(path, dtype, mode="r", offset=offset)
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        if not self.maps:
+            return 0
+        return int(self.ends[-1])
 
     def take(self, start: int, n: int) -> np.ndarray:
         """Ids start … start + n - 1, whichever files they lie in."""
-        parts, file = [], int(np.searchsorted(self.ends, start, side="right"))
+        pieces = []
+        # side="right": a file that ends at `start` does not hold it, and an empty file holds nothing.
+        file = int(np.searchsorted(self.ends, start, side="right"))
         while n > 0:
-            first = start - (int(self.ends[file - 1]) if file else 0)
-            parts.append(self.maps[file][first : first + n])
-            start, n, file = start + len(parts[-1]), n - len(parts[-1]), file + 1
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            ids = self.maps[file]
+            file_start = int(self.ends[file]) - len(ids)
+            position = start - file_start
+            piece = ids[position : position + n]
+            pieces.append(piece)
+            start += len(piece)
+            n -= len(piece)
+            file += 1
+        # Nearly always one piece: a view of the mapped file, which copies nothing.
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces)
 
     def documents(self, eot: int) -> tuple[np.ndarray, np.ndarray]:
         """(start, length) of each document of two ids or more, its end-of-text id included."""
-        ends, offset = [], 0
+        ends = []
+        file_start = 0
         for ids in self.maps:
-            for first in range(0, len(ids), 1 << 24):  # a part at a time: the stream may be larger than memory
-                ends.append(np.flatnonzero(ids[first : first + (1 << 24)] == eot) + (offset + first + 1))
-            offset += len(ids)
-        ends = np.unique(np.concatenate([*ends, [len(self)]]))  # the last document may lack its end
+            for first in range(0, len(ids), SCAN):
+                eot_places = np.flatnonzero(ids[first : first + SCAN] == eot)
+                ends.append(eot_places + (file_start + first + 1))
+            file_start += len(ids)
+        # The last document may lack its end-of-text id, if the stream was cut from a longer one.
+        ends.append([len(self)])
+        ends = np.unique(np.concatenate(ends))
         starts = np.concatenate([[0], ends[:-1]])
-        kept = ends - starts >= 2
-        return starts[kept], (ends - starts)[kept]
+        lengths = ends - starts
+        # A row needs an input and a target.
+        has_target = lengths >= 2
+        return starts[has_target], lengths[has_target]
+
+
+# ---------------------------------------------------------------------------------------------
+# rows and batches
 
 
 class TokenData:
     """Rows of T + 1 tokens from one split, in an endless order fixed by the seed.
 
-    packing="constant": epoch e draws one offset in 0 … T - 1 (random_offset=False: 0) and one permutation of the
-    T-token chunks behind it, so each token is seen once an epoch (but for less than 2T at the ends).
-    packing="documents": epoch e draws a permutation of the documents, of which each makes a row, cut after T + 1
-    tokens or filled up with eot; what is filled up has no target, by length, so that the document's own eot has one.
-    `share_used` is the share of the split's tokens that the rows of an epoch hold, and `packing_note` says it.
-    A step takes the next batch_size * grad_accum_steps * world rows of that order, whatever number of ranks shares
-    them: nothing is kept between steps, and resuming needs only the step.
+    packing="constant" cuts the stream into chunks of T = block_size tokens. Each epoch draws an offset in 0 … T - 1
+    at which the first chunk begins (random_offset=False: 0), and a permutation of the chunks: their order. So each
+    token is an input once an epoch, but for less than 2T at the ends. 17 tokens, T = 4, seed 4:
+
+        token     0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15 16
+        epoch 0        [ chunk 0 ] [ chunk 1 ] [ chunk 2 ]            offset 2, order 2 0 1
+        epoch 1     [ chunk 0 ] [ chunk 1 ] [ chunk 2 ]               offset 1, order 1 2 0
+
+        row 0, chunk 2 of epoch 0:  x = 10 11 12 13   y = 11 12 13 14
+        row 1, chunk 0 of epoch 0:  x =  2  3  4  5   y =  3  4  5  6
+        row 3, chunk 1 of epoch 1:  x =  5  6  7  8   y =  6  7  8  9
+
+    packing="documents" makes a row of each document: cut after T + 1 tokens, or padded with eot, where y is -1 (no
+    target). Each epoch draws a permutation of the documents. T = 4, a document of 3 tokens with its eot:
+
+        x = 40 41 eot eot   y = 41 eot -1 -1
+
+    A step takes the next batch_size * grad_accum_steps * world rows of that order, however many ranks share them.
+    Nothing is kept between steps, so that resuming needs only the step.
     """
 
     def __init__(
-        self, folder, split, block_size, seed, batch_size, grad_accum_steps=1, rank=0, world=1, packing="constant",
+        self,
+        folder: str | Path,
+        split: str,  # "train", "val" or "val_<domain>"
+        block_size: int,
+        seed: int,
+        batch_size: int,  # rows per micro-step and rank
+        grad_accum_steps=1,
+        rank=0,
+        world=1,  # ranks
+        packing="constant",  # or "documents"
         random_offset=True,
-    ):  # fmt: skip
-        self.folder, self.split, self.T, self.seed = Path(folder), split, block_size, seed
-        self.batch_size, self.accum, self.rank, self.world = batch_size, grad_accum_steps, rank, world
-        self.meta = read_meta(folder)
-        self.vocab_size, self.packing = self.meta["vocab_size"], packing
-        # those whose held-out text makes a row: val_<domain> is a split as well
-        self.domains = [d for d in self.meta.get("domains", {}) if self.meta.get(f"val_{d}_tokens", 0) > block_size]
-        if not (self.meta.get(f"{split}_tokens") and self.meta.get(f"{split}_bytes")):
-            raise ValueError(f"{folder}/meta.json lacks {split}_tokens or {split}_bytes; prepare the data again")
-        files = self.meta.get(f"{split}_files", [f"{split}.bin"])
-        self.tokens = Tokens([self.folder / name for name in files], self.meta.get("dtype", "uint16"))
-        n = len(self.tokens)
-        if f"{split}_files" in self.meta and n != self.meta[f"{split}_tokens"]:
-            said = self.meta[f"{split}_tokens"]
-            raise ValueError(
-                f"{self.folder / files[0]}: {n} tokens, but meta.json says {said}; it was cut, prepare it again"
-            )
-        if n < (block_size + 1 if packing == "constant" else 2):
-            raise ValueError(
-                f"{self.folder / files[0]}: {n} tokens, but one row needs block_size + 1 = {block_size + 1}; lower it"
-            )
-        if packing == "documents":
-            self.starts, self.lengths = self.tokens.documents(self.meta["eot"])
-            self.n_rows, self.n_offsets = len(self.starts), 1
-        elif packing == "constant":
-            self.n_rows = max(1, (n - block_size) // block_size)  # rows an epoch, the same for every offset
-            self.n_offsets = min(block_size, n - self.n_rows * block_size) if random_offset else 1
-        else:
+    ):
+        if packing not in ("constant", "documents"):
             raise ValueError(f"packing={packing!r} is not one of constant, documents")
-        self.epoch, self.order, self.offset = -1, None, 0
-        self.first_step, self.first_row = 0, 0
+        self.folder = Path(folder)
+        self.split = split
+        self.T = block_size
+        self.seed = seed
+        self.batch_size = batch_size
+        self.grad_accum_steps = grad_accum_steps
+        self.rank = rank
+        self.world = world
+        self.packing = packing
+        self.meta = read_meta(folder)
+        self.vocab_size = self.meta["vocab_size"]
+        self.tokens = self.open_split()
+        if packing == "documents":
+            self.document_starts, self.document_lengths = self.tokens.documents(self.meta["eot"])
+        self.n_rows, self.n_offsets = self.count_rows(random_offset)
+        # The epoch that was drawn last, which is nearly always the one that the next row is of.
+        self.epoch = -1
+        self.offset = 0
+        self.order = None  # (n_rows,): the chunk or document of each row of the epoch
+        # Step first_step begins with row first_row of the endless order; see continue_at.
+        self.first_step = 0
+        self.first_row = 0
+
+    def open_split(self) -> Tokens:
+        """The split's ids. ValueError if meta.json says otherwise, or if they are too few for a row."""
+        n_tokens = self.meta.get(f"{self.split}_tokens")
+        if not n_tokens or not self.meta.get(f"{self.split}_bytes"):
+            lacking = f"{self.split}_tokens or {self.split}_bytes"
+            raise ValueError(f"{self.folder}/meta.json lacks {lacking}; prepare the data again")
+        files = self.meta.get(f"{self.split}_files", [f"{self.split}.bin"])
+        paths = [self.folder / name for name in files]
+        tokens = Tokens(paths, self.meta.get("dtype", "uint16"))
+        found = f"{paths[0]}: {len(tokens)} tokens"
+        # A file that was cut behind a whole id looks like a shorter one: only the count of prepare_data.py, which also
+        # lists the files, tells them apart.
+        if f"{self.split}_files" in self.meta and len(tokens) != n_tokens:
+            raise ValueError(f"{found}, but meta.json says {n_tokens}; it was cut, prepare it again")
+        # A document may be shorter than a row, but not than an input and a target.
+        fewest = 2
+        if self.packing == "constant":
+            fewest = self.T + 1
+        if len(tokens) < fewest:
+            raise ValueError(f"{found}, but one row needs block_size + 1 = {self.T + 1}; lower it")
+        return tokens
+
+    def count_rows(self, random_offset: bool) -> tuple[int, int]:
+        """(rows of an epoch, offsets that its first chunk may have)."""
+        if self.packing == "documents":
+            return len(self.document_starts), 1
+        # As many rows as fit behind the largest offset, T - 1, with one token more for the last target: all epochs are
+        # equally long. A stream too short for any has one row, and the offsets that leave room for it.
+        n_tokens = len(self.tokens)
+        n_rows = max(1, (n_tokens - self.T) // self.T)
+        n_offsets = min(self.T, n_tokens - n_rows * self.T)
+        return n_rows, n_offsets if random_offset else 1
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains whose held-out text, the split val_<domain>, makes at least one row."""
+        names = self.meta.get("domains", {})
+        return [name for name in names if self.meta.get(f"val_{name}_tokens", 0) > self.T]
 
     def ids(self, start: int, n: int) -> np.ndarray:
         """Ids start … start + n - 1 of the split. ValueError for one beyond the vocabulary."""
         ids = self.tokens.take(start, n)
+        # An embedding would answer with an index error, or on CUDA with an assertion that names neither file nor id.
         if ids.max() >= self.vocab_size:
-            at = start + int(np.argmax(ids >= self.vocab_size))
+            place = start + int(np.argmax(ids >= self.vocab_size))
             raise ValueError(
-                f"{self.folder}, {self.split}: id {ids.max()} at token {at}, but meta.json says vocab_size="
-                f"{self.vocab_size}; a file is damaged or of another tokenizer, prepare it again"
+                f"{self.folder}, {self.split}: id {ids.max()} at token {place}, but meta.json says "
+                f"vocab_size={self.vocab_size}; a file is damaged or of another tokenizer, prepare it again"
             )
         return ids
 
+    def draw_epoch(self, epoch: int):
+        """Draw the offset and the order of an epoch.
+
+        Seeded by the epoch, not drawn on from the epoch before: any row is found without those in front of it. A new
+        offset shows the model other contexts for the same tokens, and the same token at other positions.
+        """
+        if epoch == self.epoch:
+            return
+        rng = np.random.default_rng((self.seed, epoch))
+        self.offset = int(rng.integers(self.n_offsets))
+        self.order = rng.permutation(self.n_rows)
+        self.epoch = epoch
+
+    def row_span(self, row: int) -> tuple[int, int]:
+        """(start, length) in the stream of row `row` of the endless order."""
+        epoch, place = divmod(row, self.n_rows)
+        self.draw_epoch(epoch)
+        chosen = int(self.order[place])
+        if self.packing == "documents":
+            document_length = int(self.document_lengths[chosen])
+            return int(self.document_starts[chosen]), min(document_length, self.T + 1)
+        return self.offset + chosen * self.T, self.T + 1
+
     def rows(self, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead or -1."""
-        rows, lengths = np.full((n, self.T + 1), self.meta["eot"], dtype=np.int64), np.full(n, self.T + 1)
-        for i, row in enumerate(range(first, first + n)):
-            epoch, place = divmod(row, self.n_rows)
-            if epoch != self.epoch:
-                rng = np.random.default_rng((self.seed, epoch))
-                self.epoch, self.offset = epoch, int(rng.integers(self.n_offsets))
-                self.order = rng.permutation(self.n_rows)
-            chosen = int(self.order[place])
-            start = self.offset + chosen * self.T
-            if self.packing == "documents":
-                start, lengths[i] = int(self.starts[chosen]), min(int(self.lengths[chosen]), self.T + 1)
-            rows[i, : lengths[i]] = self.ids(start, int(lengths[i]))
-        y = rows[:, 1:].copy()
-        y[np.arange(1, self.T + 1) >= lengths[:, None]] = -1
-        return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(y)
+        """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead of x or -1."""
+        # What no document fills stays eot: the model needs some id there, and is scored on none.
+        ids = np.full((n, self.T + 1), self.meta["eot"], dtype=np.int64)
+        lengths = np.empty(n, dtype=np.int64)
+        for i in range(n):
+            start, length = self.row_span(first + i)
+            ids[i, :length] = self.ids(start, length)
+            lengths[i] = length
+        # copies: torch wants x and y contiguous, and y is written to
+        x = ids[:, :-1].copy()
+        y = ids[:, 1:].copy()
+        # By length, not where the id is eot: the eot that ends a document is a target.
+        is_padding = np.arange(1, self.T + 1) >= lengths[:, None]  # (n, T)
+        y[is_padding] = -1
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, y (batch_size, T) of this rank in a micro-step of a step."""
+        micro_steps_done = (step - self.first_step) * self.grad_accum_steps + micro_step
+        # The ranks stand side by side within a micro-step: a step holds the same rows however they are divided.
+        batches_before = micro_steps_done * self.world + self.rank
+        return self.rows(self.first_row + batches_before * self.batch_size, self.batch_size)
+
+    def eval_batches(self, eval_rows: int):
+        """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
+
+        With one seed a fixed random subset. The rows that fill up the last batch have y = -1.
+        """
+        n = min(eval_rows or self.n_rows, self.n_rows)
+        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
+            n_real = min(self.batch_size, n - first)
+            x, y = self.rows(first, n_real)
+            # One shape: torch.compile would compile another time for a smaller last batch.
+            padding = (0, 0, 0, self.batch_size - n_real)
+            yield F.pad(x, padding), F.pad(y, padding, value=-1)
 
     def continue_at(self, step: int, row: int):
         """From here on step `step` begins with row `row` of the endless order.
 
-        Of a run resumed with as many rows a step as before that is where it begins anyway; of one with more or fewer,
-        no row is repeated and none left out.
+        A run resumed with as many rows a step as before would begin there anyway. One with more or fewer repeats no
+        row and leaves none out.
         """
-        self.first_step, self.first_row = step, row
+        self.first_step = step
+        self.first_row = row
 
     def steps(self, epochs: float) -> int:
-        """The steps at whose end `epochs` passes over the rows are done."""
-        rows_per_step = self.batch_size * self.accum * self.world
-        rows_ahead = self.first_row - self.first_step * rows_per_step  # of where this size of step would be
+        """The number of steps after which `epochs` passes over the rows are done."""
+        rows_per_step = self.batch_size * self.grad_accum_steps * self.world
+        # A resumed run may have taken more rows, or fewer, than as many steps of this size would have.
+        rows_ahead = self.first_row - self.first_step * rows_per_step
         return math.ceil((epochs * self.n_rows - rows_ahead) / rows_per_step)
 
     def start(self) -> list[int]:
         """What a text begins with in the rows: end-of-text, or where no text follows one, the first id of the split."""
-        eot = self.meta["eot"]
-        follows_another = self.packing == "constant" and self.meta.get(f"{self.split}_documents", 0) > 1
-        return [eot] if follows_another else self.tokens.take(0, 1).tolist()
+        # With packing="documents" the eot is only ever the end of a row.
+        texts_follow_eot = self.packing == "constant" and self.meta.get(f"{self.split}_documents", 0) > 1
+        if texts_follow_eot:
+            return [self.meta["eot"]]
+        return self.tokens.take(0, 1).tolist()
 
     @property
     def share_used(self) -> float:
@@ -227,11 +399,11 @@ class TokenData:
     def tokens_used(self) -> int:
         if self.packing == "constant":
             return len(self.tokens)
-        return int(np.minimum(self.lengths, self.T + 1).sum())
+        return int(np.minimum(self.document_lengths, self.T + 1).sum())
 
     @property
     def packing_note(self) -> str:
-        """What to tell a user whose rows leave out a part of the split; "" where they leave out nothing to speak of."""
+        """What to tell a user whose rows leave out a part of the split; "" where that is under 0.5 %."""
         if self.share_used > 0.995:
             return ""
         return (
@@ -241,44 +413,32 @@ class TokenData:
         )
 
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """A loss that compares across tokenizers, by the UTF-8 bytes of the text that a target stands for on average.
+        """A loss that compares across tokenizers: per UTF-8 byte of the text that the targets stand for.
 
-        packing="constant": the average over the whole split. packing="documents": over the targets of all rows, as
-        the beginnings of documents may be unlike the rest; NaN where none of them stands for text.
+        packing="constant": with the tokens per byte of the whole split. packing="documents": with those of the targets
+        of all rows, as the beginnings of documents may be unlike the rest; NaN where no target stands for text.
         """
         if self.packing == "constant":
-            n_targets, n_bytes = self.meta[f"{self.split}_tokens"], self.meta[f"{self.split}_bytes"]
+            n_targets = self.meta[f"{self.split}_tokens"]
+            n_bytes = self.meta[f"{self.split}_bytes"]
         else:
             n_targets, n_bytes = self.targets_and_bytes
-        return nats_per_token / math.log(2) * n_targets / n_bytes if n_bytes else math.nan
+        if n_bytes == 0:
+            return math.nan
+        return nats_per_token / math.log(2) * n_targets / n_bytes
 
     @cached_property
     def targets_and_bytes(self) -> tuple[int, int]:
         """The targets of the rows of packing="documents", all of a row but its first token, and their UTF-8 bytes."""
-        from common.tokenizer import load_tokenizer  # here, as that module reads meta.json through this one
+        # imported here, as that module reads meta.json through this one
+        from common.tokenizer import load_tokenizer
 
         byte_lengths = load_tokenizer(self.folder).byte_lengths()
-        n_targets, n_bytes = 0, 0
-        for start, length in zip(self.starts.tolist(), self.lengths.tolist()):
-            targets = self.ids(start + 1, min(length, self.T + 1) - 1)
+        n_targets = 0
+        n_bytes = 0
+        for start, length in zip(self.document_starts.tolist(), self.document_lengths.tolist()):
+            row_length = min(length, self.T + 1)
+            targets = self.ids(start + 1, row_length - 1)
             n_targets += len(targets)
             n_bytes += int(byte_lengths[targets].sum())
         return n_targets, n_bytes
-
-    def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, y (batch_size, T) of this rank in a micro-step of a step."""
-        micro_steps_done = (step - self.first_step) * self.accum + micro_step
-        first = (micro_steps_done * self.world + self.rank) * self.batch_size
-        return self.rows(self.first_row + first, self.batch_size)
-
-    def eval_batches(self, eval_rows: int):
-        """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
-
-        With one seed a fixed random subset. The rows that fill up the last batch have y = -1.
-        """
-        n = min(eval_rows or self.n_rows, self.n_rows)
-        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
-            k = min(self.batch_size, n - first)
-            x, y = self.rows(first, k)
-            padding = (0, 0, 0, self.batch_size - k)
-            yield F.pad(x, padding), F.pad(y, padding, value=-1)

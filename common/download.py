@@ -1,4 +1,4 @@
-"""Files from the network: written aside, resumed, checked, renamed; and whole repositories of a Hugging Face hub.
+"""Files from the network, resumed and checked; and whole repositories of a Hugging Face hub.
 
 A repository's files come from {HF_ENDPOINT}/{repo}/resolve/{revision}/{file}, with HF_TOKEN where it is set, and go
 to $HF_HOME/nanodistill/{repo}/{revision}/ or ~/.cache/nanodistill/… . That is not the hub library's own cache: its
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -21,7 +22,11 @@ from tqdm import tqdm
 
 from common.files import file_sha256, flush, read_json
 
-TRIES, WAIT = 5, 1.0  # failures in a row; seconds after the first of them, doubled after each
+# Failures in a row before we give up.
+TRIES = 5
+# Seconds to wait after the first of them, doubled after each.
+WAIT = 1.0
+# The forms of weights that we read, the best one first.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "meta.json")
@@ -34,40 +39,26 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "meta.json")
 def download(url: str, path: str | Path, token="", instead="") -> Path:
     """Fetch `url` to `path` unless it is there; returns the path. Another process doing the same is waited for.
 
-    Tries again on server errors, dropped connections and short reads, from where it got to. What the server states of
-    size and SHA-256 is checked. Raises FileNotFoundError for HTTP 404, else OSError, naming URL, reason and remedy;
-    instead: what else can be done, "" to fetch it by hand.
+    Server errors, dropped connections and short reads are tried again, from the last byte that came. The size and
+    SHA-256 that the server states are checked. Raises FileNotFoundError for HTTP 404, else OSError, naming URL, reason
+    and remedy; instead: what else can be done, "" to fetch it by hand.
     """
-    path, instead = Path(path), instead or f"fetch it by hand to {path}"
+    path = Path(path)
+    instead = instead or f"fetch it by hand to {path}"
     if path.is_file():
         return path
-    with alone(path):
-        failures, most = 0, 0  # failures in a row that brought no byte more
-        while not path.is_file():
-            try:
-                fetch(url, path, {"Authorization": f"Bearer {token}"} if token else {})
-            except requests.RequestException as error:
-                status = error.response.status_code if error.response is not None else 0
-                here = max((part.stat().st_size for part in parts(path)), default=0)
-                failures, most = 1 if here > most else failures + 1, max(here, most)
-                last = 1 if isinstance(error, ValueError) else 2 if is_unreachable(error) else TRIES
-                if failures >= last or (400 <= status < 500 and status not in (408, 429)):
-                    raise refusal(url, instead, status, error) from None
-                time.sleep(WAIT * 2 ** (failures - 1))
-            except (urllib3.exceptions.HTTPError, UnicodeError) as error:  # addresses that are none
-                raise OSError(
-                    f"cannot download {url} ({error!r}); expected an address like https://huggingface.co"
-                ) from None
+    headers = {}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    with locked(path):
+        # The process that held the lock before may have fetched it.
+        if not path.is_file():
+            fetch_with_retries(url, path, headers, instead)
     return path
 
 
-def parts(path: Path) -> list[Path]:
-    """What an earlier attempt left of `path`."""
-    return list(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
-
-
 @contextlib.contextmanager
-def alone(path: Path):
+def locked(path: Path):
     """One process at a time; the lock is a file beside `path`, and goes with the process that holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
@@ -75,86 +66,207 @@ def alone(path: Path):
         yield
 
 
+def fetch_with_retries(url: str, path: Path, headers: dict, instead: str):
+    failures = 0
+    most_bytes = 0
+    while not path.is_file():
+        try:
+            fetch(url, path, headers)
+        except requests.RequestException as error:
+            # Only failures in a row that bring no further byte count: a connection that drops every minute still
+            # brings a large file, one minute at a time.
+            n_bytes = bytes_so_far(path)
+            if n_bytes > most_bytes:
+                failures = 0
+                most_bytes = n_bytes
+            failures += 1
+            if failures >= tries_allowed(error):
+                raise refusal(url, instead, error) from None
+            time.sleep(WAIT * 2 ** (failures - 1))
+        except (urllib3.exceptions.HTTPError, UnicodeError) as error:
+            # requests does not wrap every error of a malformed address.
+            expected = "an address like https://huggingface.co"
+            raise OSError(f"cannot download {url} ({error!r}); expected {expected}") from None
+
+
+def tries_allowed(error: requests.RequestException) -> int:
+    """The failures in a row after which waiting longer would not help."""
+    status = http_status(error)
+    # The server has understood, and refuses; but for a timeout on its side, and for too many requests.
+    is_refused = 400 <= status < 500 and status not in (408, 429)
+    # requests' errors for malformed addresses and headers are ValueErrors too.
+    is_malformed = isinstance(error, ValueError)
+    if is_refused or is_malformed:
+        return 1
+    # Without a network nobody should wait for half a minute to be told so.
+    if is_unreachable(error):
+        return 2
+    return TRIES
+
+
+def http_status(error: requests.RequestException) -> int:
+    """The status that the server answered with, 0 for no answer."""
+    if error.response is None:
+        return 0
+    return error.response.status_code
+
+
+def is_unreachable(error) -> bool:
+    """Whether no connection came about at all: no network, no such host, nobody listening."""
+    if not error.args:
+        return False
+    reason = getattr(error.args[0], "reason", None)
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError))
+
+
+def refusal(url: str, instead: str, error: requests.RequestException) -> OSError:
+    """The error to raise for a download that failed for good."""
+    host = "/".join(url.split("/")[:3])
+    status = http_status(error)
+    if status == 404:
+        remedy = f"check the name, and the revision behind @ if any, or {instead}"
+        return FileNotFoundError(f"{url} is not there (HTTP 404); {remedy}")
+    if status in (401, 403):
+        # The hub does not tell a stranger whether a private repository exists.
+        problem = "needs a permission, or does not exist"
+        return OSError(f"{url} (HTTP {status}) {problem}; set HF_TOKEN to a token with access")
+    if status == 0 and is_unreachable(error):
+        return OSError(f"cannot reach {host} for {url}; connect to the network, or {instead}")
+    reason = type(error).__name__
+    if status:
+        reason = f"HTTP {status}"
+    if isinstance(error, ValueError):
+        return OSError(f"cannot download {url} ({reason}: {error}); check HF_ENDPOINT and HF_TOKEN")
+    remedy = f"try again to resume it, or {instead}"
+    return OSError(f"cannot download {url} ({reason}, {TRIES} tries); {remedy}")
+
+
+# ---------------------------------------------------------------------------------------------
+# one request for a file, or for what is missing of it
+
+
 def fetch(url: str, path: Path, headers: dict):
-    """One GET of what is still missing of `path`. What came is kept in {path}.{tag}.part when the connection drops.
+    """One GET of what is still missing of `path`. If the connection drops, what came stays in {path}.{version}.part.
 
-    The tag is of the file's version: bytes of two versions are never joined.
+    The name has the file's version: bytes of two versions are never joined.
     """
-    part = next(iter(parts(path)), None)
-    done = max(0, part.stat().st_size - 1) if part else 0  # the last byte again: all but it is no range
-    headers = headers | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    part = next(iter(partial_files(path)), None)
+    n_done = 0
+    if part:
+        # The last byte is asked for again. If every byte has come, the rest would be an empty range, and the answer to
+        # that, 416, is also the answer where the file has become shorter.
+        n_done = max(0, part.stat().st_size - 1)
+    # Of a compressed body neither the length nor a range would be the file's.
+    headers = headers | {"Accept-Encoding": "identity"}
+    if n_done:
+        headers["Range"] = f"bytes={n_done}-"
+
     with requests.get(url, headers=headers, stream=True, timeout=30) as response:
-        if response.status_code != 416:  # that is: the file has become shorter
-            response.raise_for_status()
-        if "text/html" in response.headers.get("Content-Type", "") and response.status_code == 200:
-            raise OSError(f"{url} is answered by a web page; log in to this network, or check HF_ENDPOINT")
-        size, sha256, tag = stated(response)
-        resumed = response.status_code == 206 and part.name == f"{path.name}.{tag}.part"
-        if part and not resumed:  # of another version, or the server starts over
-            part.unlink()
-        if response.status_code in (206, 416) and not resumed:
-            raise requests.ConnectionError("the partial file was of no use")
-        part = path.with_name(f"{path.name}.{tag}.part")
-        done = done if resumed else 0
-        write(response, part, done, size)
-    if size is not None and part.stat().st_size != size:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {size} bytes")
-    if sha256 and sha256 != file_sha256(part):
-        part.unlink()
-        raise OSError(f"{url} has not the SHA-256 that its server states ({sha256}); it was removed, try again later")
-    flush(part)
-    part.replace(path)
+        check_answer(url, response)
+        size, sha256, version = stated_by(response)
+        part_of_version = path.with_name(f"{path.name}.{version}.part")
+        is_resumed = response.status_code == 206 and part == part_of_version
+        if not is_resumed:
+            # Another version, or a server that knows no ranges and sends the file from its start.
+            if part:
+                part.unlink()
+            n_done = 0
+            if response.status_code in (206, 416):
+                raise requests.ConnectionError("the partial file is of another version")
+        write_body(response, part_of_version, n_done, size)
+    finish(url, part_of_version, path, size, sha256)
 
 
-def stated(response) -> tuple[int | None, str, str]:
-    """(size, SHA-256 or "", a tag of the version) of the whole file, as the headers on the way to it say."""
-    headers = [r.headers for r in (*response.history, response)]
-    etags = [h.get("X-Linked-Etag") or h.get("ETag", "") for h in headers]
-    etag = next((e for e in etags if e), "").removeprefix("W/").strip('"')
-    size = next((h["X-Linked-Size"] for h in headers if "X-Linked-Size" in h), None)
-    if size is None and response.status_code == 206:
-        size = response.headers.get("Content-Range", "").rpartition("/")[2]
-    elif size is None and "Content-Encoding" not in response.headers:
-        size = response.headers.get("Content-Length", "")
-    sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""
-    version = f"{etag} {size} {response.headers.get('Last-Modified')}"  # some servers state no ETag
-    tag = hashlib.sha256(version.encode()).hexdigest()[:8]
-    return int(size) if size and size.isdecimal() else None, sha256, tag
+def partial_files(path: Path) -> list[Path]:
+    """What an earlier attempt left of `path`."""
+    return list(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
-def write(response, part: Path, done: int, size: int | None):
-    """Append the body of a response to a partial file of which `done` bytes are there."""
+def bytes_so_far(path: Path) -> int:
+    return max((part.stat().st_size for part in partial_files(path)), default=0)
+
+
+def check_answer(url: str, response: requests.Response):
+    """Raise what the status says, and OSError for a web page, which no file of ours is."""
+    # 416: the file is shorter than what we have of it, as another version may be; `fetch` starts over.
+    if response.status_code != 416:
+        response.raise_for_status()
+    # Hotels and airports answer every address with their log-in page, and with status 200.
+    is_web_page = "text/html" in response.headers.get("Content-Type", "")
+    if is_web_page and response.status_code == 200:
+        remedy = "log in to this network, or check HF_ENDPOINT"
+        raise OSError(f"{url} is answered by a web page; {remedy}")
+
+
+def stated_by(response: requests.Response) -> tuple[int | None, str, str]:
+    """(size, SHA-256 or "", a short tag of the version) of the whole file, as the headers state them."""
+    # The hub redirects to a storage. The redirect states the file's own hash and size in X-Linked-*, so it comes first.
+    etag = ""
+    for answer in [*response.history, response]:
+        etag = answer.headers.get("X-Linked-Etag") or answer.headers.get("ETag", "")
+        if etag:
+            break
+    etag = etag.removeprefix("W/").strip('"')
+    # The ETag of a file in the hub's large storage is its SHA-256; that of other files may be anything.
+    sha256 = ""
+    if re.fullmatch("[0-9a-f]{64}", etag):
+        sha256 = etag
+    size_text = stated_size(response)
+    size = None
+    if size_text and size_text.isdecimal():
+        size = int(size_text)
+    # Some servers state no ETag: size and date must do.
+    version = f"{etag} {size_text} {response.headers.get('Last-Modified')}"
+    return size, sha256, hashlib.sha256(version.encode()).hexdigest()[:8]
+
+
+def stated_size(response: requests.Response) -> str | None:
+    """The size of the whole file as a header has it."""
+    for answer in [*response.history, response]:
+        if "X-Linked-Size" in answer.headers:
+            return answer.headers["X-Linked-Size"]
+    if response.status_code == 206:
+        # "bytes 100-199/200"
+        return response.headers.get("Content-Range", "").rpartition("/")[2]
+    # A server that compresses although it was asked not to states the compressed length.
+    if "Content-Encoding" in response.headers:
+        return None
+    return response.headers.get("Content-Length", "")
+
+
+def write_body(response: requests.Response, part: Path, n_done: int, size: int | None):
+    """Write the body of a response behind the first `n_done` bytes of a partial file."""
+    # no bars in log files
     quiet = not sys.stderr.isatty()
-    bar = tqdm(total=size, initial=done, unit="B", unit_scale=True, desc=part.name.split(".")[0], disable=quiet)
-    with bar, open(part, "r+b" if done else "wb") as file:
-        file.truncate(done)
-        file.seek(done)
+    name = part.name.split(".")[0]
+    mode = "wb"
+    if n_done:
+        mode = "r+b"
+    with (
+        tqdm(total=size, initial=n_done, unit="B", unit_scale=True, desc=name, disable=quiet) as bar,
+        open(part, mode) as file,
+    ):
+        file.truncate(n_done)
+        file.seek(n_done)
         for block in response.iter_content(1 << 16):
             file.write(block)
             bar.update(len(block))
 
 
-def is_unreachable(error) -> bool:
-    """Whether no connection came about at all: no network, no such host, nobody listening."""
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ProxyError))
-
-
-def refusal(url: str, instead: str, status: int, error) -> OSError:
-    host = "/".join(url.split("/")[:3])
-    if status == 404:
-        ways = f"check the name, and the revision behind @ if any, or {instead}"
-        return FileNotFoundError(f"{url} is not there (HTTP 404); {ways}")
-    if status in (401, 403):
-        return OSError(
-            f"{url} (HTTP {status}) needs a permission, or does not exist; set HF_TOKEN to a token with access"
-        )
-    if not status and is_unreachable(error):
-        return OSError(f"cannot reach {host} for {url}; connect to the network, or {instead}")
-    reason = f"HTTP {status}" if status else type(error).__name__
-    if isinstance(error, ValueError):  # requests' kinds for addresses and headers that are none
-        return OSError(f"cannot download {url} ({reason}: {error}); check HF_ENDPOINT and HF_TOKEN")
-    return OSError(f"cannot download {url} ({reason}, {TRIES} tries); try again to go on, or {instead}")
+def finish(url: str, part: Path, path: Path, size: int | None, sha256: str):
+    """Check a file that has come, and give it its name: what has the name is whole."""
+    n_bytes = part.stat().st_size
+    if size is not None and n_bytes != size:
+        # A proxy may close a connection early without an error. What came stays, and the next attempt resumes.
+        raise requests.ConnectionError(f"{n_bytes} of {size} bytes")
+    if sha256 and sha256 != file_sha256(part):
+        # To resume it would only keep the wrong bytes.
+        part.unlink()
+        problem = f"does not have the SHA-256 that its server states ({sha256})"
+        raise OSError(f"{url} {problem}; deleted, try again later")
+    # The name must not reach the disk before the bytes, should the power fail.
+    flush(part)
+    part.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -163,84 +275,129 @@ def refusal(url: str, instead: str, status: int, error) -> OSError:
 
 def is_repo(name: str) -> bool:
     """Whether `name` could be a hub repository: "gpt2", "EleutherAI/pythia-160m", "EleutherAI/pythia-160m@step1000"."""
-    part = r"(?!\.)[\w.-]*[\w-]"
-    return re.fullmatch(f"{part}(/{part})?(@{part})?", name, re.ASCII) is not None and ".." not in name
+    # Names become folders of the cache: none may be hidden, or lead out of it.
+    word = r"(?!\.)[\w.-]*[\w-]"
+    return re.fullmatch(f"{word}(/{word})?(@{word})?", name, re.ASCII) is not None and ".." not in name
 
 
 def endpoint() -> str:
-    """HF_ENDPOINT, or the hub. ValueError when it is no address."""
+    """HF_ENDPOINT, or the hub. ValueError for what is not an address."""
     address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", address):
-        raise ValueError(f"HF_ENDPOINT={address!r} is no address; expected one like https://huggingface.co")
+        expected = "one like https://huggingface.co"
+        raise ValueError(f"HF_ENDPOINT={address!r} is not an address; expected {expected}")
     return address
 
 
 def download_repo(name: str, weights=True, check=None) -> Path:
-    """The folder of a hub repository, complete; downloaded unless it was before. weights=False: its tokenizer alone.
+    """The folder of a hub repository, complete; downloaded unless it was before. weights=False: only its tokenizer.
 
     check: is given the path of config.json, to refuse a model before its weights are downloaded.
     """
     if not is_repo(name):
-        raise ValueError(f"{name!r} is not the name of a hub repository; expected one like EleutherAI/pythia-160m")
+        expected = "one like EleutherAI/pythia-160m"
+        raise ValueError(f"{name!r} is not the name of a hub repository; expected {expected}")
     repo, _, revision = name.partition("@")
+    revision = revision or "main"
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache")
-    folder = home / "nanodistill" / repo / (revision or "main")
-    base = f"{endpoint()}/{repo}/resolve/{revision or 'main'}"
-    complete = folder / (".complete" if weights else ".complete-tokenizer")
-    if not complete.is_file() and not (folder / ".complete").is_file():
-        try:
-            get_files(base, folder, weights, check)
-        except OSError as error:
-            raise type(error)(f"no folder {name!r} here, and from the hub: {error}") from None
-        complete.touch()
+    folder = home / "nanodistill" / repo / revision
+    # An interrupted download leaves some of the files, which are whole each. Only these say that none is missing.
+    complete = folder / ".complete"
+    complete_for_us = complete
+    if not weights:
+        complete_for_us = folder / ".complete-tokenizer"
+    if complete.is_file() or complete_for_us.is_file():
+        return folder
+    repository = Repository(f"{endpoint()}/{repo}/resolve/{revision}", folder, hub_token())
+    try:
+        get_files(repository, weights, check)
+    except OSError as error:
+        raise type(error)(f"no folder {name!r} here, and from the hub: {error}") from None
+    complete_for_us.touch()
     return folder
 
 
-def get_files(base: str, folder: Path, weights: bool, check):
-    """Download what a repository has of configuration, tokenizer and weights, these in the first form that is there."""
+def hub_token() -> str:
+    """HF_TOKEN. ValueError for what no HTTP header can hold, such as a line end in the middle."""
+    token = os.environ.get("HF_TOKEN", "").strip()
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("HF_TOKEN has characters that no token has; set it anew")
+    return token
 
-    def get(file, optional=True):
-        try:
-            path = download(f"{base}/{file}", folder / file, token, "name a folder with the repository's files instead")
-        except FileNotFoundError:
-            if not optional:
-                raise
-            return None
+
+@dataclass
+class Repository:
+    """Where the files of a repository are downloaded from, and to."""
+
+    url: str  # to which "/config.json" is added
+    folder: Path
+    token: str
+
+    def get(self, file: str) -> Path:
+        """A file, downloaded. FileNotFoundError where the repository lacks it, ValueError for damaged JSON."""
+        instead = "name a folder with the repository's files instead"
+        path = download(f"{self.url}/{file}", self.folder / file, self.token, instead)
         if path.suffix == ".json":
             try:
                 read_json(path)
             except ValueError:
-                path.unlink()  # else it would be there the next time
+                # The next call would take a file that is there for a good one.
+                path.unlink()
                 raise
         return path
 
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not token.isascii() or not token.isprintable():
-        raise ValueError("HF_TOKEN has characters that no token has; set it anew")
-    config = get("config.json", optional=not weights)
+    def get_if_there(self, file: str) -> Path | None:
+        try:
+            return self.get(file)
+        except FileNotFoundError:
+            return None
+
+
+def get_files(repository: Repository, weights: bool, check):
+    """Download a repository's configuration, tokenizer and weights."""
+    # A tokenizer's repository may lack a config.json.
+    get_config = repository.get if weights else repository.get_if_there
+    config = get_config("config.json")
     try:
         if check:
             check(config)
     except ValueError:
+        # A version of the repository that we can read may follow.
         config.unlink()
         raise
-    tokenizers = [file for file in TOKENIZERS if get(file)]
+    tokenizer_files = [file for file in TOKENIZERS if repository.get_if_there(file)]
     for file in SETTINGS:
-        get(file)
-    if not weights and not tokenizers:
-        raise FileNotFoundError(f"{base} has none of {', '.join(TOKENIZERS)}; check the name, and the revision if any")
-    found = next(filter(None, map(get, WEIGHTS)), None) if weights else None
-    if weights and found is None:
-        raise FileNotFoundError(f"{base} has none of {', '.join(WEIGHTS)}; it holds no weights that we can read")
-    if found and found.suffix == ".json":
-        for shard in shards(found):
-            get(shard, optional=False)
+        repository.get_if_there(file)
+    if weights:
+        get_weights(repository)
+    elif not tokenizer_files:
+        names = ", ".join(TOKENIZERS)
+        remedy = "check the name, and the revision if any"
+        raise FileNotFoundError(f"{repository.url} has none of {names}; {remedy}")
+
+
+def get_weights(repository: Repository):
+    """Download the weights in the first form that the repository has, with all shards."""
+    for file in WEIGHTS:
+        path = repository.get_if_there(file)
+        if path is None:
+            continue
+        if path.suffix == ".json":
+            for shard in shards(path):
+                repository.get(shard)
+        return
+    names = ", ".join(WEIGHTS)
+    raise FileNotFoundError(f"{repository.url} has none of {names}; it holds no weights that we can read")
 
 
 def shards(index: Path) -> list[str]:
-    """The files that an index of shards names, in the folder it is in. ValueError for any that is not."""
-    files = read_json(index).get("weight_map")
-    files = sorted({str(file) for file in files.values()}) if isinstance(files, dict) else [""]
-    if bad := [file for file in files if not re.fullmatch(r"(?!\.)[\w.-]+\.(safetensors|bin)", file, re.ASCII)]:
-        raise ValueError(f"{index}: {bad[0]!r} is not a file of weights beside it")
+    """The files that an index of shards names, all in its own folder. ValueError for a name of anything else."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map of tensors to files; it is not an index of shards")
+    files = sorted({str(file) for file in weight_map.values()})
+    for file in files:
+        # It becomes a path: nothing like ../up.
+        if not re.fullmatch(r"(?!\.)[\w.-]+\.(safetensors|bin)", file, re.ASCII):
+            raise ValueError(f"{index}: {file!r} is not a file of weights beside it")
     return files

@@ -1,15 +1,20 @@
 """Small things about files that several parts need."""
 
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
+
+# ---------------------------------------------------------------------------------------------
+# read
 
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file. FileNotFoundError, or ValueError with the path, for anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
+    # RecursionError: a file of nothing but "[" is how somebody else's file would crash us.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -17,48 +22,79 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def read_utf8(path: Path) -> str:
+    """A text file without its byte order mark. ValueError for what is not UTF-8."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 (byte {error.start:,})"
+        raise ValueError(f"{path} {problem}; decompress or convert it") from None
+
+
+def need(module: str, path: Path):
+    """An optional package, imported. ValueError with the way to install it."""
+    # Only here, so that nobody needs pyarrow or zstandard who has no such files.
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".")[0]
+        remedy = f"pip install {package}"
+        raise ValueError(f"{path} is read through {package}, which is not installed: {remedy}") from None
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        # A block at a time: weights and token files may be larger than memory.
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------
+# write
+
+
 def write_json(path: Path, content: dict):
     """Write `content` to a file that is either the old one or the new one, whenever the process is killed."""
     unfinished = path.with_name(path.name + ".writing")
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # The new name must not reach the disk before the bytes, should the power fail.
     flush(unfinished)
     unfinished.replace(path)
 
 
-def read_utf8(path: Path) -> str:
-    """A text file without its byte order mark. ValueError for what is no UTF-8."""
+def flush(path: Path):
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (byte {error.start:,}); decompress or convert it") from None
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------
+# a run's folders, a process's memory
 
 
 def by_step(out_dir: str | Path) -> list[Path]:
     """The folders out_dir/step_N by N, as a number: step_1000000 comes after step_999999."""
-    folders = (p for p in Path(out_dir).glob("step_*") if p.name.removeprefix("step_").isdecimal())
-    return sorted(folders, key=lambda p: int(p.name.removeprefix("step_")))
+    steps = []
+    for folder in Path(out_dir).glob("step_*"):
+        number = folder.name.removeprefix("step_")
+        # A user's step_100_copy is no checkpoint of the run.
+        if number.isdecimal():
+            steps.append((int(number), folder))
+    return [folder for _, folder in sorted(steps)]
 
 
 def resident(peak=False) -> int:
-    """Bytes of memory of this process now, or at most so far. Not by getrusage, where a parent's peak is handed on."""
+    """Bytes of memory that this process holds now, or has held at most."""
+    # Not getrusage: there the peak of the process that started this one counts too.
+    label = "VmRSS"
+    if peak:
+        label = "VmHWM"
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:" if peak else "VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM; memory is measured on Linux only")
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()
-
-
-def flush(path: Path):
-    """fsync a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        if line.startswith(f"{label}:"):
+            return int(line.split()[1]) * 1024  # it is in kB
+    raise OSError(f"/proc/self/status has no {label}; memory is measured on Linux only")

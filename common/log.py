@@ -4,6 +4,9 @@ from pathlib import Path
 
 from common.files import write_json
 
+# ---------------------------------------------------------------------------------------------
+# log.txt and what lies beside it
+
 
 class Log:
     """out_dir/log.txt: lines `step label value`, flushed as written. A resumed run drops those it will write again.
@@ -20,6 +23,7 @@ class Log:
             return
         self.out_dir.mkdir(parents=True, exist_ok=True)
         path = self.out_dir / "log.txt"
+        # Steps behind the checkpoint, which the run was killed after, would stand there twice.
         path.write_text(earlier_lines(path, first_step), encoding="utf-8")
         self.file = open(path, "a", encoding="utf-8")
         if wandb_project:
@@ -27,6 +31,7 @@ class Log:
 
     def __call__(self, step: int, **values: float):
         if self.file:
+            # 9 digits: a float32 can be told from its neighbours, so that equal logs mean equal runs.
             lines = [f"{step} {label} {value:.9g}\n" for label, value in values.items()]
             self.file.write("".join(lines))
             self.file.flush()
@@ -43,7 +48,9 @@ class Log:
         if self.file:
             write_json(self.out_dir / "summary.json", values)
         if self.wandb:
-            self.wandb.summary.update({k: v for k, v in values.items() if k != "config"})
+            # Weights & Biases has had the config from the start.
+            results = {name: value for name, value in values.items() if name != "config"}
+            self.wandb.summary.update(results)
 
     def close(self):
         if self.file:
@@ -53,33 +60,43 @@ class Log:
 
 
 def earlier_lines(path: Path, first_step: int) -> str:
-    """The lines of a log for the steps before `first_step`. A kill may have cut the last line anywhere."""
+    """The lines of a log for the steps before `first_step`."""
     if first_step == 0 or not path.is_file():
         return ""
+    # A kill may have cut the last line anywhere, "1234 train 5.1" to "12": only what ends in a line end is whole.
     whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = []
     for line in whole_lines:
         columns = line.split()
-        if len(columns) == 3 and columns[0].isdecimal() and int(columns[0]) < first_step:
+        # After a power cut there may be other bytes than ours.
+        is_ours = len(columns) == 3 and columns[0].isdecimal()
+        if is_ours and int(columns[0]) < first_step:
             kept.append(line + "\n")
     return "".join(kept)
 
 
 def start_wandb(out_dir: Path, project: str, first_step: int, config: dict):
-    """A run of Weights & Biases, online or, with WANDB_MODE=offline, in out_dir/wandb. Imported only here."""
+    """A run of Weights & Biases, online or, with WANDB_MODE=offline, in out_dir/wandb."""
     try:
+        # imported here, as nobody needs the package who does not ask for it
         import wandb
 
-        start = wandb.init  # a folder named wandb imports as an empty module
+        # A folder named wandb, such as it makes itself, may be on the path: that imports as an empty module.
+        start = wandb.init
     except (ImportError, AttributeError):
-        raise ValueError(
-            f"wandb_project={project!r}, but wandb is not installed: pip install wandb, or leave wandb_project empty"
-        ) from None
+        remedy = "pip install wandb, or leave wandb_project empty"
+        raise ValueError(f"wandb_project={project!r}, but wandb is not installed: {remedy}") from None
     id_file = out_dir / "wandb_id.txt"
-    known_id = id_file.read_text().strip() if first_step and id_file.is_file() else None
+    known_id = None
+    if first_step and id_file.is_file():
+        known_id = id_file.read_text().strip()
     run = start(project=project, name=out_dir.name, dir=out_dir, config=config, id=known_id, resume="allow")
     id_file.write_text(run.id + "\n")
     return run
+
+
+# ---------------------------------------------------------------------------------------------
+# for the terminal
 
 
 def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, int], finished: bool) -> str:
@@ -91,16 +108,21 @@ def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, 
         return f"nothing saved: {out_dir} has no checkpoint yet"
     best_val, best_step = best
     best_folder = Path(out_dir) / f"step_{best_step:06d}"
-    lines = [f"saved {saved[-1]}"]
+    where = f"saved {saved[-1]}"
     if best_step >= 0:
-        lines[0] += f" | best val {best_val:.4f} at step {best_step}"
+        where += f" | best val {best_val:.4f} at step {best_step}"
+    # Of the newest checkpoint the path stands in front already; of one that was not kept there is none.
     if best_folder in saved[:-1]:
-        lines[0] += f": {best_folder}"
-    longer = " --max_steps=<more>" if finished else ""
-    lines += [
+        where += f": {best_folder}"
+    resume = f"python {script} --out_dir={out_dir} --init_from=resume"
+    # A finished run that is resumed has no step left to do.
+    if finished:
+        resume += " --max_steps=<more>"
+    lines = [
+        where,
         f"  write text   python sample.py --model={out_dir}",
         f"  score it     python evaluate.py --model={out_dir} --tasks=hellaswag",
-        f"  train on     python {script} --out_dir={out_dir} --init_from=resume{longer}",
+        f"  train on     {resume}",
     ]
     return "\n".join(lines)
 
@@ -108,4 +130,7 @@ def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, 
 def eta(seconds: float) -> str:
     """3725 -> "1h02m", 125 -> "2m05s"."""
     minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s"

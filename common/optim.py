@@ -8,6 +8,16 @@ from common.muon import Muon
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
+# What each optimiser keeps for a parameter between steps, by torch's names.
+MOMENTS = {
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    Muon: {"momentum_buffer"},
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# learning rate
+
 
 def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps) -> float:
     """The rate of step 0 … max_steps - 1: linear warm-up over warmup_steps, then the schedule down to min_lr.
@@ -17,15 +27,26 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+    # step + 1: the first step moves too. warmup_steps + 1: the peak belongs to the first step behind the warm-up.
     if step < warmup_steps:
         return learning_rate * (step + 1) / (warmup_steps + 1)
-    start = warmup_steps if schedule != "wsd" else max(warmup_steps, max_steps - max_steps // 5)
-    done = min(1.0, max(0.0, (step - start) / max(1, max_steps - start)))
+
+    decay_start = warmup_steps
+    if schedule == "wsd":
+        decay_start = max(warmup_steps, max_steps - max_steps // 5)
+    decay_steps = max(1, max_steps - decay_start)
+    # The share of the decay that is done, 0 to 1. The step behind the last one has a rate too, which is min_lr.
+    progress = (step - decay_start) / decay_steps
+    progress = min(1.0, max(0.0, progress))
     if schedule == "cosine":
-        return min_lr + 0.5 * (1 + math.cos(math.pi * done)) * (learning_rate - min_lr)
+        return min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
     if schedule in ("linear", "wsd"):
-        return learning_rate + done * (min_lr - learning_rate)
+        return learning_rate + progress * (min_lr - learning_rate)
     return learning_rate
+
+
+# ---------------------------------------------------------------------------------------------
+# optimisers
 
 
 def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:
@@ -35,28 +56,22 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     `extra`: a module trained beside the model. Raises ValueError for an optimiser that is unknown, and for beta1, beta2
     or eps out of range.
     """
-    if optimizer not in ("adamw", "muon"):
-        raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
-    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
-    if not 1e-30 <= eps <= 1:  # a parameter without a gradient so far would be updated by 0 / 0
-        raise ValueError(f"eps={eps} is out of range; expected 1e-30 to 1, as in eps=1e-8")
-
-    # a tied head is one parameter under two names, hence a dict by identity
-    trained = {}
-    for module in (model, extra):
-        for p in module.parameters() if module else ():
-            if p.requires_grad:
-                trained[id(p)] = p
-
-    muon = []
+    check_knobs(optimizer, beta1, beta2, eps)
+    adamw_params = trained_parameters(model)
+    if extra:
+        adamw_params += trained_parameters(extra)
+    muon_params = []
     if optimizer == "muon":
-        muon = [p for p in model.h.parameters() if p.dim() == 2 and p.requires_grad]
-        for p in muon:
-            del trained[id(p)]
+        # By the advice of Muon's author, embedding and head stay with AdamW although they are matrices.
+        muon_params = [p for p in trained_parameters(model.h) if p.dim() == 2]
+        # by identity, as == compares the numbers of two tensors
+        muon_ids = {id(p) for p in muon_params}
+        adamw_params = [p for p in adamw_params if id(p) not in muon_ids]
 
-    matrices = [p for p in trained.values() if p.dim() >= 2]
-    vectors = [p for p in trained.values() if p.dim() < 2]
+    # Decay would pull the gain of a norm to 0, where 1 is neutral.
+    matrices = [p for p in adamw_params if p.dim() >= 2]
+    vectors = [p for p in adamw_params if p.dim() < 2]
+    # With all else frozen one of them may be empty, or both: torch refuses an optimiser without parameters.
     groups = []
     if matrices:
         groups.append({"params": matrices, "weight_decay": weight_decay})
@@ -64,28 +79,49 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
         groups.append({"params": vectors, "weight_decay": 0.0})
 
     optimizers = []
-    if muon:
-        optimizers.append(Muon(muon, learning_rate, weight_decay))
+    if muon_params:
+        optimizers.append(Muon(muon_params, lr=learning_rate, weight_decay=weight_decay))
     if groups:
-        optimizers.append(torch.optim.AdamW(groups, learning_rate, (beta1, beta2), eps, fused=True))
+        adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
+        optimizers.append(adamw)
     return optimizers
+
+
+def check_knobs(optimizer: str, beta1: float, beta2: float, eps: float):
+    if optimizer not in ("adamw", "muon"):
+        raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
+    # A parameter that has had no gradient so far is updated by 0 / (0 + eps).
+    if not 1e-30 <= eps <= 1:
+        raise ValueError(f"eps={eps} is out of range; expected 1e-30 to 1, as in eps=1e-8")
+
+
+def trained_parameters(module) -> list:
+    """The parameters that are not frozen, a tied head and its embedding once: parameters() leaves out repetitions."""
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 def load_optimizer_state(optimizer, state: dict):
     """Load the moments of a state_dict, and keep the knobs that the optimiser was made with.
 
-    torch's load_state_dict brings the old weight_decay, betas and eps back, so that changing them when resuming would
-    be announced and ignored. Raises ValueError when the moments do not fit the parameters: the fused AdamW would read
-    beyond those that are too short.
+    Raises ValueError when the moments do not fit the parameters.
     """
-    knobs = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    # torch's load_state_dict brings the old weight_decay, betas and eps back: changing them when resuming would be
+    # announced and ignored.
+    knobs_of_groups = []
+    for group in optimizer.param_groups:
+        knobs = dict(group)
+        del knobs["params"]
+        knobs_of_groups.append(knobs)
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, knobs):
-        group.update(own)
-    expected = MOMENTS[type(optimizer)]
+    for group, knobs in zip(optimizer.param_groups, knobs_of_groups):
+        group.update(knobs)
+    # torch does not compare shapes, and the fused AdamW would read beyond moments that are too short.
     for p, moments in optimizer.state.items():
-        if set(moments) != expected or any(m.shape not in (p.shape, ()) for m in moments.values()):
+        fits = set(moments) == MOMENTS[type(optimizer)]
+        for moment in moments.values():
+            # () is the shape of AdamW's count of steps.
+            fits = fits and moment.shape in (p.shape, ())
+        if not fits:
             raise ValueError("the optimiser's moments are those of another model")
-
-
-MOMENTS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum_buffer"}}

@@ -13,16 +13,27 @@ import time
 import torch
 import torch.distributed as dist
 
+from configurator import COMMAND_LINE
+
+# glibc's names for two of its settings, in malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+
+
+# ---------------------------------------------------------------------------------------------
+# device, number format, ranks
+
 
 class Runtime:
     """Device, number format and ranks of this process; under torchrun it joins the process group.
 
     device: "auto" (cuda if there is one, else cpu), "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto" (bfloat16 on CUDA,
     else float32), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype. mps (Apple's GPU) runs in
-    float32, uncompiled, in one process; nobody has tested it yet.
+    float32, uncompiled, in one process; it is untested.
     """
 
     def __init__(self, device="auto", dtype="auto", keep_memory=True):
+        # torchrun sets these; without it there is one rank.
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.is_main = self.rank == 0
@@ -31,10 +42,12 @@ class Runtime:
         self.mps = self.device.type == "mps"
         self.dtype = self.pick_dtype(dtype)
         if self.cuda:
+            # NCCL takes the current device: without this every rank would use GPU 0.
             torch.cuda.set_device(self.device)
         if keep_memory:
             keep_freed_memory()
-        torch.set_float32_matmul_precision("high")  # TF32 for what autocast leaves in fp32, on CUDA
+        # TF32 for what autocast leaves in fp32, on CUDA
+        torch.set_float32_matmul_precision("high")
         if self.world > 1:
             dist.init_process_group("nccl" if self.cuda else "gloo")
 
@@ -49,8 +62,10 @@ class Runtime:
             raise ValueError("device='mps' runs in one process only; start the script without torchrun")
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
+        # a GPU for each rank of this machine
         if name == "cuda":
-            name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+            local_rank = os.environ.get("LOCAL_RANK", 0)
+            name = f"cuda:{local_rank}"
         return torch.device(name)
 
     def pick_dtype(self, name: str) -> torch.dtype:
@@ -58,31 +73,37 @@ class Runtime:
             raise ValueError(f"dtype={name!r} is not one of auto, float32, bfloat16")
         if name == "bfloat16" and self.mps:
             raise ValueError("dtype='bfloat16' is not for device mps; leave it out")
-        return torch.bfloat16 if name == "bfloat16" or (name == "auto" and self.cuda) else torch.float32
+        if name == "bfloat16" or (name == "auto" and self.cuda):
+            return torch.bfloat16
+        return torch.float32
 
     def autocast(self):
+        """A context in which matmuls compute in dtype; what needs the precision stays in fp32."""
         if self.dtype is torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def to_device(self, *tensors):
-        """The tensors on the device; from pinned memory without waiting, on CUDA."""
-        if self.cuda:
-            return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in tensors)
-        return tuple(t.to(self.device) for t in tensors)
+        """The tensors on the device."""
+        if not self.cuda:
+            return tuple(tensor.to(self.device) for tensor in tensors)
+        # From pinned memory the GPU copies by itself, and we need not wait until it has done what it is at.
+        return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
 
     def sum(self, *numbers) -> list[float]:
         """Each number (or scalar tensor) summed over the ranks, in float64."""
-        device = "cpu" if self.mps else self.device  # Apple's GPUs have no float64
-        parts = []
+        # Apple's GPUs have no float64.
+        device = "cpu" if self.mps else self.device
+        summands = []
         for number in numbers:
             if not isinstance(number, torch.Tensor):
                 number = torch.tensor(number, dtype=torch.float64)
-            parts.append(number.detach().to(device).double())
-        total = torch.stack(parts)
+            summands.append(number.detach().to(device).double())
+        # One message for all of them: on small numbers the time is that of the round trip.
+        totals = torch.stack(summands)
         if self.world > 1:
-            dist.all_reduce(total)
-        return total.tolist()
+            dist.all_reduce(totals)
+        return totals.tolist()
 
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor summed over the ranks, on the CPU."""
@@ -97,17 +118,27 @@ class Runtime:
             raise ValueError(f"compile={compile!r} is not one of auto, on, off")
         if compile == "on" and self.mps:
             raise ValueError("compile='on' is not for device mps; leave it out")
-        return torch.compile(module) if compile == "on" or (compile == "auto" and self.cuda) else module
+        if compile == "on" or (compile == "auto" and self.cuda):
+            return torch.compile(module)
+        return module
 
     def parallel(self, module):
         """`module` with its gradients averaged over the ranks in backward."""
         if self.world == 1:
             return module
-        return torch.nn.parallel.DistributedDataParallel(module, [self.device] if self.cuda else None)
+        device_ids = [self.device] if self.cuda else None
+        return torch.nn.parallel.DistributedDataParallel(module, device_ids)
 
     def average_gradients(self, module):
-        """Average the gradients of a small module that is not wrapped by `parallel`."""
-        for p in module.parameters() if self.world > 1 else ():
+        """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
+
+        Each parameter must have a gradient on every rank: all_reduce waits until all ranks call it, in the same order.
+        """
+        if self.world == 1:
+            return
+        # Not by DDP: it refuses a module without parameters, such as the projections between equal widths, and it would
+        # exchange after every micro-step.
+        for p in module.parameters():
             dist.all_reduce(p.grad)
             p.grad /= self.world
 
@@ -117,12 +148,16 @@ class Runtime:
 
     def seed(self, seed: int, step: int):
         """Random numbers (dropout) as a function of (seed, step, rank), so that resuming needs no state."""
+        # hash() of ints is the same in every process, unlike that of str; it may be negative, which a seed may not.
         torch.manual_seed(hash((seed, step, self.rank)) % 2**63)
 
     def close(self):
-        """Leave the process group. The caller has deleted its `parallel` modules: one that outlives the group
-        can abort the process at exit (torch 2.13 over gloo, 7 runs of 25)."""
+        """Leave the process group. The caller has deleted its `parallel` modules.
+
+        One that outlives the group can abort the process at exit (torch 2.13 over gloo, 7 runs of 25).
+        """
         if self.world > 1:
+            # What was deleted is still there if it is part of a cycle.
             gc.collect()
             dist.destroy_process_group()
 
@@ -130,44 +165,61 @@ class Runtime:
 def keep_freed_memory():
     """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel and faulting it in anew.
 
-    On the CPU that is over half the time of a softmax over a vocabulary: mallopt(M_MMAP_MAX, 0) and
-    mallopt(M_TRIM_THRESHOLD, never). Elsewhere than on glibc there is no mallopt, and nothing happens.
+    On the CPU that is over half the time of a softmax over a vocabulary. Without glibc nothing happens.
     """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)
-        libc.mallopt(-1, 2**31 - 1)
+    if os.name != "posix":
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    # Large tensors come from the heap, too, which never shrinks.
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def matmul_peak(device, dtype) -> float:
+    """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of.
+
+    Measured, as a data sheet knows neither the CPU's load nor what the GPU's clock does when it is warm.
+    """
+    # large enough to keep the device busy, small enough to take no time to speak of
+    n = 8192 if device.type == "cuda" else 1536
+    a = torch.randn(n, n, device=device).to(dtype)
+    b = torch.randn(n, n, device=device).to(dtype)
+    best = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        # A GPU is only asked to compute; .item() waits until it has.
+        (a @ b)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+# ---------------------------------------------------------------------------------------------
+# signals
 
 
 class StopSignal:
     """SIGTERM and SIGINT ask the loop to finish its step and save; a second one ends it at once."""
 
     def __init__(self):
-        self.number = 0
+        self.number = 0  # of the signal that came
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.catch)
 
     def catch(self, number, frame):
         self.number = number
+        # The next one does what it does without us.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(f"{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        name = signal.Signals(number).name
+        print(f"{name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
     def exit_if_asked(self, stopping):
         """Where the ranks agreed to stop, exit with the conventional code: 143 after SIGTERM, 130 after SIGINT."""
         if stopping:
+            # The signal may have come to another rank only: then this one ends as after SIGTERM.
             sys.exit(128 + (self.number or signal.SIGTERM))
-
-
-def matmul_peak(device, dtype) -> float:
-    """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of."""
-    n = 8192 if device.type == "cuda" else 1536
-    a, b, best = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype), math.inf
-    for _ in range(6):
-        start = time.perf_counter()
-        (a @ b)[0, 0].item()  # .item() waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,15 +230,20 @@ def split_batch(config, world: int) -> tuple[int, int]:
     """(grad_accum_steps, tokens_per_step) that the knobs batch_size, block_size and these two ask for.
 
     tokens_per_step over 0 decides, so that a recipe gives the same step on any number of ranks; a resumed run has that
-    of its checkpoint. grad_accum_steps decides where it alone is given on the command line. Raises ValueError when the
+    of its checkpoint. grad_accum_steps decides where only it is given on the command line. Raises ValueError when the
     tokens of a step do not split into micro-steps of batch_size rows on each rank.
     """
     tokens_per_micro_step = config["batch_size"] * config["block_size"] * world
     grad_accum_steps = config["grad_accum_steps"]
     tokens_per_step = config["tokens_per_step"]
-    by_hand = [key for key in ("grad_accum_steps", "tokens_per_step") if config.given.get(key) == "command line"]
-    if tokens_per_step == 0 or by_hand == ["grad_accum_steps"]:
+    typed = []  # on the command line
+    for key in ("grad_accum_steps", "tokens_per_step"):
+        if config.given.get(key) == COMMAND_LINE:
+            typed.append(key)
+    # What is typed counts for more than what a config file or a checkpoint says.
+    if tokens_per_step == 0 or typed == ["grad_accum_steps"]:
         return grad_accum_steps, grad_accum_steps * tokens_per_micro_step
+
     if tokens_per_step % tokens_per_micro_step:
         factors = f"batch_size {config['batch_size']} * block_size {config['block_size']} * {world} ranks"
         raise ValueError(
@@ -195,7 +252,7 @@ def split_batch(config, world: int) -> tuple[int, int]:
             "a whole number"
         )
     micro_steps = tokens_per_step // tokens_per_micro_step
-    if len(by_hand) == 2 and grad_accum_steps != micro_steps:
+    if len(typed) == 2 and grad_accum_steps != micro_steps:
         raise ValueError(
             f"grad_accum_steps={grad_accum_steps}, but tokens_per_step={tokens_per_step:,} makes {micro_steps}; "
             "give one of the two"
@@ -206,19 +263,23 @@ def split_batch(config, world: int) -> tuple[int, int]:
 def check_memory(run: Runtime, model, batch_size: int, block_size: int):
     """ValueError when a step cannot fit into the memory of the device, before it takes minutes to find out.
 
-    A lower bound: parameters, gradients and AdamW's two moments in fp32, and of each block's activations only what
-    backward must keep whatever the compiler recomputes: 4 vectors of n_embd and 1 of n_inner for each token.
+    A lower bound: what it refuses cannot run, but what it lets pass may still be too large.
     """
-    c = model.config
-    numbers_per_token = c.n_layer * (4 * c.n_embd + c.n_inner)
-    activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
+    # parameters, gradients and AdamW's two moments, of 4 bytes each
     weights = 4 * 4 * model.n_params()
+    # Of each block's activations only what backward must keep whatever the compiler recomputes: 4 vectors of n_embd
+    # and 1 of n_inner for each token.
+    shape = model.config
+    numbers_per_token = shape.n_layer * (4 * shape.n_embd + shape.n_inner)
+    activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
+    needed = weights + activations
     memory = device_memory(run)
-    if memory and weights + activations > memory:
+    if memory and needed > memory:
+        rows = f"batch_size={batch_size} rows of block_size={block_size}"
         raise ValueError(
-            f"a step needs at least {(weights + activations) / 1e9:,.1f} GB, {activations / 1e9:,.1f} of them for "
-            f"batch_size={batch_size} rows of block_size={block_size}, but {run.device} has {memory / 1e9:,.1f} GB; "
-            "lower batch_size and raise grad_accum_steps (or set tokens_per_step)"
+            f"a step needs at least {needed / 1e9:,.1f} GB, {activations / 1e9:,.1f} of them for {rows}, but "
+            f"{run.device} has {memory / 1e9:,.1f} GB; lower batch_size and raise grad_accum_steps (or set "
+            "tokens_per_step)"
         )
 
 
@@ -227,7 +288,8 @@ def device_memory(run: Runtime) -> int:
     if run.cuda:
         return torch.cuda.get_device_properties(run.device).total_memory
     try:
-        everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
+        # Not every system has these names.
         return 0
-    return everything // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return machine_memory // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -6,13 +6,14 @@ JSON, or one batch of parquet rows, never a whole file.
 """
 
 import gzip
-import importlib
 import io
 import json
 import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.files import need
 
 # The most characters in a piece; what bounds the memory that long documents take.
 PIECE = 1 << 20
@@ -257,14 +258,3 @@ def articles(lines):
         article.append(line)
     if article:
         yield "".join(article), True
-
-
-def need(module: str, path: Path):
-    """An optional package, imported. ValueError with the way to install it."""
-    # Only here, so that nobody needs pyarrow or zstandard who has no such files.
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        package = module.split(".")[0]
-        remedy = f"pip install {package}"
-        raise ValueError(f"{path} is read through {package}, which is not installed: {remedy}") from None

@@ -7,8 +7,7 @@ import zlib
 from pathlib import Path
 
 from common.download import download, endpoint
-from common.files import read_json, read_utf8
-from corpora.readers import need
+from common.files import need, read_json, read_utf8
 
 
 def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:

@@ -33,6 +33,23 @@ def test_an_epoch_sees_each_token_once(counting):
     assert len(offsets) > 1 and len(orders) == 3 and max(offsets) < 16 + 200 % 16
 
 
+def test_the_example_in_the_docstring(tmp_path):
+    """17 tokens, T = 4, seed 4: the drawing of TokenData, and its document of 3 tokens."""
+    folder = write_dataset(tmp_path / "constant")
+    np.arange(17, dtype="<u2").tofile(folder / "train.bin")
+    data = TokenData(folder, "train", 4, seed=4, batch_size=1)
+    x, y = data.rows(0, 6)
+    assert data.n_rows == 3
+    assert x[:, 0].tolist() == [2 + 2 * 4, 2, 2 + 4, 1 + 4, 1 + 2 * 4, 1]  # offset + chunk * T
+    assert x[0].tolist() == [10, 11, 12, 13] and y[0].tolist() == [11, 12, 13, 14]
+    assert x[3].tolist() == [5, 6, 7, 8] and y[3].tolist() == [6, 7, 8, 9]
+
+    folder = write_dataset(tmp_path / "documents")
+    np.array([40, 41, 256], dtype="<u2").tofile(folder / "train.bin")
+    x, y = TokenData(folder, "train", 4, seed=4, batch_size=1, packing="documents").rows(0, 1)
+    assert x[0].tolist() == [40, 41, 256, 256] and y[0].tolist() == [41, 256, -1, -1]
+
+
 def test_rows_are_a_pure_function_of_seed_and_step(counting):
     steps = [TokenData(counting, "train", 16, 1, batch_size=2, grad_accum_steps=2) for _ in range(2)]
     forward = [steps[0].batch(step, micro) for step in range(8) for micro in range(2)]
@@ -101,6 +118,16 @@ def test_damage_is_named(tmp_path):
     assert ", train: id 257 at token 0, but meta.json says vocab_size=257" in error()
     path.unlink()
     assert "train.bin is not there" in error()
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    for key, value, message in (
+        ("vocab_size", 0, "meta.json: vocab_size=0 is out of range; prepare the data again"),
+        ("vocab_size", "257", "meta.json: vocab_size='257' is out of range"),
+        ("eot", 257, "meta.json: eot=257 is out of range"),
+        ("train_bytes", -1, "meta.json: train_bytes=-1 is out of range"),
+        ("dtype", "int8", "meta.json: dtype='int8' is not one of uint16, uint32; prepare the data again"),
+    ):
+        (tmp_path / "meta.json").write_text(json.dumps(meta | {key: value}))
+        assert message in error()
     (tmp_path / "meta.json").write_text("{")
     assert "meta.json is not JSON" in error()
     (tmp_path / "meta.json").write_text('{"tokenizer": "bytes"}')

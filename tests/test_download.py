@@ -33,7 +33,7 @@ def test_a_connection_cut_at_40_percent_is_resumed(hub, tmp_path):
     assert download(f"{hub.url}/file", path) == path and len(hub.requests) == 3  # it is there
 
 
-def test_a_killed_download_goes_on_where_it_was_and_a_finished_one_is_renamed(hub, tmp_path):
+def test_a_killed_download_is_resumed_and_a_finished_one_is_renamed(hub, tmp_path):
     hub.files["/file"] = BODY
     hub.trouble["/file"] = ["cut", 404]
     with pytest.raises(FileNotFoundError):
@@ -72,13 +72,14 @@ def test_a_redirect_states_size_and_hash_and_does_not_carry_the_token_to_another
     assert download(f"{hub.url}/moved/file", tmp_path / "file", token="secret").read_bytes() == BODY
     assert [token for _, _, token in hub.requests] == ["Bearer secret", None]
     hub.headers["/moved/file"]["X-Linked-Size"] = str(len(BODY) + 1)
-    with pytest.raises(OSError, match=r"/moved/file \(ConnectionError, 5 tries\); try again to go on"):
+    with pytest.raises(OSError, match=r"/moved/file \(ConnectionError, 5 tries\); try again to resume it"):
         download(f"{hub.url}/moved/file", tmp_path / "longer")
 
 
 def test_a_wrong_hash_is_refused_and_removed(hub, tmp_path):
     hub.files["/file"], hub.headers["/file"] = BODY[:-1] + b"?", {"ETag": f'"{SHA}"'}
-    with pytest.raises(OSError, match=f"/file has not the SHA-256 that its server states \\({SHA}\\); it was removed"):
+    problem = f"/file does not have the SHA-256 that its server states \\({SHA}\\); deleted, try again later"
+    with pytest.raises(OSError, match=problem):
         download(f"{hub.url}/file", tmp_path / "file")
     assert left(tmp_path) == []
     hub.files["/file"] = BODY
@@ -90,7 +91,7 @@ def test_failures_are_one_line_each_with_the_remedy(hub, tmp_path):
     for name, message in (
         ("missing", r"/missing is not there \(HTTP 404\); check the name"),
         ("private", r"/private \(HTTP 401\) needs a permission, or does not exist; set HF_TOKEN"),
-        ("busy", r"/busy \(HTTP 503, 5 tries\); try again to go on, or fetch it by hand to"),
+        ("busy", r"/busy \(HTTP 503, 5 tries\); try again to resume it, or fetch it by hand to"),
     ):
         hub.requests.clear()
         with pytest.raises(OSError, match=message):
@@ -228,8 +229,8 @@ def test_a_web_page_in_between_is_not_taken_for_a_file(hub, model, tmp_path):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("HF_ENDPOINT", "foo", "HF_ENDPOINT='foo' is no address"),
-        ("HF_ENDPOINT", "ftp://x", "HF_ENDPOINT='ftp://x' is no address"),
+        ("HF_ENDPOINT", "foo", "HF_ENDPOINT='foo' is not an address"),
+        ("HF_ENDPOINT", "ftp://x", "HF_ENDPOINT='ftp://x' is not an address"),
         ("HF_ENDPOINT", "http://a..b", "cannot download http://a..b/org/tiny"),
         ("HF_TOKEN", "hf_\u00fc\u20ac", "HF_TOKEN has characters that no token has"),
     ],

@@ -380,7 +380,7 @@ HOSTILE = {
     "config that is a list": ("config.json", b"[]", "config.json holds a JSON list, expected an object"),
     "config nested a million deep": ("config.json", b"[" * 1_000_000, "config.json is not JSON"),
     "config in another encoding": ("config.json", b"\xff\xfe{}", "config.json is not JSON"),
-    "meta of another end": ("meta.json", b'{"eot": "2"}', "eot='2' is not a number that it can be"),
+    "meta of another end": ("meta.json", b'{"eot": "2"}', "eot='2' is out of range"),
     "meta of more ids": ("meta.json", b'{"vocab_size": 300}', "vocab_size=300, but its tokenizer has 257 ids"),
     "meta nested deep": ("meta.json", b"[" * 100_000, "meta.json is not JSON"),
     "an empty tokenizer.model": ("tokenizer.model", b"", "tokenizer.model is empty"),
