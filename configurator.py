@@ -48,6 +48,9 @@ OTHER_NAMES = {
     "start": "prompt",
     "max_new_tokens": "max_tokens",
     "ckpt": "model",
+    "hellaswag_interval": "eval_tasks_interval",
+    "hellaswag_data": "eval_tasks",
+    "hellaswag_limit": "eval_tasks_limit",
 }
 
 

@@ -151,8 +151,11 @@ def incomparable(results: dict[str, Results]) -> list[str]:
 # the table
 
 
-def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
-    """A row for each finished run, from its summary.json and log.txt; "-" for what they lack."""
+def table(runs: dict[str, str], logs: dict[str, dict], curve="hella") -> str:
+    """A row for each finished run, from its summary.json and log.txt; "-" for what they lack.
+
+    curve: the label of log.txt whose last value has a column, as its curve is drawn beside the losses; "": none.
+    """
     rows = []
     has_best = False
     for name, run in runs.items():
@@ -161,9 +164,9 @@ def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
         if path.is_file():
             summary = read_object(path, "delete it, and the run has no row in the table")
             has_best |= "best_val" in summary
-            rows.append(table_row(name, summary, logs[name]))
+            rows.append(table_row(name, summary, logs[name], curve))
     titles = ["run", "parameters", "tokens", "val nats/token"]
-    titles += ["bits/byte", "acc_norm", "tokens/s", "wall time"]
+    titles += ["bits/byte", *([score_title(curve)] if curve else []), "tokens/s", "wall time"]
     # a run of before there were best checkpoints does not get a column for them
     if has_best:
         titles.insert(4, "best val (step)")
@@ -173,14 +176,18 @@ def table(runs: dict[str, str], logs: dict[str, dict]) -> str:
     return lined_up(lines)
 
 
-def table_row(name: str, summary: dict, curves: dict) -> dict[str, str]:
+def score_title(curve: str) -> str:
+    return "acc_norm" if curve == "hella" else curve
+
+
+def table_row(name: str, summary: dict, curves: dict, curve: str) -> dict[str, str]:
     """{title: cell} of a run. Whatever its files lack, or is not a finite number there, is "-"."""
 
     def number(key) -> float:
         return finite(summary.get(key))
 
     tokens_per_second = number("tokens") / number("seconds") if number("seconds") else math.nan
-    _, accuracies = curves.get("hella", ([], [math.nan]))
+    _, scores = curves.get(curve, ([], [math.nan]))
     row = {
         "run": name,
         "parameters": f"{number('parameters'):,}",
@@ -188,7 +195,7 @@ def table_row(name: str, summary: dict, curves: dict) -> dict[str, str]:
         "val nats/token": f"{number('val'):.4f}",
         "best val (step)": "nan",
         "bits/byte": f"{number('bits_per_byte'):.4f}",
-        "acc_norm": f"{accuracies[-1]:.4f}",
+        score_title(curve): f"{scores[-1]:.4f}",
         "tokens/s": f"{tokens_per_second:,.0f}",
         "wall time": "nan",
     }
@@ -262,7 +269,7 @@ def figure_of_runs(paths: list[str]):
         if height > 0:
             lines.append((height, f"{text} {height:g}"))
     figure = draw_curves(logs, curve=curve, log10=log10, chain=chain, lines=lines)
-    print(table(dict(zip(names, paths)), logs))
+    print(table(dict(zip(names, paths)), logs, curve))
     return figure
 
 

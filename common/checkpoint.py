@@ -162,7 +162,23 @@ def stored_knobs(config: dict) -> dict:
     # `starting_point` says that there is nothing to resume.
     if not existing:
         return {}
-    return load_trainer_state(existing[-1], mmap=True)["config"]
+    return with_todays_names(load_trainer_state(existing[-1], mmap=True)["config"])
+
+
+def with_todays_names(stored: dict) -> dict:
+    """The knobs of a run, where it was stored before HellaSwag was one of eval_tasks."""
+    interval = stored.get("hellaswag_interval", 0)
+    if not interval:
+        return stored
+    # two sets of tasks with an interval each are one set now
+    if stored["eval_tasks"]:
+        print(f"note: the run scored HellaSwag every {interval} steps; add it to --eval_tasks to go on with that")
+        return stored
+    return stored | {
+        "eval_tasks": stored["hellaswag_data"] or "hellaswag",
+        "eval_tasks_interval": interval,
+        "eval_tasks_limit": stored["hellaswag_limit"],
+    }
 
 
 def restore(folder: Path, state: dict, config: dict, optimizers, projections=None, teachers=()):

@@ -83,6 +83,21 @@ def test_a_config_file_does_not_change_a_resumed_run_without_a_word(train, resum
 
 
 @pytest.mark.slow
+def test_a_run_stored_with_the_older_knobs_goes_on_with_hellaswag(train, resume, tmp_path):
+    """Before it was one of eval_tasks it had three knobs of its own."""
+    row = {"ctx": "ab", "endings": ["c", "de", "f", "cd"], "label": 0}
+    (tmp_path / "choices.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    train("run", "--max_steps=2")
+    file = find_model(tmp_path / "run") / "trainer.pt"
+    state = torch.load(file, weights_only=True)
+    older = {"hellaswag_interval": 3, "hellaswag_data": str(tmp_path / "choices.jsonl"), "hellaswag_limit": 2}
+    torch.save(state | {"config": state["config"] | older}, file)
+    resume("run", "--max_steps=4")
+    assert list(read_log(tmp_path / "run", "choices.jsonl")) == [3, 4]
+    assert trainer_state(tmp_path / "run")["config"]["eval_tasks_limit"] == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_optimiser_knobs_of_a_resumed_run_are_in_force(optimizer, train, resume, tmp_path):
     """load_state_dict brings the old ones back; the checkpoint would record the new ones."""
