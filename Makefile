@@ -6,8 +6,8 @@ RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was sto
 .PHONY: help quickstart study-babyllama check test clean
 
 help:
-	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 6 minutes on 2 cores)"
-	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama.md (under 2 hours on 2 cores)"
+	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
+	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
@@ -29,7 +29,7 @@ test: .venv/done
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl
 	$(RUN) sample.py --model=$(Q)/forward_kl --prompt="def main():" --max_tokens=120
-	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png --curve=choices.jsonl \
+	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png --curve=choices.jsonl --chance=0.25 \
 		--labels="teacher,student alone,student <- forward KL,student <- reverse KL"
 
 data/stdlib/meta.json: | .venv/done

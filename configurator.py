@@ -249,7 +249,7 @@ def check_names(path: str, values: dict, defaults: dict):
     if not unknown:
         return
     key = unknown[0]
-    script = Path(sys.argv[0]).name
+    script = script_name()
     other_script = script_for(values)
     # A single key may be another script's by chance.
     if other_script and len(values) > 1:
@@ -412,7 +412,7 @@ def one_line(kind, error, trace):
 
     That is every OSError (missing file, full disk, dead network) and the ValueErrors this project raises.
     """
-    script = Path(sys.argv[0]).name
+    script = script_name()
     # not sys.stderr, which is a buffer within torch.distributed's hook
     stderr = sys.__stderr__
     if issubclass(kind, KeyboardInterrupt):
@@ -436,16 +436,23 @@ def is_raised_here(trace) -> bool:
     return path.is_relative_to(HERE) and ".venv" not in path.parts
 
 
+def script_name() -> str:
+    """train.py, or studies.babyllama, whose file is called __main__.py."""
+    path = Path(sys.argv[0])
+    return f"studies.{path.resolve().parent.name}" if path.name == "__main__.py" else path.name
+
+
 def end_at_once(number, frame):
     """Handler of Ctrl-C while modules load: a KeyboardInterrupt within C code comes out as an ImportError."""
-    print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr, flush=True)
+    print(f"\n{script_name()}: interrupted", file=sys.stderr, flush=True)
     # not sys.exit(), an exception that the same C code would turn into another
     os._exit(128 + number)
 
 
 # Scripts import this module first, as torch takes a second to load. A program that is not ours, such as pytest,
 # answers Ctrl-C itself.
-if Path(sys.argv[0]).resolve().parent in (HERE, HERE / "studies"):
+_folder = Path(sys.argv[0]).resolve().parent
+if _folder == HERE or _folder.parent == HERE / "studies":
     # It may be ignored, as by nohup.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT, parameters
 
 from configurator import read_config_file
-from studies import babyllama, measuring
-from studies.babyllama import BOTH, ROWS, passages
+from studies import measuring
+from studies.babyllama import __main__ as babyllama
+from studies.babyllama.__main__ import BOTH, ROWS, passages
 from studies.engine import Study, Trained
 
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
@@ -196,7 +197,7 @@ def test_other_pairs_of_blimp_are_scored_anew(pretended):
 def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     """student 4.30, 4.31, 4.32; control 4.5 thrice: -0.19 ± 0.01/√3; teachers as far above in every seed."""
     pretended()
-    page = (tmp_path / "studies/babyllama.md").read_text()
+    page = (tmp_path / "studies/babyllama/README.md").read_text()
     assert "**Does it distil? Yes.**" in page and "**-0.1900 ± 0.0058**" in page
     assert "on BLiMP it is +0.00 ± 0.00 points (not significant at 95 %)" in page
     assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
@@ -204,9 +205,9 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
     assert "| student ← both | 4.3000 | 4.3100 | 4.3200 | 60.00 | 61.00 | 62.00 |" in page  # by seed
     assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
-    logs = list((tmp_path / "studies/logs").iterdir())
+    logs = list((tmp_path / "studies/babyllama/logs").iterdir())
     assert len(logs) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
-    assert all((tmp_path / f"studies/{name}.png").stat().st_size > 10_000 for name in ("babyllama", "babyllama_curves"))
+    assert all((tmp_path / f"studies/babyllama/{name}.png").stat().st_size > 10_000 for name in ("results", "curves"))
 
 
 def bare_study(data, out_dir):

@@ -1,4 +1,4 @@
-# A 150th of a corpus of BabyLM's form, in a BPE of 1,500: the data of the study of Baby Llama (studies/babyllama.md).
+# A 150th of a corpus of BabyLM's form, in a BPE of 1,500: the data of the study of Baby Llama (studies/babyllama).
 # python -m studies.babyllama --only=data --corpus=<folder of <domain>.train and .dev>    cuts the passages, then runs
 # python prepare_data.py config/babyllama_small/data.py
 # Hardware: 2 CPU cores. Result: 129,853 tokens of training text in a second.

@@ -3,7 +3,7 @@
 # python distill.py config/quickstart/student.py --out_dir=out/quickstart/reverse_kl --kl=reverse
 # python distill.py config/quickstart/student.py --out_dir=out/quickstart/alone --weight_ce=1 --weight_kl=0
 # First: python train.py config/quickstart/teacher.py
-# Hardware: 2 CPU cores, under a minute each. Result: see the README's table; `make quickstart` makes it again.
+# Hardware: 2 CPU cores, under 2 minutes each. Result: see the README's table; `make quickstart` makes it again.
 
 out_dir = "out/quickstart/student"
 dataset = "data/stdlib"

@@ -1,6 +1,6 @@
 """The page of the Baby Llama study: answer, tables and pictures, all from the files of its runs.
 
-The text is in babyllama_page.md, whose fields `write_report` fills in; sentences that depend on the
+The text is in page.md, whose fields `write_report` fills in; sentences that depend on the
 numbers are made here, by paired t-tests over the seeds.
 """
 
@@ -25,8 +25,8 @@ from studies.measuring import (
     verdict,
 )
 
-HERE = Path("studies")  # where it is written; the study runs in the repository's root
-PAGE = Path(__file__).with_name("babyllama_page.md")
+HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
+PAGE = Path(__file__).with_name("page.md")
 
 # ---------------------------------------------------------------------------------------------
 # tables
@@ -301,7 +301,7 @@ def draw_first_seed(study, table: dict) -> plt.Figure:
 
 
 def copy_logs(study, runs: set):
-    """studies/logs/, with the logs of these runs and of no others."""
+    """logs/, with the logs of these runs and of no others."""
     # emptied first: a log of a run that is no longer in the table would look like evidence for it
     logs = HERE / "logs"
     shutil.rmtree(logs, ignore_errors=True)
@@ -311,7 +311,7 @@ def copy_logs(study, runs: set):
 
 
 def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
-    """studies/babyllama.md, babyllama.png and babyllama_curves.png, and every log in studies/logs/.
+    """README.md, results.png and curves.png, and every log in logs/, all of them in studies/babyllama.
 
     table, points, trials: {row: its runs}.
     meta: meta.json of the data, and what was cut from which corpus.
@@ -320,8 +320,8 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     runs = set(chain(*table.values(), *points.values(), *trials.values()))
     copy_logs(study, runs)
     results = measure_all(study.out, table)
-    draw_rows(study, results).savefig(HERE / "babyllama.png", dpi=120)
-    draw_first_seed(study, table).savefig(HERE / "babyllama_curves.png", dpi=120)
+    draw_rows(study, results).savefig(HERE / "results.png", dpi=120)
+    draw_first_seed(study, table).savefig(HERE / "curves.png", dpi=120)
 
     # teachers and data are given in units of the student
     size = results["student"][0].parameters
@@ -348,5 +348,5 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
         jobs=study.jobs,
         minutes=study.seconds() / 60,
     )
-    (HERE / "babyllama.md").write_text(page, encoding="utf-8")
-    print(f"studies/babyllama.md, after {study.seconds() / 60:.0f} minutes")
+    (HERE / "README.md").write_text(page, encoding="utf-8")
+    print(f"{HERE / 'README.md'}, after {study.seconds() / 60:.0f} minutes")

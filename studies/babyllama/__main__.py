@@ -4,8 +4,8 @@
     python -m studies.babyllama --corpus=<folder> --only=data    # the small configs' data, no runs
 
 Cuts a subset from the corpus, prepares it, tries learning rates and epochs on the first seed,
-trains every row with every seed, scores them, and writes studies/babyllama.md, its pictures and
-studies/logs/. What is finished is not run again: stopped at any instant, the same command continues
+trains every row with every seed, scores them, and writes README.md beside this file, its pictures and
+logs/. What is finished is not run again: stopped at any instant, the same command continues
 the study. Every run is one of train.py or distill.py, on one core.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from common.data import read_meta
 from common.files import read_json, write_json
 from corpora.sources import find_files
-from studies.babyllama_report import write_report
+from studies.babyllama.report import write_report
 from studies.engine import Row, Study
 from tasks.loading import load_tasks
 
