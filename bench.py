@@ -192,7 +192,7 @@ def turn() -> dict:
     n_warm = int(part != "hellaswag")  # which has warmed up
     seconds, result = timed(go, n_warm, run.cuda)
     used = memory(run.cuda, peak=True)  # without what matmul_peak takes
-    peak = matmul_peak(run.device, run.dtype)
+    peak = matmul_peak(run.device, run.dtype, n=8192 if run.cuda else 1536)
     figures = {
         "seconds": seconds,
         "tokens_per_s": n_tokens / seconds,

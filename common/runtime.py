@@ -177,13 +177,13 @@ def keep_freed_memory():
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def matmul_peak(device, dtype) -> float:
-    """FLOP/s of the best of a few square matmuls on this device now: what `mfu` is a share of.
+def matmul_peak(device, dtype, n=0) -> float:
+    """FLOP/s of the best of a few matmuls of n x n on this device now: what `mfu` is a share of.
 
     Measured, as a data sheet knows neither the CPU's load nor what the GPU's clock does when it is warm.
     """
-    # large enough to keep the device busy, small enough to take no time to speak of
-    n = 8192 if device.type == "cuda" else 1536
+    # large enough to keep the device busy, small enough to take no time to speak of: 0.1 s on two CPU cores
+    n = n or (8192 if device.type == "cuda" else 1024)
     a = torch.randn(n, n, device=device).to(dtype)
     b = torch.randn(n, n, device=device).to(dtype)
     best = math.inf

@@ -123,6 +123,7 @@ def test_one_text_sees_nothing_of_another():
     np.testing.assert_allclose(score(model, [group], 257, RUN), apart, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs HellaSwag and the 260K-parameter LLaMA beside the project")
 @pytest.mark.parametrize("convention", hellaswag.CONVENTIONS)
 def test_200_examples_of_hellaswag_equal_the_loop(convention):

@@ -237,6 +237,7 @@ def test_the_halves_of_a_surrogate_pair_are_normalised_as_their_character(spec):
     assert tokenizer.encode(half_note) == tokenizer.encode("\U0001d15e") == tokenizer.encode("\U0001d157\U0001d165")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox_20b", "dolma2"])
 def test_ids_of_real_tokenizers_on_real_text(name):
     if not (DATA / "tokenizers" / name).is_dir():
