@@ -4,7 +4,8 @@
     torchrun --standalone --nproc_per_node=2 distill.py config/rkld_olmo.py
 
 The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse,  each term the mean
-over the tokens of the whole step. With weight_ce = 1 and the others 0 this is its twin train.py, bit for bit.
+over the tokens of the whole step (t2_scale and kl_norm change the factor of KL). With weight_ce = 1 and the others 0
+this is its twin train.py, bit for bit.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -53,17 +54,17 @@ from tasks.metrics import headlines
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
 init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model's folder or name
 init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11" (scratch: of the first teacher); "": from all
-freeze = ""  # parameters that stay as they are, by what their names begin with: "wpe", or "wte,h.0"
+freeze = ""  # prefixes of the names of parameters that are not trained: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
 eval_only = False  # score as at the end of a run, and stop: nothing is trained and nothing is written
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
 packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
-random_offset = True  # constant: each epoch cuts the rows from another token on
+random_offset = True  # constant: each epoch cuts the rows at a different offset
 # Teacher
 teacher = ""  # model folder, run's out_dir, or hub repository's name; several with commas between
-teacher_weights = ""  # of several teachers in their mean, as in "2,1"; "": equal
+teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
 teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 # Loss
@@ -75,7 +76,9 @@ t2_scale = True  # multiply the KL by T**2, which keeps the size of its gradient
 temperature = 2.0  # T: the KL compares softmax(logits / T) of both
 weight_ce = 1.0  # of the cross-entropy with the data
 weight_kl = 1.0  # of the KL
-weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; other widths get a learned projection
+weight_cos = (
+    0.0  # of 1 - cos(student, teacher) of the last hidden states; another width is projected, by a learned matrix
+)
 weight_mse = 0.0  # of the mean square of their difference, likewise
 # Student (comes from init_from where that names one, or from the teacher with init_layers)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
@@ -104,26 +107,28 @@ beta1 = 0.9  # AdamW
 beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
 eps = 1e-8  # AdamW
 grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
-# Reports (0: never)
+# Reports (an interval of 0: only at the end; of tasks and samples: never)
 eval_interval = 250  # steps between evaluations; there is always one at the end
 eval_rows = 256  # rows of val.bin in each, always the same; 0: all
 save_interval = 500  # steps between checkpoints; there is always one at the end
 keep_checkpoints = 2  # the newest that stay; 0: all
-keep_best = True  # that of the lowest validation loss stays too; it is saved when it is found
+keep_best = True  # also save and keep the checkpoint with the lowest validation loss
 eval_tasks = ""  # of evaluate.py: "hellaswag,piqa", or a file of your own; "": none
 eval_tasks_interval = 1000  # steps between these; also once at the end
 eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
 eval_tasks_limit = 0  # the first rows of each file only; 0: all
 log_interval = 10  # steps between log lines
 sample_interval = 0  # steps between texts written to out_dir/sample_NNNNNN.txt; also one at the end
-sample_prompt = ""  # that they continue; "": from the start of a text
-wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": not
+sample_prompt = ""  # the prompt; "": from the start of a text
+wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 # Machine
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
-config = configure(globals(), stored=stored_knobs)  # a resumed run starts from its own knobs
+# applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config has the
+# same values, to be checked, logged and stored
+config = configure(globals(), stored=stored_knobs)
 
 # ---------------------------------------------------------------------------------------------
 # set-up
@@ -139,7 +144,8 @@ run = Runtime(device, dtype)  # under torchrun, one of several ranks
 lock = RunLock(out_dir, writes=run.is_main and not eval_only)
 folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 
-# a step is the same on any number of ranks: what is stored and logged are the numbers in force
+# tokens_per_step fixes the step whatever the number of ranks. Both numbers are stored as they are used, so that a run
+# resumed on more or fewer ranks keeps its step.
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
 # steps given by hand win over the epochs of a config file
@@ -188,7 +194,7 @@ if kl_norm == "sequence":
     kl_factors.append(f"{block_size}")
     kl_scale *= block_size
 
-# a control, with all of these weights at 0, leaves teacher and teacher_weights unread
+# a control, with all three weights at 0, has no teacher to learn from; init_layers may still take blocks of the first
 named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
 teacher_names = named_teachers if has_teacher else []
 if has_teacher and not teacher_names:
@@ -198,14 +204,14 @@ teachers = []
 for name in teacher_names:
     # its logits have the student's meaning only if both have one tokenizer
     check_same_tokenizer(dataset, find_model(name))
-    model = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)
-    check_fits(model, name, block_size, vocab_size)
-    teachers.append(model)
-    run.say(f"teacher {name}: {model.n_params():,} parameters")
+    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
+    check_fits(t, name, block_size, vocab_size)
+    teachers.append(t)
+    run.say(f"teacher {name}: {t.n_params():,} parameters")
 
 # ---------------------------------------------------------------------------------------------
 # student
-# runs of one seed and shape start from the same weights, whatever else is different: a control and its student do
+# new weights follow from the seed and the shape alone: a student and its control start from the same
 torch.manual_seed(seed)
 padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 source = folder  # a model to start from, None for a new one
@@ -235,10 +241,10 @@ if init_layers and init_from != "resume":
 record_shape(config, raw_model, source)  # what was given must be what the model has
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
-# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, and is used for training alone
+# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
-# hidden states -> loss, without the logits of all tokens at once
+# hidden states -> loss
 head = partial(
     chunked_head,
     vocab_size=vocab_size,
@@ -262,18 +268,21 @@ params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.r
 
 # ---------------------------------------------------------------------------------------------
 # resume
-# What a checkpoint brings back: weights, moments of the optimisers, and how far the run was. Batches and dropout follow
-# from the step, and the knobs came in at the top, so that a resumed run continues to the same bits.
-first_step = 0  # optimiser steps done,
-rows_done = 0  # the rows that they took,
-seconds = 0.0  # and the seconds
+# The knobs came in at the top and the weights with the model; here come the moments of the optimisers, and how far the
+# run was. Batches and dropout follow from the step and the rank. So a resumed run continues to the same bits on as many
+# ranks as before; on another number of ranks, or on a GPU, to float tolerance.
+first_step = 0  # steps done
+rows_done = 0  # rows used
+seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
+    # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config)
+    # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
     restore(folder, state, config, optimizers, projections, teacher_names)
 # no row twice and none left out, also where a step now takes more rows than before, or fewer
 train_data.continue_at(first_step, rows_done)
@@ -281,7 +290,8 @@ if epochs > 0:
     max_steps = train_data.steps(epochs)
 if eval_only:
     max_steps = first_step
-if max_steps < first_step:  # at max_steps: a run killed before its summary, or one to evaluate again
+# as many steps as are done: the run evaluates once more and writes its summary
+if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
 if state:
@@ -313,7 +323,7 @@ objective = Objective(
 
 
 def mean_distance(distance, hidden, teacher_hidden):
-    """`distance` to each teacher, averaged: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
+    """`distance` to each teacher, weighted by `shares`: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
     total = 0.0
     for share, projection, h in zip(shares, projections, teacher_hidden):
         total = total + share * distance(projection(hidden).flatten(0, 1), h.flatten(0, 1))
@@ -321,7 +331,7 @@ def mean_distance(distance, hidden, teacher_hidden):
 
 
 @torch.no_grad()
-def evaluate(data, n_rows) -> tuple[float, dict]:
+def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     """Mean cross-entropy of the first validation rows, nats per token, and a comparison with the teachers (COMPARED).
 
     The ranks share the rows.
@@ -329,17 +339,18 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
     raw_model.eval()
     total = 0.0
     count = 0
-    sums = dict.fromkeys(COMPARED if teachers else (), 0.0)
+    compared_teachers = teachers if with_teachers else []
+    sums = dict.fromkeys(COMPARED if compared_teachers else (), 0.0)
     for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
-            teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in teachers]
+            teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in compared_teachers]
         _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
         total += ce.item()
         # a row shorter than its block, or one that fills up the last batch, has positions without a target: y = -1
         count += (y >= 0).sum().item()
-        if teachers:
+        if compared_teachers:
             student_head = hidden, raw_model.lm_head.weight
             added = compare(
                 student_head, teacher_heads, y, objective, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype
@@ -353,7 +364,7 @@ def evaluate(data, n_rows) -> tuple[float, dict]:
 
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
-stopping = False
+stopping = False  # whether a signal came during the step before
 # from where the speed in the next log line is counted
 logged_step = first_step
 logged_seconds = seconds
@@ -365,11 +376,12 @@ for step in range(first_step, max_steps + 1):
         val, comparison = evaluate(val_data, eval_rows)
         by_domain = {}
         for domain, data in val_domains.items():
-            by_domain[f"val/{domain}"], _ = evaluate(data, math.ceil(eval_rows / len(val_domains)))
+            n_rows = math.ceil(eval_rows / len(val_domains))
+            by_domain[f"val/{domain}"], _ = evaluate(data, n_rows, with_teachers=False)
         log(step, val=val, **by_domain, **comparison)
         bits_per_byte = val_data.bits_per_byte(val)  # NaN where no target stands for text
-        compares_across_tokenizers = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte > 0 else ""
-        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token{compares_across_tokenizers}")
+        bits_text = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte > 0 else ""
+        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token{bits_text}")
         if by_domain:
             losses = [f"{name} {loss:.4f}" for name, loss in by_domain.items()]
             run.say(f"step {step}/{max_steps} |", " | ".join(losses))
@@ -388,7 +400,7 @@ for step in range(first_step, max_steps + 1):
         log(step, **values)
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
-    # a text to look at; its draws have a seed of their own, so that they change nothing in what follows
+    # a text to look at; the step below seeds the generator again, so that training is not affected
     if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
         raw_model.eval()
         run.seed(seed, step)
@@ -399,6 +411,7 @@ for step in range(first_step, max_steps + 1):
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > first_step and (last or stopping or is_time or is_new_best):
+        # all ranks hold the same weights and moments: the first writes them
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
@@ -411,15 +424,17 @@ for step in range(first_step, max_steps + 1):
     # --- accumulate
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
-    # micro-steps would weigh a token more where its batch has fewer of them. The ranks exchange with the count
-    # whether one was asked to stop: they all stop after the same step.
-    run.seed(seed, step)  # of dropout
+    # micro-steps would weigh a token more where its batch has fewer of them. Along with the count the ranks exchange a
+    # stop flag, set by a signal: all of them stop after this step, in the next turn of the loop.
+    run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
-    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)
+    n_targets = sum((y >= 0).sum() for _, y in batches)
+    n_tokens, stopping = run.sum(n_targets, stop.number > 0)
     sums = torch.zeros(5, device=run.device)  # loss, ce, kl, cos, mse
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
-        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step
+        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
+        # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing.
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
@@ -427,9 +442,10 @@ for step in range(first_step, max_steps + 1):
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
         teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
-        # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; the two alone for the log
+        # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; ce and kld unweighted, for the log
         loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective)
-        # the terms of hidden states need no logits, so they are plain autograd
+        # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
+        # the residual stream is, and so are the projections.
         cos = mse = zero
         valid = y.flatten() >= 0
         if weight_cos:
@@ -441,14 +457,14 @@ for step in range(first_step, max_steps + 1):
         # DDP averages over the ranks, where n_tokens asks for a sum
         (loss * run.world).backward()
         sums += torch.stack((loss, ce, kld, cos, mse)).detach()
-    # the student's gradients are averaged by DDP, which does not know the projections
+    # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
 
     # --- clip
     # without clipping the norm is still wanted, for the log
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
     loss, ce, kld, cos, mse = run.sum(*sums)
-    # nothing may come into the weights that no later step could take out again
+    # an update that is not finite could never be undone
     if not math.isfinite(loss + norm):
         raise ValueError(
             f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "

@@ -3,7 +3,7 @@
     python train.py config/pretrain_124m.py --batch_size=8
     torchrun --standalone --nproc_per_node=2 train.py config/pretrain_124m.py
 
-Reads top to bottom. Its twin, distill.py, has the same sections in the same order.
+Read it from top to bottom. Its twin, distill.py, has the same sections in the same order, and one for the teacher.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -51,14 +51,14 @@ from tasks.metrics import headlines
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
 init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model's folder or name
 init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11"; "": from all
-freeze = ""  # parameters that stay as they are, by what their names begin with: "wpe", or "wte,h.0"
+freeze = ""  # prefixes of the names of parameters that are not trained: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
 eval_only = False  # score as at the end of a run, and stop: nothing is trained and nothing is written
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
 packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
-random_offset = True  # constant: each epoch cuts the rows from another token on
+random_offset = True  # constant: each epoch cuts the rows at a different offset
 # Model (comes from init_from where that names one)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
@@ -86,26 +86,28 @@ beta1 = 0.9  # AdamW
 beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
 eps = 1e-8  # AdamW
 grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
-# Reports (0: never)
+# Reports (an interval of 0: only at the end; of tasks and samples: never)
 eval_interval = 250  # steps between evaluations; there is always one at the end
 eval_rows = 256  # rows of val.bin in each, always the same; 0: all
 save_interval = 500  # steps between checkpoints; there is always one at the end
 keep_checkpoints = 2  # the newest that stay; 0: all
-keep_best = True  # that of the lowest validation loss stays too; it is saved when it is found
+keep_best = True  # also save and keep the checkpoint with the lowest validation loss
 eval_tasks = ""  # of evaluate.py: "hellaswag,piqa", or a file of your own; "": none
 eval_tasks_interval = 1000  # steps between these; also once at the end
 eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
 eval_tasks_limit = 0  # the first rows of each file only; 0: all
 log_interval = 10  # steps between log lines
 sample_interval = 0  # steps between texts written to out_dir/sample_NNNNNN.txt; also one at the end
-sample_prompt = ""  # that they continue; "": from the start of a text
-wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": not
+sample_prompt = ""  # the prompt; "": from the start of a text
+wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 # Machine
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
-config = configure(globals(), stored=stored_knobs)  # a resumed run starts from its own knobs
+# applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config has the
+# same values, to be checked, logged and stored
+config = configure(globals(), stored=stored_knobs)
 
 # ---------------------------------------------------------------------------------------------
 # set-up
@@ -120,7 +122,8 @@ run = Runtime(device, dtype)  # under torchrun, one of several ranks
 lock = RunLock(out_dir, writes=run.is_main and not eval_only)
 folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 
-# a step is the same on any number of ranks: what is stored and logged are the numbers in force
+# tokens_per_step fixes the step whatever the number of ranks. Both numbers are stored as they are used, so that a run
+# resumed on more or fewer ranks keeps its step.
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
 # steps given by hand win over the epochs of a config file
@@ -153,7 +156,7 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 
 # ---------------------------------------------------------------------------------------------
 # model
-# runs of one seed and shape start from the same weights, whatever else is different
+# new weights follow from the seed and the shape alone
 torch.manual_seed(seed)
 padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 if folder:
@@ -179,10 +182,10 @@ if init_layers and init_from != "resume":
 record_shape(config, raw_model, folder)  # what was given must be what the model has
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
-# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, and is used for training alone
+# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training
 raw_model.to(run.device).train()
 model = run.parallel(run.compile(raw_model, compile))
-# hidden states -> loss, without the logits of all tokens at once
+# hidden states -> loss
 head = partial(
     chunked_head,
     vocab_size=vocab_size,
@@ -199,18 +202,21 @@ params = [p for p in raw_model.parameters() if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------
 # resume
-# What a checkpoint brings back: weights, moments of the optimisers, and how far the run was. Batches and dropout follow
-# from the step, and the knobs came in at the top, so that a resumed run continues to the same bits.
-first_step = 0  # optimiser steps done,
-rows_done = 0  # the rows that they took,
-seconds = 0.0  # and the seconds
+# The knobs came in at the top and the weights with the model; here come the moments of the optimisers, and how far the
+# run was. Batches and dropout follow from the step and the rank. So a resumed run continues to the same bits on as many
+# ranks as before; on another number of ranks, or on a GPU, to float tolerance.
+first_step = 0  # steps done
+rows_done = 0  # rows used
+seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
+    # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config)
+    # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
     restore(folder, state, config, optimizers)
 # no row twice and none left out, also where a step now takes more rows than before, or fewer
 train_data.continue_at(first_step, rows_done)
@@ -218,7 +224,8 @@ if epochs > 0:
     max_steps = train_data.steps(epochs)
 if eval_only:
     max_steps = first_step
-if max_steps < first_step:  # at max_steps: a run killed before its summary, or one to evaluate again
+# as many steps as are done: the run evaluates once more and writes its summary
+if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
 if state:
@@ -257,7 +264,7 @@ def evaluate(data, n_rows) -> float:
 
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
-stopping = False
+stopping = False  # whether a signal came during the step before
 # from where the speed in the next log line is counted
 logged_step = first_step
 logged_seconds = seconds
@@ -272,8 +279,8 @@ for step in range(first_step, max_steps + 1):
             by_domain[f"val/{domain}"] = evaluate(data, math.ceil(eval_rows / len(val_domains)))
         log(step, val=val, **by_domain)
         bits_per_byte = val_data.bits_per_byte(val)  # NaN where no target stands for text
-        compares_across_tokenizers = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte > 0 else ""
-        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token{compares_across_tokenizers}")
+        bits_text = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte > 0 else ""
+        run.say(f"step {step}/{max_steps} | val {val:.4f} nats/token{bits_text}")
         if by_domain:
             losses = [f"{name} {loss:.4f}" for name, loss in by_domain.items()]
             run.say(f"step {step}/{max_steps} |", " | ".join(losses))
@@ -287,7 +294,7 @@ for step in range(first_step, max_steps + 1):
         log(step, **values)
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
-    # a text to look at; its draws have a seed of their own, so that they change nothing in what follows
+    # a text to look at; the step below seeds the generator again, so that training is not affected
     if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
         raw_model.eval()
         run.seed(seed, step)
@@ -298,6 +305,7 @@ for step in range(first_step, max_steps + 1):
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > first_step and (last or stopping or is_time or is_new_best):
+        # all ranks hold the same weights and moments: the first writes them
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         if run.is_main:
@@ -309,15 +317,17 @@ for step in range(first_step, max_steps + 1):
     # --- accumulate
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
-    # micro-steps would weigh a token more where its batch has fewer of them. The ranks exchange with the count
-    # whether one was asked to stop: they all stop after the same step.
-    run.seed(seed, step)  # of dropout
+    # micro-steps would weigh a token more where its batch has fewer of them. Along with the count the ranks exchange a
+    # stop flag, set by a signal: all of them stop after this step, in the next turn of the loop.
+    run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
-    n_tokens, stopping = run.sum(sum((y >= 0).sum() for _, y in batches), stop.number > 0)
+    n_targets = sum((y >= 0).sum() for _, y in batches)
+    n_tokens, stopping = run.sum(n_targets, stop.number > 0)
     loss_sum = torch.zeros((), device=run.device)
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
-        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step
+        # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
+        # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing.
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
@@ -331,7 +341,7 @@ for step in range(first_step, max_steps + 1):
     # without clipping the norm is still wanted, for the log
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
     (loss,) = run.sum(loss_sum)
-    # nothing may come into the weights that no later step could take out again
+    # an update that is not finite could never be undone
     if not math.isfinite(loss + norm):
         raise ValueError(
             f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
