@@ -52,7 +52,7 @@ def to_label(label) -> int:
     """1, True or "1" as a number. ValueError for anything else, as 1.5 or "": rows of a test split have none."""
     if isinstance(label, int) or (isinstance(label, str) and label.strip().isdecimal()):
         return int(label)
-    raise ValueError(f"label {label!r} is no whole number")
+    raise ValueError(f"label {label!r} is not a whole number")
 
 
 def ask(context: str, endings: list[str], label) -> Question:

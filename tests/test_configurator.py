@@ -140,8 +140,9 @@ def test_made_by_names_the_command_in_the_header_of_every_config():
     made = {}
     for path in configs:
         name = path.relative_to(ROOT).as_posix()
-        command = re.search(rf"^# (python \w+\.py {re.escape(name)})\b", path.read_text(), flags=re.M)[1]
-        made.setdefault(read_config_file(str(path))["out_dir"], command)
+        command = re.search(rf"^# (python \w+\.py {re.escape(name)})\b", path.read_text(), flags=re.M)
+        assert command, f"{name}: its header lacks the line '# python <script>.py {name}'"
+        made.setdefault(read_config_file(str(path))["out_dir"], command[1])
     assert len(made) > 15
     for out_dir, command in made.items():
         assert made_by(out_dir) == command

@@ -715,6 +715,14 @@ def test_the_cleaned_text_of_every_domain_survives_encoding(tmp_path):
         assert tokenizer.decode(ids.tolist()) == text, f.path.name
 
 
+def test_every_named_corpus_is_in_the_help_and_in_the_docs():
+    help_text = (ROOT / "prepare_data.py").read_text().split('"""')[1]
+    page = (ROOT / "docs/data.md").read_text()
+    for name in NAMES:
+        assert re.search(rf"\b{name}\b", help_text), f"{name} is not in the docstring of prepare_data.py"
+        assert re.search(rf"\b{name}\b", page), f"{name} is not in docs/data.md"
+
+
 def test_write_dataset_passes_for_old_sets(tmp_path):
     """Sets without a list of files, as earlier versions wrote them."""
     assert TokenData(write_dataset(tmp_path), "train", 16, 0, 4).batch(0, 0)[0].shape == (4, 16)
