@@ -119,6 +119,7 @@ batch_size = rows(1600) * Fraction(1, 1).denominator
     assert (code, err) == (0, "") and json.loads(out)["batch_size"] == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, config, key, other",
     [
@@ -229,6 +230,7 @@ def test_help_lists_every_key_with_value_and_comment(script):
     assert "--batch_size=40" in out and "rows (default 8)" in out
 
 
+@pytest.mark.slow
 def test_help_of_train_lists_every_key():
     import ast
 

@@ -66,6 +66,7 @@ def flatten(value):
 # the locks
 
 
+@pytest.mark.slow
 def test_distill_without_distillation_is_train_bit_for_bit(args, tmp_path):
     more = ["--dropout=0.1", "--eval_interval=5", "--grad_accum_steps=2"]
     run_script("train.py", *args("train.py", "train", *more))
