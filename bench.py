@@ -86,7 +86,7 @@ def main():
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
     one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon"), version=versions)
-    divergence(kl, beta=0.5, lam=0.1)
+    divergence(kl)  # an unknown name fails here
     if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
     if part in OPERATIONS:
@@ -293,8 +293,8 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
     """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test."""
     if version == "chunked":
         heads = [(teacher_hidden, teacher_weight)]
-        terms = divergence(kl, beta=0.5, lam=0.1)
-        objective = Objective(weight_ce=WEIGHT, weight_kl=WEIGHT * T**2, terms=terms, temperature=T)
+        weights = {"weight_ce": WEIGHT, "weight_kl": WEIGHT * T**2}
+        objective = Objective(**weights, terms=divergence(kl), temperature=T)
         loss, _, _ = chunked_head(
             hidden, weight, targets, targets.numel(), heads, objective,
             vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype, body=body,

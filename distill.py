@@ -45,7 +45,7 @@ from common.pretrained import (
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from head import COMPARED, chunked_head, compare
-from losses import Objective, cosine_distance, divergence, hidden_mse, loss_terms, reduce, teacher_shares
+from losses import PARAMETERS, Objective, cosine_distance, divergence, hidden_mse, loss_terms, reduce, teacher_shares
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 from tasks.loading import load_tasks
 from tasks.metrics import headlines
@@ -178,7 +178,8 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 
 # ---------------------------------------------------------------------------------------------
 # teacher
-terms = divergence(kl, beta=kl_beta, lam=kl_lam)  # an unknown name fails here
+kl_parameters = {name: config[f"kl_{name}"] for name in PARAMETERS}  # kl_beta, kl_lam
+terms = divergence(kl, **kl_parameters)  # an unknown name fails here
 one_of(config, kl_norm=("token", "sequence"), ensemble=("logits", "probs"))
 has_teacher = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
 if not (has_teacher or weight_ce):

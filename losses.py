@@ -119,38 +119,47 @@ def chain_rule(q, slope):
     return slope
 
 
-# Name in the knob `kl`: its function, and {its parameter: the bounds it lies between}. A parameter is
-# set by the knob kl_<name>. -1e-9 lets 0 in, where a skew divergence is the plain one.
+@dataclass(frozen=True)
+class Parameter:
+    """A number that a divergence depends on, set by the knob kl_<name>: low < number < high."""
+
+    default: float
+    low: float
+    high: float
+
+
+# The name in the knob `kl`: its function, and its own parameters. A low of -1e-9 lets 0 in, where a skew
+# divergence is the plain one.
 DIVERGENCES = {
     "forward": (forward_terms, {}),
     "reverse": (reverse_terms, {}),
-    "js": (js_terms, {"beta": (0, 1)}),
-    "skew_forward": (skew_forward_terms, {"lam": (-1e-9, 1)}),
-    "skew_reverse": (skew_reverse_terms, {"lam": (-1e-9, 1)}),
+    "js": (js_terms, {"beta": Parameter(0.5, low=0, high=1)}),
+    "skew_forward": (skew_forward_terms, {"lam": Parameter(0.1, low=-1e-9, high=1)}),
+    "skew_reverse": (skew_reverse_terms, {"lam": Parameter(0.1, low=-1e-9, high=1)}),
     "tv": (total_variation_terms, {}),
 }
+# of all of them, by name
+PARAMETERS = {name: parameter for _, own in DIVERGENCES.values() for name, parameter in own.items()}
 
 
-def divergence(kl: str, **parameters):
-    """The terms function of the knob `kl`, with its own of the parameters, as of the knobs kl_<name>.
+def divergence(kl: str, **numbers):
+    """The terms function of the knob `kl`, with its parameters as given, else their defaults.
 
-    Raises ValueError for an unknown name, and for a parameter that is out of range, whichever
-    divergence it is for.
+    Raises ValueError for an unknown name, and for a number that is out of range, whichever divergence
+    it is for.
     """
     if kl not in DIVERGENCES:
         raise ValueError(f"kl={kl!r} is not one of {', '.join(DIVERGENCES)}")
     # of all divergences, as a wrong knob is wrong also where this run does not use it
-    for _, bounds in DIVERGENCES.values():
-        for name, (low, high) in bounds.items():
-            if name in parameters and not low < parameters[name] < high:
-                at_least = "at least 0" if low < 0 else "over 0"
-                raise ValueError(
-                    f"kl_{name}={parameters[name]} is out of range; it must be {at_least} and under {high}"
-                )
-    terms, bounds = DIVERGENCES[kl]
-    if not bounds:
+    for name, number in numbers.items():
+        parameter = PARAMETERS[name]
+        if not parameter.low < number < parameter.high:
+            lowest = "at least 0" if -1e-6 < parameter.low < 0 else f"over {parameter.low:g}"
+            raise ValueError(f"kl_{name}={number} is out of range; it must be {lowest} and under {parameter.high:g}")
+    terms, own = DIVERGENCES[kl]
+    if not own:
         return terms
-    return partial(terms, **{name: parameters[name] for name in bounds})
+    return partial(terms, **{name: numbers.get(name, parameter.default) for name, parameter in own.items()})
 
 
 # ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from conftest import ROOT, read_log, write_dataset
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from head import chunked_head
-from losses import Objective, divergence, loss_terms
+from losses import DIVERGENCES, Objective, divergence, loss_terms
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 V, ROWS, C = 2**15 - 7, 2**15, 8  # so many columns that a block has few rows
@@ -39,7 +39,7 @@ def head(body, name, n_teachers, ensemble, dtype, n=N):
     targets[5] = -1
     teachers = [(torch.randn(n, 6), torch.randn(V, 6)) for _ in range(n_teachers)]
     shares = [(i + 1) / sum(range(n_teachers + 1)) for i in range(n_teachers)]
-    terms = divergence(name, beta=0.5, lam=0.1)
+    terms = divergence(name)
     objective = Objective(0.5, 2.0, terms, temperature=2.0, ensemble=ensemble, shares=tuple(shares))
     loss, ce, kl = chunked_head(
         hidden, weight, targets, n - 1, teachers, objective, vocab_size=V, chunk=CHUNK, dtype=dtype, body=body
@@ -64,6 +64,10 @@ CASES = [
     ("skew_reverse", 2, "probs", torch.bfloat16),
     ("tv", 2, "logits", torch.float32),
 ]
+
+
+def test_every_divergence_is_compiled():
+    assert {name for name, *_ in CASES} == set(DIVERGENCES), "add a row to CASES"
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, run_python
-from test_losses import OBJECTIVES, brute_force, terms_of
+from test_losses import OBJECTIVES, brute_force
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from head import blocks_to_write, chunked_head, compare
-from losses import Objective, loss_terms
+from losses import Objective, divergence, loss_terms
 
 V, ROWS, C = 211, 256, 24  # the vocabulary, the rows of the padded head, the width of the student
 WIDTHS = ((40, 211), (16, 230), (33, 256))  # of teachers: width, rows of the head
@@ -64,7 +64,7 @@ def test_losses_and_gradients_equal_the_slow_reference(name, n_teachers, ensembl
     shares = (shares / shares.sum()).tolist()
     objective = Objective(weight_ce=0.3)
     if name:
-        objective = Objective(0.3, 2.0, terms_of(name), temperature=T, ensemble=ensemble, shares=tuple(shares))
+        objective = Objective(0.3, 2.0, divergence(name), temperature=T, ensemble=ensemble, shares=tuple(shares))
     hidden = states(ids, weight, layer)
     loss, ce, kl = chunked_head(hidden, weight, targets, n, teachers, objective, vocab_size=V, chunk=7)
     grads = torch.autograd.grad(loss, (weight, layer))
@@ -206,7 +206,7 @@ def test_logits_of_a_chunk_are_freed_before_the_next_are_made():
 def test_logits_of_all_tokens_are_never_allocated(name):
     """264 tokens x 256 rows would be 67,584 elements; the largest tensor is the head's own gradient."""
     ids, targets, weight, layer, teachers = make(B=24, n_teachers=3)
-    objective = replace(OBJECTIVE, terms=terms_of(name), shares=(1 / 3,) * 3, ensemble="probs")
+    objective = replace(OBJECTIVE, terms=divergence(name), shares=(1 / 3,) * 3, ensemble="probs")
     settings = {"vocab_size": V, "objective": objective}
     N = targets.numel()
     with Largest() as seen:
@@ -266,7 +266,7 @@ def test_what_the_head_computes_leaves_the_logits_as_they_are():
     for name in OBJECTIVES:
         for ensemble in ("logits", "probs"):
             for teachers in ([], taught[:1], taught):
-                now = replace(objective, terms=terms_of(name), ensemble=ensemble)
+                now = replace(objective, terms=divergence(name), ensemble=ensemble)
                 _, grad = loss_terms(logits, teachers, targets, now, torch.float32)
                 places = {t.untyped_storage().data_ptr() for t in (logits, *taught)}
                 assert grad.any() and grad.untyped_storage().data_ptr() not in places

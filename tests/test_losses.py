@@ -1,9 +1,11 @@
 """Every objective by hand, against float64, and at the edges of fp32. The chunked head has its own file."""
 
+import inspect
 import math
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn import functional as F
 
 from losses import (
@@ -30,11 +32,6 @@ OBJECTIVES = {
     "forward": forward_kl, "reverse": reverse_kl, "js": js_divergence, "skew_forward": skew_forward_kl,
     "skew_reverse": skew_reverse_kl, "tv": total_variation,
 }  # fmt: skip
-
-
-def terms_of(name):
-    """A divergence with the parameters that its function of logits has by default."""
-    return divergence(name, beta=0.5, lam=0.1)
 
 
 def kl(p, q):
@@ -85,9 +82,11 @@ def test_hidden_state_terms_by_hand():
 
 
 def brute_force(name, student, teacher, T, share=None):
-    """The textbook formula in float64, through log-probabilities; `share`: beta or lam."""
+    """The textbook formula in float64, through log-probabilities; `share`: its parameter (None: the default)."""
     log_p, log_q = (teacher / T).log_softmax(-1), (student / T).log_softmax(-1)
-    share = share if share is not None else {"js": 0.5}.get(name, 0.1)
+    _, parameters = DIVERGENCES[name]
+    if share is None and parameters:
+        (share,) = [parameter.default for parameter in parameters.values()]
     mix = lambda a, b: torch.logaddexp(a + math.log(share), b + math.log(1 - share))  # noqa: E731
     of = lambda a, b: (a.exp() * (a - b)).sum(-1)  # noqa: E731
     if name == "js":
@@ -159,7 +158,7 @@ def test_what_the_loops_run_equals_float64(name, case, V, T):
     torch.manual_seed(V)
     student, teacher = make_logits(case, V)
     targets = torch.randint(V, (6,))
-    objective = Objective(weight_ce=0.0, weight_kl=1.0, terms=terms_of(name), temperature=T)
+    objective = Objective(weight_ce=0.0, weight_kl=1.0, terms=divergence(name), temperature=T)
     (ce, _), ce_grad = loss_terms(student, [], targets, Objective(), torch.float32)
     (_, kl), kl_grad = loss_terms(student, [teacher], targets, objective, torch.float32)
 
@@ -277,7 +276,15 @@ def test_names_and_ranges_of_divergences():
 
 
 def test_every_divergence_by_name_is_compared_with_float64():
-    assert list(DIVERGENCES) == list(OBJECTIVES)
+    assert list(DIVERGENCES) == list(OBJECTIVES), "add a row to OBJECTIVES, in the order of DIVERGENCES"
+    for name, (_, parameters) in DIVERGENCES.items():
+        defaults = {n: p.default for n, p in inspect.signature(OBJECTIVES[name]).parameters.items()}
+        for parameter, row in parameters.items():
+            assert defaults[parameter] == row.default, f"{name}: {parameter} has two defaults"
+    for file in ("distill.py", "docs/losses.md"):
+        text = (ROOT / file).read_text()
+        for name in DIVERGENCES:
+            assert f'"{name}"' in text, f"{file} does not mention {name} among the values of kl"
 
 
 def test_reduction_does_not_depend_on_the_split():
