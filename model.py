@@ -3,10 +3,11 @@
 GPT    GPT-2 (learned positions, tanh GELU, tied head) and, by its flags, GPT-NeoX / Pythia
        (rotary positions on a part of each head, parallel residual, exact GELU, untied head).
 LLaMA  LLaMA 1-3 (RMSNorm, SwiGLU, rotary positions, grouped-query attention, RoPE scaling), Mistral,
-       Qwen2.5 (bias on query, key and value) and OLMo (LayerNorm without parameters, clipped q, k, v).
+       Qwen2.5 (bias on query, key and value), Qwen3 (queries and keys normalised, heads of any width)
+       and OLMo (LayerNorm without parameters, clipped q, k, v).
 
 Shapes: B rows, T positions, C = n_embd, V = vocab_size, nh query heads, nkv key/value heads,
-hs = C / nh. Nothing here knows of files, ranks, losses or foreign names of weights.
+hs = C / nh or head_dim. Nothing here knows of files, ranks, losses or foreign names of weights.
 """
 
 import math
@@ -162,7 +163,8 @@ class LanguageModel(nn.Module):
         (T + 1) / 2 positions that a causal query sees on average (PaLM, appendix B, counts all T).
         """
         matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 2 * matrices + 4 * self.config.n_layer * self.config.n_embd * (T + 1) / 2
+        width = self.h[0].attn.c_proj.in_features  # nh * hs, which need not be C
+        return 2 * matrices + 4 * self.config.n_layer * width * (T + 1) / 2
 
     def n_params(self):
         """Parameters, a tied head counted once."""
@@ -202,11 +204,11 @@ def sample(logits, temperature, top_k):
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
 
 
-def check_config(config, n_kv_head):
+def check_config(config, n_kv_head, head_dim=0):
     if not 0 <= config.dropout < 1:
         raise ValueError(f"dropout={config.dropout} must be at least 0 and under 1")
     width, heads = config.n_embd, config.n_head
-    if heads < 1 or width % heads:
+    if heads < 1 or (not head_dim and width % heads):
         raise ValueError(f"n_embd={width} is not divisible by n_head={heads}; choose a multiple")
     if n_kv_head < 1 or heads % n_kv_head:
         raise ValueError(f"n_head={heads} is not divisible by n_kv_head={n_kv_head}; choose a multiple")
@@ -356,17 +358,19 @@ class LLaMAConfig:
     sliding_window: int = 0
     parametric_norm: bool = True  # True: RMSNorm; False: OLMo's LayerNorm without weight and bias
     norm_eps: float = 1e-5
+    head_dim: int = 0  # channels of a head; 0: n_embd / n_head
+    qk_norm: bool = False  # Qwen3: RMSNorm over the channels of each query and key
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
         # three matrices of 8/3 the width have as many weights as the two of GPT's MLP of 4 times
         self.n_inner = self.n_inner or 64 * math.ceil(8 * self.n_embd / 3 / 64)
-        check_config(self, self.n_kv_head)
+        check_config(self, self.n_kv_head, self.head_dim)
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
         if 0 < self.sliding_window < self.block_size:
             raise ValueError(f"block_size={self.block_size} is beyond sliding_window={self.sliding_window}; lower it")
-        hs = self.n_embd // self.n_head
-        if hs % 2:
-            raise ValueError(f"n_embd / n_head = {hs} is odd; rotary positions need pairs")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim (or n_embd / n_head) = {self.head_dim} is odd; rotary positions need pairs")
 
     def norm(self):
         if self.parametric_norm:
@@ -377,29 +381,37 @@ class LLaMAConfig:
 class LLaMAAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.hs = config.n_embd // config.n_head
+        self.hs = config.head_dim
         self.dropout = config.dropout
         self.clip = config.clip_qkv
+        q_width = config.n_head * self.hs
         kv_width = config.n_kv_head * self.hs
-        self.c_q = nn.Linear(config.n_embd, config.n_embd, bias=config.qkv_bias)
+        self.c_q = nn.Linear(config.n_embd, q_width, bias=config.qkv_bias)
         self.c_k = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
         self.c_v = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.attn_proj_bias)
+        self.c_proj = nn.Linear(q_width, config.n_embd, bias=config.attn_proj_bias)
+        self.q_norm = nn.RMSNorm(self.hs, config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(self.hs, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x, rope, mask, cache):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q = self.c_q(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
         k = self.c_k(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
         v = self.c_v(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
         if self.clip:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+        if self.q_norm is not None:
+            # A score is at most sqrt(hs) times the norms' weights, however long queries and keys grow
+            # (arXiv:2302.05442). Autocast has the weights in fp32, and the two must be of one type.
+            q = self.q_norm(q.type_as(self.q_norm.weight)).type_as(v)
+            k = self.k_norm(k.type_as(self.k_norm.weight)).type_as(v)
         # queries and keys alone, for the reason that GPTAttention gives
         q = apply_rope(q, rope)
         k = apply_rope(k, rope)
         if cache:
             k, v = cache.extend(k, v)  # (B, nkv, seen + T, hs)
         y = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, nh, T, hs)
-        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        y = y.transpose(1, 2).reshape(B, T, -1)  # the heads side by side again, (B, T, nh * hs)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
@@ -445,5 +457,5 @@ class LLaMA(LanguageModel):
     def embed(self, idx, positions):
         """Ids (B, T) at positions (T,) or (B, T): (B, T, C), and the rotary table."""
         c = self.config
-        rope = rope_table(positions.unsqueeze(-2), c.n_embd // c.n_head, c.rope_theta, c.rope_scaling)
+        rope = rope_table(positions.unsqueeze(-2), c.head_dim, c.rope_theta, c.rope_scaling)
         return F.dropout(self.wte(idx), c.dropout, self.training), rope

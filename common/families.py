@@ -112,6 +112,9 @@ def llama_weights(config):
                 yield from weight_and_bias(f"{ours}.{our_name}", f"{theirs}.{their_name}")
             else:
                 yield Weight(f"{ours}.{our_name}.weight", f"{theirs}.{their_name}.weight")
+        if config.qk_norm:
+            yield Weight(f"{ours}.attn.q_norm.weight", f"{theirs}.self_attn.q_norm.weight")
+            yield Weight(f"{ours}.attn.k_norm.weight", f"{theirs}.self_attn.k_norm.weight")
         # OLMo's norms have no weights
         if config.parametric_norm:
             yield Weight(f"{ours}.ln_1.weight", f"{theirs}.input_layernorm.weight")
@@ -253,7 +256,7 @@ FAMILIES = {
             "hidden_act": "silu",
         },
         # what the class can do for LLaMA's relatives is off, by which saving tells them apart
-        given={"parametric_norm": True, "clip_qkv": 0.0, "sliding_window": 0},
+        given={"parametric_norm": True, "clip_qkv": 0.0, "sliding_window": 0, "qk_norm": False},
         only={"hidden_act": "silu"},
     ),
     # Mistral 7B: a LLaMA with grouped heads and a window
@@ -292,6 +295,7 @@ FAMILIES = {
             "mlp_bias": False,
             "parametric_norm": True,
             "clip_qkv": 0.0,
+            "qk_norm": False,
         },
         only={"hidden_act": "silu"},
     ),
@@ -331,9 +335,52 @@ FAMILIES = {
             "parametric_norm": True,
             "clip_qkv": 0.0,
             "sliding_window": 0,
+            "qk_norm": False,
         },
         # its files name a sliding_window, but only this switch turns it on
         only={"hidden_act": "silu", "use_sliding_window": False},
+    ),
+    # Qwen3, its dense models
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        model_class=LLaMA,
+        config_class=LLaMAConfig,
+        weights=llama_weights,
+        prefix="model.",
+        buffers=("model.layers.{}.self_attn.rotary_emb.inv_freq",),
+        keys={
+            "vocab_size": "vocab_size",
+            "block_size": "max_position_embeddings",
+            "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads",
+            "n_kv_head": "num_key_value_heads",
+            "n_embd": "hidden_size",
+            "n_inner": "intermediate_size",
+            "head_dim": "head_dim",
+            "rope_theta": "rope_theta",
+            "norm_eps": "rms_norm_eps",
+            "tie_word_embeddings": "tie_word_embeddings",
+        },
+        defaults={
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "head_dim": 128,  # whatever hidden_size and num_attention_heads are
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "hidden_act": "silu",
+        },
+        given={
+            "qkv_bias": False,
+            "attn_proj_bias": False,
+            "mlp_bias": False,
+            "parametric_norm": True,
+            "clip_qkv": 0.0,
+            "sliding_window": 0,
+            "qk_norm": True,
+        },
+        # attention_bias could be on, but is not in any published model
+        only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
     ),
     # OLMo 1; OLMo 2 and later normalise queries and keys, and are other families
     "olmo": Family(
@@ -365,7 +412,13 @@ FAMILIES = {
             "hidden_act": "silu",
         },
         # no key for the norm's epsilon: 1e-5 stands in OLMo's code
-        given={"mlp_bias": False, "parametric_norm": False, "norm_eps": 1e-5, "sliding_window": 0},
+        given={
+            "mlp_bias": False,
+            "parametric_norm": False,
+            "norm_eps": 1e-5,
+            "sliding_window": 0,
+            "qk_norm": False,
+        },
         only={"hidden_act": "silu"},
     ),
 }

@@ -25,7 +25,7 @@ SCALING_KEYS = {
     "original": "original_max_position_embeddings",
 }
 SCALING_ARGUMENTS = {"linear": ["factor"], "llama3": list(SCALING_KEYS)}  # by kind of scaling
-POSITIVE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "rope_theta")
+POSITIVE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "rope_theta")
 LARGEST = 1 << 24  # of any integer in a config.json: beyond it are typing errors and attacks
 
 
@@ -46,9 +46,15 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
     theirs = with_defaults(family, theirs, rope)
     check_implemented(family, theirs, where)
     ours = read_fields(family, theirs, where)
-    if theirs.get("head_dim") not in (None, ours["n_embd"] // ours["n_head"]):
+    has_own_width = "head_dim" in family.keys
+    if not has_own_width and theirs.get("head_dim") not in (None, ours["n_embd"] // ours["n_head"]):
         head_dim = f"head_dim={theirs['head_dim']}"
         raise ValueError(f"{where}: {head_dim} is not implemented, only hidden_size / heads")
+    # each may be in range, and the matrix of both beyond what torch can even describe
+    attention_width = ours["n_head"] * ours.get("head_dim", 1)
+    if attention_width > LARGEST:
+        product = f"num_attention_heads * head_dim = {attention_width:,}"
+        raise ValueError(f"{where}: {product}, expected at most {LARGEST:,}")
     # GPTConfig means learned positions by 0, which GPT-NeoX has not
     if "rotary_pct" in family.keys and not ours["rotary_pct"]:
         raise ValueError(f"{where}: rotary_pct=0 is not implemented, only a part over 0")
@@ -234,5 +240,9 @@ def computes(family: Family, config) -> bool:
     # one key of theirs, two fields of ours
     if "qkv_bias" in family.keys and config.qkv_bias != config.attn_proj_bias:
         return False
+    # a width of heads that does not follow from the others needs its key
+    if isinstance(config, LLaMAConfig) and "head_dim" not in family.keys:
+        if config.n_head * config.head_dim != config.n_embd:
+            return False
     # GPT-NeoX has no learned positions
     return "rotary_pct" not in family.keys or config.rotary_pct > 0

@@ -51,6 +51,9 @@ MODELS = {
     "mistral_no_window": transformers.MistralConfig(**GQA, sliding_window=None),
     "qwen2": transformers.Qwen2Config(**GQA, tie_word_embeddings=True),
     "qwen2_untied": transformers.Qwen2Config(**GQA, tie_word_embeddings=False),
+    # rope_scaling, not rope_parameters: transformers 4 and 5 both read it
+    "qwen3": transformers.Qwen3Config(**GQA, head_dim=12),
+    "qwen3_tied_llama3": transformers.Qwen3Config(**GQA, head_dim=8, tie_word_embeddings=True, rope_scaling=LLAMA3),
     "olmo": transformers.OlmoConfig(**OLMO),
     "olmo_tied_clip": transformers.OlmoConfig(**OLMO, tie_word_embeddings=True, clip_qkv=0.5),
     "olmo_bias": transformers.OlmoConfig(**OLMO, attention_bias=True),
@@ -88,7 +91,8 @@ def check(name):
 # ---------------------------------------------------------------------------------------------
 # tokenizers
 
-ARCHITECTURES = ("gpt2", "neox_parallel", "llama", "olmo", "mistral", "qwen2")  # golden models, one of each family
+# golden models, one of each family
+ARCHITECTURES = ("gpt2", "neox_parallel", "llama", "olmo", "mistral", "qwen2", "qwen3")
 QWEN_PATTERN = (  # of Qwen2.5
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

@@ -13,6 +13,9 @@ MODELS = {
     "gpt": lambda **k: GPT(GPTConfig(**SHAPE | k)),
     "neox": lambda **k: GPT(GPTConfig(**SHAPE | dict(rotary_pct=0.25, parallel_residual=True, exact_gelu=True) | k)),
     "llama": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2) | k)),
+    # heads that together are wider than n_embd, and narrower
+    "qwen3": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2, head_dim=24, qk_norm=True) | k)),
+    "narrow": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2, head_dim=6) | k)),
 }
 
 
@@ -57,7 +60,8 @@ def test_flops_equal_torchs_count_with_causal_attention(make):
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
     ):
         model(torch.zeros(1, T, dtype=torch.long))
-    attention = 4 * model.config.n_layer * model.config.n_embd
+    head_dim = getattr(model.config, "head_dim", 64 // 4)
+    attention = 4 * model.config.n_layer * model.config.n_head * head_dim
     want = counter.get_total_flops() / T - attention * T + attention * (T + 1) / 2
     assert model.flops_per_token(T) == pytest.approx(want)
 
@@ -122,6 +126,7 @@ def test_heads_that_do_not_divide_are_refused():
         GPTConfig(n_embd=64, n_head=5)
     with pytest.raises(ValueError, match="n_head=4 is not divisible by n_kv_head=3"):
         LLaMAConfig(n_embd=64, n_head=4, n_kv_head=3)
+    LLaMAConfig(n_embd=64, n_head=5, head_dim=16)  # nothing is divided
 
 
 def test_rows_beyond_block_size_are_refused(make):
