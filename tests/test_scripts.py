@@ -185,6 +185,7 @@ def test_sample_refuses_a_temperature_that_overflows(temperature, message, sampl
         sample("--model=nowhere", f"--temperature={temperature}")
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_starts_as_the_checkpoint_says(teacher, sample, tmp_path):
     """Where its meta.json has no `start`, with the beginning-of-text id; a start beyond the vocabulary is refused."""
     model = tmp_path / "model"
