@@ -201,6 +201,17 @@ teacher_names = named_teachers if has_teacher else []
 if has_teacher and not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
+
+# all that the head has to know to turn hidden states into this loss
+objective = Objective(
+    weight_ce=weight_ce,
+    weight_kl=kl_scale,
+    terms=terms,
+    temperature=temperature,
+    ensemble=ensemble,
+    shares=shares,
+)
+
 teachers = []
 for name in teacher_names:
     # its logits have the student's meaning only if both have one tokenizer
@@ -239,7 +250,7 @@ check_fits(raw_model, source, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, source)
 # a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
-record_shape(config, raw_model, source)  # what was given must be what the model has
+record_shape(config, raw_model, source)
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
 # raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training
@@ -264,7 +275,16 @@ projections.to(run.device)
 # ---------------------------------------------------------------------------------------------
 # optimiser
 learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
-optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, projections)
+optimizers = make_optimizers(
+    raw_model,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    weight_decay=weight_decay,
+    beta1=beta1,
+    beta2=beta2,
+    eps=eps,
+    extra=projections,
+)
 params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------
@@ -307,22 +327,10 @@ run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
 )
-zero = torch.zeros((), device=run.device)
 
 
 # ---------------------------------------------------------------------------------------------
 # loop
-# all that the head has to know to turn hidden states into this loss
-objective = Objective(
-    weight_ce=weight_ce,
-    weight_kl=kl_scale,
-    terms=terms,
-    temperature=temperature,
-    ensemble=ensemble,
-    shares=shares,
-)
-
-
 def mean_distance(distance, hidden, teacher_hidden):
     """`distance` to each teacher, weighted by `shares`: hidden (B, T, C) and (B, T, C_t) each -> (N,)."""
     total = 0.0
@@ -447,7 +455,7 @@ for step in range(first_step, max_steps + 1):
         loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective)
         # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
         # the residual stream is, and so are the projections.
-        cos = mse = zero
+        cos = mse = torch.zeros((), device=run.device)
         valid = y.flatten() >= 0
         if weight_cos:
             cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)

@@ -179,7 +179,7 @@ check_fits(raw_model, folder, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, folder)
 # a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
-record_shape(config, raw_model, folder)  # what was given must be what the model has
+record_shape(config, raw_model, folder)
 check_memory(run, raw_model, batch_size, block_size)
 freeze_parameters(raw_model, freeze)
 # raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training
@@ -197,7 +197,15 @@ head = partial(
 # ---------------------------------------------------------------------------------------------
 # optimiser
 learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
-optimizers = make_optimizers(raw_model, optimizer, learning_rate, weight_decay, beta1, beta2, eps)
+optimizers = make_optimizers(
+    raw_model,
+    optimizer=optimizer,
+    learning_rate=learning_rate,
+    weight_decay=weight_decay,
+    beta1=beta1,
+    beta2=beta2,
+    eps=eps,
+)
 params = [p for p in raw_model.parameters() if p.requires_grad]
 
 # ---------------------------------------------------------------------------------------------

@@ -100,8 +100,11 @@ def file_label(name: str, wanted: list[str]) -> str:
 def own_task(path: Path, columns: dict[str, str]) -> Task:
     """A text for its perplexity, or, as .jsonl, multiple choice: in `columns`, or in HellaSwag's form.
 
-    Raises ValueError for a .jsonl whose first row lacks columns of both.
+    Raises ValueError for a .jsonl whose first row lacks columns of both, and for a table of another kind.
     """
+    # its perplexity as prose would look like a result
+    if path.suffix in (".json", ".csv", ".tsv"):
+        raise ValueError(f"{path} is a table, not prose; make a .jsonl of it, or a .txt if it is a text all the same")
     if path.suffix != ".jsonl":
         return Task(str(path), "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention=AS_IT_IS)
 

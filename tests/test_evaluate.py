@@ -370,6 +370,7 @@ def test_recipes_print_what_was_published(tasks_dir, model_dir):
         (["--tasks=boolq", "--data_dir=broken"], "val.jsonl, line 2: expected one JSON object a line"),
         (["--tasks=rte", "--data_dir=broken"], "val.jsonl has no rows"),
         (["--tasks={}/gz.txt"], "gz.txt is not UTF-8 (byte 1); decompress or convert it"),
+        (["--tasks={}/choices.csv"], "choices.csv is a table, not prose; make a .jsonl of it"),
         (["--tasks=wikitext", "--limit=1"], "wiki.test.tokens has no text in its first 1 lines; raise limit"),
         (["--tasks=piqa", "--model="], "no model is named; give a folder"),
     ],
@@ -381,6 +382,7 @@ def test_what_a_user_gets_wrong_ends_in_one_line(args, message, tasks_dir, model
     write(broken, "rte/val.jsonl", [])
     (broken / "boolq").mkdir()
     (broken / "boolq/val.jsonl").write_text(json.dumps(ROWS["boolq"][0]) + "\n{")
+    (broken / "choices.csv").write_text("context,label\na,b\n")
     (broken / "gz.txt").write_bytes(b"\x1f\x8b\x08 no text")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody listens there
     args = [arg.replace("=broken", f"={broken}").replace("{}", str(broken)) for arg in args]
