@@ -32,7 +32,7 @@ from common.checkpoint import (
 from common.data import TokenData
 from common.generate import write_text
 from common.log import Log, eta, last_words
-from common.optim import learning_rate_at, make_optimizers
+from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, stored_tensors
 from common.pretrained import (
     check_fits,
     find_model,
@@ -88,6 +88,7 @@ n_kv_head = 0  # llama: key/value heads, fewer than n_head for grouped-query att
 n_embd = 192  # width of the residual stream
 n_inner = 0  # width of the MLP; 0: 4 * n_embd (gpt), 8/3 * n_embd up to a multiple of 64 (llama)
 dropout = 0.0  # after embedding, attention and MLP; 0 for pretraining, 0.1 for many epochs
+qk_norm = False  # llama: queries and keys are normalised head by head, as in Qwen3, whose form checkpoints then have
 tie_word_embeddings = True  # the head is the embedding
 vocab_multiple = 64  # rows of the embedding are rounded up to this for tensor cores; the rest is never scored or drawn
 # Batch
@@ -107,6 +108,8 @@ beta1 = 0.9  # AdamW
 beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
 eps = 1e-8  # AdamW
 grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
+loss_mean = "token"  # "token": over all tokens of a step; "micro_step": over the means of its micro-steps (DistilGPT2)
+weight_dtype = "float32"  # "bfloat16": weights, gradients and moments are rounded to it, as DistilPythia kept them
 # Reports (an interval of 0: only at the end; of tasks and samples: never)
 eval_interval = 250  # steps between evaluations; there is always one at the end
 eval_rows = 256  # rows of val.bin in each, always the same; 0: all
@@ -123,7 +126,7 @@ sample_prompt = ""  # the prompt; "": from the start of a text
 wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 # Machine
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA; weights stay float32
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
 # applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config has the
@@ -139,6 +142,7 @@ at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkp
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1e-3, "temperature")
+one_of(config, loss_mean=("token", "micro_step"), weight_dtype=("float32", "bfloat16"))
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
 # one run at a time in a folder; the lock goes when this process ends, however it ends
 lock = RunLock(out_dir, writes=run.is_main and not eval_only)
@@ -241,7 +245,7 @@ elif arch == "gpt":
 elif arch == "llama":
     shape = LLaMAConfig(
         vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head,
-        n_embd=n_embd, n_inner=n_inner, dropout=dropout, tie_word_embeddings=tie_word_embeddings,
+        n_embd=n_embd, n_inner=n_inner, dropout=dropout, qk_norm=qk_norm, tie_word_embeddings=tie_word_embeddings,
     )  # fmt: skip
     raw_model = LLaMA(shape)
 else:
@@ -286,6 +290,8 @@ optimizers = make_optimizers(
     extra=projections,
 )
 params = [p for p in (*raw_model.parameters(), *projections.parameters()) if p.requires_grad]
+if weight_dtype == "bfloat16":
+    round_to_bfloat16((*raw_model.parameters(), *projections.parameters()))
 
 # ---------------------------------------------------------------------------------------------
 # resume
@@ -433,15 +439,19 @@ for step in range(first_step, max_steps + 1):
     # --- accumulate
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
-    # micro-steps would weigh a token more where its batch has fewer of them. Along with the count the ranks exchange a
-    # stop flag, set by a signal: all of them stop after this step, in the next turn of the loop.
+    # micro-steps, loss_mean="micro_step", weighs a token more where its batch has fewer of them. Along with the count
+    # the ranks exchange a stop flag, set by a signal: all stop after this step, in the next turn of the loop.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
-    n_targets = sum((y >= 0).sum() for _, y in batches)
-    n_tokens, stopping = run.sum(n_targets, stop.number > 0)
+    n_targets = [(y >= 0).sum().item() for _, y in batches]
+    n_of_step, stopping = run.sum(sum(n_targets), stop.number > 0)
     sums = torch.zeros(5, device=run.device)  # loss, ce, kl, cos, mse
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
+        # what this micro-step's sums are divided by
+        n_tokens = n_of_step
+        if loss_mean == "micro_step":
+            n_tokens = n_targets[micro_step] * grad_accum_steps * run.world
         # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
         # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing.
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
@@ -465,6 +475,8 @@ for step in range(first_step, max_steps + 1):
             loss = loss + weight_mse * mse
         # DDP averages over the ranks, where n_tokens asks for a sum
         (loss * run.world).backward()
+        if weight_dtype == "bfloat16":
+            round_to_bfloat16(p.grad for p in params)
         sums += torch.stack((loss, ce, kld, cos, mse)).detach()
     # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
@@ -487,6 +499,9 @@ for step in range(first_step, max_steps + 1):
             group["lr"] = lr
         o.step()
         o.zero_grad(set_to_none=True)
+    # what an update changes by less than half a unit in the last place is lost here
+    if weight_dtype == "bfloat16":
+        round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
     seconds += time.perf_counter() - started
 

@@ -125,3 +125,29 @@ def load_optimizer_state(optimizer, state: dict):
             fits = fits and moment.shape in (p.shape, ())
         if not fits:
             raise ValueError("the optimiser's moments are those of another model")
+
+
+# ---------------------------------------------------------------------------------------------
+# weights kept in bfloat16
+
+
+@torch.no_grad()
+def round_to_bfloat16(tensors):
+    """Round float32 tensors in place to what bfloat16 can hold: 8 bits, or 1/256 of a value.
+
+    With gradients rounded after each backward, and `stored_tensors` after each step, a run has the numbers of one whose
+    weights, gradients and moments are bfloat16 tensors, on any device: torch's fused AdamW computes in float32 and
+    rounds what it stores. The memory is that of float32.
+    """
+    for tensor in tensors:
+        tensor.copy_(tensor.bfloat16())
+
+
+def stored_tensors(params, optimizers) -> list:
+    """The parameters and their moments: all that lives from one step to the next, but for the count of steps."""
+    tensors = list(params)
+    for optimizer in optimizers:
+        for moments in optimizer.state.values():
+            # torch counts steps in float32, whatever the parameter is
+            tensors += [moment for name, moment in moments.items() if name != "step"]
+    return tensors

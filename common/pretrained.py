@@ -270,6 +270,7 @@ def shape_of(model) -> dict:
         "n_kv_head": config.n_kv_head if is_llama else 0,
         "n_embd": config.n_embd,
         "n_inner": config.n_inner,
+        "qk_norm": config.qk_norm if is_llama else False,
         "tie_word_embeddings": config.tie_word_embeddings,
     }
 

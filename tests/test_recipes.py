@@ -1,0 +1,140 @@
+"""What the published recipes ask of the loops, and their configs."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, read_log, run_script, write_dataset
+from safetensors.torch import load_file
+
+from common.pretrained import load_pretrained
+
+
+def is_bfloat16(tensor):
+    return torch.equal(tensor, tensor.bfloat16().float())
+
+
+@pytest.fixture
+def run(dataset, teacher, tmp_path):
+    """run(script, name, *keys): a tiny run into tmp_path/name, which is returned."""
+
+    def go(script, name, *keys, **more):
+        own = [f"--teacher={teacher}", "--weight_cos=0.5"] if script == "distill.py" else []
+        keys = [f"--dataset={dataset}", f"--out_dir={tmp_path / name}", "--max_steps=6", *own, *keys]
+        run_script(script, *TINY, *keys, **more)
+        return tmp_path / name
+
+    return go
+
+
+# ---------------------------------------------------------------------------------------------
+# weights kept in bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script, optimizer", [("train.py", "muon"), ("distill.py", "adamw")])
+def test_weights_and_moments_of_a_checkpoint_are_bfloat16(script, optimizer, run):
+    keys = ["--weight_dtype=bfloat16", f"--optimizer={optimizer}", "--grad_accum_steps=2", "--dropout=0.1"]
+    whole = run(script, "whole", *keys)
+    weights = load_file(whole / "step_000006/model.safetensors")
+    state = torch.load(whole / "step_000006/trainer.pt", weights_only=True)
+    moments = [m for o in state["optimizers"] for s in o["state"].values() for k, m in s.items() if k != "step"]
+    assert len(moments) > 10 and all(
+        map(is_bfloat16, [*weights.values(), *moments, *state.get("projections", {}).values()])
+    )
+    # another run than that with float32 weights, and resumed the same
+    assert read_log(whole, "train") != read_log(run(script, "float32", *keys[1:]), "train")
+    run(script, "parts", *keys, "--max_steps=3")
+    parts = run(script, "parts", *keys, "--init_from=resume")
+    assert (whole / "log.txt").read_text() == (parts / "log.txt").read_text()
+    resumed = load_file(parts / "step_000006/model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+# ---------------------------------------------------------------------------------------------
+# the mean over a step
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """A data set of documents of 3 to 40 tokens."""
+    folder = write_dataset(tmp_path / "uneven")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        ids = np.fromfile(folder / f"{split}.bin", "<u2")
+        ends = np.cumsum(rng.integers(3, 40, size=2000))
+        ids[ends[ends < len(ids)] - 1] = 256
+        ids.tofile(folder / f"{split}.bin")
+    return folder
+
+
+def documents_of_step_0(folder, batch_size, n_micro_steps, **of):
+    from common.data import TokenData
+
+    data = TokenData(
+        folder, "train", 16, seed=1337, batch_size=batch_size, grad_accum_steps=n_micro_steps, packing="documents", **of
+    )
+    return [data.batch(0, micro_step) for micro_step in range(n_micro_steps)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_the_mean_over_micro_steps_is_what_it_says(script, run, uneven):
+    """The first loss is the mean of the micro-steps' means, by hand in float64; over tokens it is another number."""
+    keys = [f"--dataset={uneven}", "--packing=documents", "--batch_size=2", "--grad_accum_steps=4", "--max_steps=1"]
+    keys += ["--weight_kl=0", "--weight_cos=0"] if script == "distill.py" else []
+    keys += ["--learning_rate=0", "--min_lr=0"]  # the weights that were scored are those of the checkpoint
+    by_token = run(script, "by_token", *keys)
+    by_micro_step = run(script, "by_micro_step", *keys, "--loss_mean=micro_step")
+    model = load_pretrained(by_token, dtype=torch.float64)
+    sums, counts = [], []
+    for x, y in documents_of_step_0(uneven, 2, 4):
+        logits = model(x)[:, :, :257]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum")
+        sums.append(losses.item())
+        counts.append((y >= 0).sum().item())
+    assert len(set(counts)) > 1
+    expected = np.mean([s / n for s, n in zip(sums, counts)])
+    assert read_log(by_token, "train")[0] == pytest.approx(sum(sums) / sum(counts), abs=2e-6)
+    assert read_log(by_micro_step, "train")[0] == pytest.approx(expected, abs=2e-6)
+    assert abs(expected - sum(sums) / sum(counts)) > 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_the_mean_over_micro_steps_is_the_same_on_two_ranks(script, run, uneven):
+    """Two ranks of one micro-step each are two micro-steps of one rank: losses and gradient norms agree."""
+    keys = [f"--dataset={uneven}", "--packing=documents", "--batch_size=2", "--loss_mean=micro_step"]
+    one = run(script, "one", *keys, "--grad_accum_steps=2")
+    two = run(script, "two", *keys, "--grad_accum_steps=1", ranks=2)
+    for label in ("train", "norm"):
+        a, b = read_log(one, label), read_log(two, label)
+        assert list(a) == list(b) and len(a) == 6
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("--loss_mean=row", "loss_mean='row' is not one of token, micro_step"),
+        ("--weight_dtype=bf16", "weight_dtype='bf16' is not one of float32, bfloat16"),
+    ],
+)
+def test_knobs_out_of_range(key, message, dataset, tmp_path):
+    done = run_script("train.py", f"--dataset={dataset}", f"--out_dir={tmp_path / 'o'}", key, ok=False)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# queries and keys that are normalised
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_qk_norm_makes_a_qwen3_and_resumes_as_one(script, run):
+    folder = run(script, "qk", "--qk_norm=True", "--dropout=0.1", "--max_steps=3")
+    assert json.loads((folder / "step_000003/config.json").read_text())["model_type"] == "qwen3"
+    run(script, "qk", "--dropout=0.1", "--init_from=resume")
+    whole = run(script, "whole", "--qk_norm=True", "--dropout=0.1")
+    assert (folder / "log.txt").read_text() == (whole / "log.txt").read_text()
