@@ -47,7 +47,8 @@ def find_model(where: str | Path) -> Path:
     # What is not there may be a run to come, or misspelt: asking the hub for it would end in an
     # error about the network.
     no_model = f"no model at {str(where)!r}"
-    command = made_by(folder)
+    # out_dir/best is the checkpoint of a run to come as well
+    command = made_by(folder) or (folder.name == "best" and made_by(folder.parent))
     if command:
         raise FileNotFoundError(f"{no_model} yet; first run: {command}")
     suggestion = nearest(str(where), models_beside(folder))

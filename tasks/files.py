@@ -110,7 +110,9 @@ ENWIK8_TEST_BYTES = 5_000_000  # the last ones: the usual split is 90, 5 and 5 M
 
 
 def read_text(path: Path) -> str:
-    """A text file; of enwik8 only its test part."""
+    """A text file; of enwik8 only its test part, of CommonGen's rows a sentence a line."""
+    if path.suffix in (".jsonl", ".parquet"):
+        return sentences(path)
     if path.suffix != ".zip" and path.stem != "enwik8":
         return read_utf8(path)
     try:
@@ -119,6 +121,17 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path} is damaged ({error}); delete it to fetch it again") from None
     # the cut may go through a character, whose second half is left out
     return data[-ENWIK8_TEST_BYTES:].decode("utf-8", errors="ignore")
+
+
+def sentences(path: Path) -> str:
+    """The sentence of each row of CommonGen, a line each."""
+    lines = []
+    for number, row in enumerate(read_rows(path), 1):
+        target = row.get("target")
+        if not isinstance(target, str):
+            raise ValueError(f"{path}, row {number}: expected a target, the sentence, as in CommonGen")
+        lines.append(f"{target.strip()}\n")
+    return "".join(lines)
 
 
 def read_first_member(path: Path) -> bytes:

@@ -333,6 +333,12 @@ def whole(text: str) -> Iterator[Document]:
     yield Document(text, text)
 
 
+def lines(text: str) -> Iterator[Document]:
+    """Each line by itself: sentences that have nothing to do with each other."""
+    for line in text.splitlines():
+        yield Document(line, line)
+
+
 def pages(text: str) -> Iterator[Document]:
     """WikiText page by page, as it is."""
     # the file begins with a blank line, which is no page

@@ -114,6 +114,14 @@ TASKS = {
         metrics=("bits_per_byte", "ppl"),
         convention=AS_IT_IS,
     ),
+    # Lin et al. 2020, arXiv:1911.03705: sentences about a few concepts; its test sentences are not public
+    "common_gen": Task(
+        files="common_gen/validation.jsonl",
+        source="allenai/common_gen default validation",
+        metrics=PERPLEXITIES,
+        documents=prompts.lines,
+        convention=AS_IT_IS,
+    ),
     # Zellers et al. 2019, arXiv:1905.07830; the test split has no labels
     "hellaswag": Task(
         files="hellaswag/hellaswag_val.jsonl",
@@ -176,12 +184,25 @@ RECIPES = {
         note="Its WSC is SuperGLUE's, 104 sentences (0.3654 is 38 of them), not these 273.",
     ),
     "distilgpt2": Recipe(
-        tasks="wikitext ptb enwik8 lambada",
+        tasks="wikitext ptb enwik8 lambada common_gen",
         published={
-            "gpt2": {"wikitext ppl": 29.16, "ptb ppl": 35.86, "enwik8 ppl": 18, "lambada word_ppl": 45.28},
-            "distilgpt2": {"wikitext ppl": 47.61, "ptb ppl": 85.56, "enwik8 ppl": 50.9, "lambada word_ppl": 100.01},
+            "gpt2": {
+                "wikitext ppl": 29.16,
+                "ptb ppl": 35.86,
+                "enwik8 ppl": 18,
+                "lambada word_ppl": 45.28,
+                "common_gen ppl": 1.07,
+            },
+            "distilgpt2": {
+                "wikitext ppl": 47.61,
+                "ptb ppl": 85.56,
+                "enwik8 ppl": 50.9,
+                "lambada word_ppl": 100.01,
+                "common_gen ppl": 10.26,
+            },
         },
-        note="It does not say per what its perplexities are; they stand beside those per token.",
+        note="It does not say per what its perplexities are; they stand beside those per token. Its CommonGen of 1.07 "
+        "is no perplexity of that text, and does not compare.",
     ),
     # of Baby Llama's evaluation, the part that needs no fine-tuning
     "babyllama": Recipe("blimp"),

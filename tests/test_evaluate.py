@@ -438,6 +438,16 @@ def test_enwik8_is_its_last_five_million_bytes(tmp_path):
         load_tasks("enwik8", str(tmp_path))
 
 
+def test_common_gen_is_its_sentences(tmp_path):
+    rows = [{"concepts": ["dog", "run"], "target": "A dog runs. "}, {"concepts": ["cat"], "target": "The cat sat."}]
+    write(tmp_path, "common_gen/validation.jsonl", rows)
+    (loaded,) = load_tasks("common_gen", str(tmp_path))
+    assert [seen for _, seen in loaded.documents] == ["A dog runs.", "The cat sat."]
+    write(tmp_path, "common_gen/validation.jsonl", [*rows, {"concepts": []}])
+    with pytest.raises(ValueError, match=r"validation.jsonl, row 3: expected a target"):
+        load_tasks("common_gen", str(tmp_path))
+
+
 def test_wikitext_is_read_page_by_page_without_its_blanks(tasks_dir):
     (loaded, tokens) = load_tasks("wikitext,wikitext_tokens", str(tasks_dir))
     assert [seen for _, seen in loaded.documents] == [" = Al =\n\nHe ran-fast, so.\n\n", " = Bo =\n\nSo (it) was.\n"]

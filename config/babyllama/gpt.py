@@ -1,7 +1,7 @@
 # Baby Llama's first teacher: GPT-2 of 705 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
 # python train.py config/babyllama/gpt.py
 # First: python prepare_data.py config/babyllama/data.py
-# The original kept the epoch with the least dev loss; here the last checkpoint stays.
+# The original kept the epoch of the least dev loss; here that is out/babyllama/gpt_705m/best, beside the last.
 # Hardware: one GPU. Result: not run at full length yet.
 
 out_dir = "out/babyllama/gpt_705m"

@@ -1,7 +1,7 @@
 # Baby Llama's second teacher: a LLaMA of 360 M parameters on the ten million words of BabyLM (arXiv:2308.02019).
 # python train.py config/babyllama/llama.py
 # First: python prepare_data.py config/babyllama/data.py
-# The original kept the epoch with the least dev loss; here the last checkpoint stays.
+# The original kept the epoch of the least dev loss; here that is out/babyllama/llama_360m/best, beside the last.
 # Hardware: one GPU. Result: not run at full length yet.
 
 out_dir = "out/babyllama/llama_360m"

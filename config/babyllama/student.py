@@ -2,6 +2,7 @@
 # python distill.py config/babyllama/student.py
 # First: config/babyllama/data.py with prepare_data.py, then both teachers: config/babyllama/gpt.py and
 #        config/babyllama/llama.py with train.py.
+# The original taught with the best epoch of each: --teacher=out/babyllama/gpt_705m/best,out/babyllama/llama_360m/best
 # Its KL is summed over positions and divided by the rows alone, so that CE : KL is 1 : 512 a token where the formula
 # says 1 : 4; config/babyllama/student_fixed.py has the formula's. The original computed in fp16.
 # Hardware: one GPU. Result: not run at full length yet.

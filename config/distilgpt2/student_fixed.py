@@ -1,0 +1,12 @@
+# DistilGPT2 mended: full rows and the mean over all tokens of a step.
+# python distill.py config/distilgpt2/student_fixed.py
+# First: python prepare_data.py config/data_openwebtext.py. The teacher is downloaded once.
+# Hardware: one 80 GB GPU. Result: not run at full length yet.
+
+from config.distilgpt2.student import *
+
+out_dir = "out/distilgpt2/82m_fixed"
+packing = "constant"
+batch_size = 20  # 25 micro-steps
+loss_mean = "token"
+warmup_steps = 880  # 5 % of 17,600 steps

@@ -1,0 +1,9 @@
+# DistilPythia's control, which nobody ran: the mended recipe without a teacher, Pythia-70M trained on.
+# python distill.py config/distilpythia/control.py
+# First: python prepare_data.py config/data_pile.py. The student is downloaded once.
+# Hardware: one 80 GB GPU. Result: not run at full length yet.
+
+from config.distilpythia.student_fixed import *
+
+out_dir = "out/distilpythia/control"
+weight_ce, weight_kl = 1.0, 0.0  # the teacher is not loaded

@@ -1,0 +1,11 @@
+# DistilPythia's second variant: rows of constant length, cut from the stream of documents; else as published.
+# python distill.py config/distilpythia/student_constant.py
+# First: python prepare_data.py config/data_pile.py. Teacher and student are downloaded once.
+# Its student got worse too: LAMBADA's perplexity rose from 140.81 to 403.78, SciQ fell from 65.0 to 59.2 %.
+# Hardware: one 80 GB GPU. Result: not run at full length yet.
+
+from config.distilpythia.student import *
+
+out_dir = "out/distilpythia/constant"
+packing = "constant"
+random_offset = False

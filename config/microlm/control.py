@@ -1,0 +1,9 @@
+# MicroLM's second stage without a teacher: the control run trained on, for as many tokens, at the same rates.
+# python distill.py config/microlm/control.py
+# First: python train.py config/microlm/pretrain.py
+# Hardware: one 80 GB GPU. Result: not run at full length yet.
+
+from config.microlm.reverse_kl import *
+
+out_dir = "out/microlm/control"
+weight_ce, weight_kl = 1.0, 0.0  # the teacher is not loaded

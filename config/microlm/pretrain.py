@@ -1,0 +1,12 @@
+# MicroLM's control run as published: AdamW. config/pretrain_124m.py is the same model, trained better.
+# python train.py config/microlm/pretrain.py
+# First: python prepare_data.py config/data_fineweb_edu.py
+# Hardware: one 80 GB GPU. Result: not run at full length yet; published: passes HellaSwag 0.2955 (GPT-2 124M).
+
+from config.pretrain_124m import *
+
+out_dir = "out/microlm/pretrain"
+qk_norm = False
+optimizer = "adamw"
+learning_rate, min_lr = 6e-4, 6e-5
+schedule = "cosine"
