@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, read_log, run_script, write_dataset
+from conftest import ROOT, TINY, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
-from common.pretrained import load_pretrained
+from common.pretrained import load_pretrained, save_pretrained
+from common.tokenizer import ByteTokenizer
+from configurator import read_config_file, script_for
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 
 def is_bfloat16(tensor):
@@ -138,3 +141,95 @@ def test_qk_norm_makes_a_qwen3_and_resumes_as_one(script, run):
     run(script, "qk", "--dropout=0.1", "--init_from=resume")
     whole = run(script, "whole", "--qk_norm=True", "--dropout=0.1")
     assert (folder / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+# ---------------------------------------------------------------------------------------------
+# each recipe through its own configs, in small
+
+
+SMALL = ["--device=cpu", "--block_size=32", "--batch_size=2", "--tokens_per_step=128", "--epochs=0", "--max_steps=20"]
+SMALL += ["--warmup_steps=4", "--eval_interval=10", "--eval_rows=8", "--save_interval=10", "--log_interval=5"]
+# shapes of the families, as small as they go
+PYTHIA = {"block_size": 64, "n_head": 2, "rotary_pct": 0.25, "parallel_residual": True, "exact_gelu": True}
+PYTHIA |= {"tie_word_embeddings": False}
+TEACHERS = {
+    "EleutherAI/pythia-70m": lambda: GPT(GPTConfig(vocab_size=304, n_layer=2, n_embd=32, **PYTHIA)),
+    "EleutherAI/pythia-160m": lambda: GPT(GPTConfig(vocab_size=304, n_layer=3, n_embd=48, **PYTHIA)),
+    "gpt2": lambda: GPT(GPTConfig(vocab_size=257, block_size=64, n_layer=12, n_head=2, n_embd=32)),
+    "allenai/OLMo-1B-hf": lambda: LLaMA(
+        LLaMAConfig(vocab_size=320, block_size=64, n_layer=3, n_head=4, n_embd=64, parametric_norm=False)
+    ),
+}
+# (script, config) in the order in which a user runs them
+CHAINS = {
+    "distilpythia": ["data_pile", "distilpythia/student", "distilpythia/student_constant",
+                     "distilpythia/student_fixed", "distilpythia/control"],
+    "distilgpt2": ["data_openwebtext", "distilgpt2/student", "distilgpt2/student_fixed", "distilgpt2/control"],
+    "microlm": ["data_fineweb_edu", "microlm/pretrain", "microlm/reverse_kl", "microlm/forward_kl", "microlm/js",
+                "microlm/control"],
+    "modern": ["data_fineweb_edu", "pretrain_124m", "rkld_olmo"],
+    "babyllama": ["babyllama/data", "babyllama/gpt", "babyllama/llama", "babyllama/student",
+                  "babyllama/student_fixed", "babyllama/control"],
+}  # fmt: skip
+SMALL_SHAPE = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--n_inner=64"]
+
+
+def write_texts(folder):
+    """A hundred short files of words, in BabyLM's form as well."""
+    rng = np.random.default_rng(0)
+    words = ["a", "dog", "cat", "sees", "runs", "the", "house", "and", "then", "sleeps"]
+    for i in range(100):
+        text = " ".join(rng.choice(words, size=rng.integers(5, 60)))
+        (folder / f"{i:03}.txt").write_text(f"{text}.\n")
+    for split, n in (("train", 300), ("dev", 60)):
+        lines = [" ".join(rng.choice(words, size=12)) for _ in range(n)]
+        for domain in ("cbt", "qed"):
+            (folder / f"{domain}.{split}").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", CHAINS)
+def test_a_recipe_runs_through_its_own_configs(recipe, tmp_path):
+    """Texts -> data -> 20 steps of each config, from folders in the form of the hub -> a score -> a picture.
+
+    Only sizes are overridden. The published teachers are folders of their names, with random weights.
+    """
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    write_texts(texts)
+    data_config, *configs = CHAINS[recipe]
+    prepare = [f"--text_dir={texts}", "--tokenizer=bytes"]
+    if recipe == "babyllama":
+        prepare = [f"--text_dir={texts}", "--vocab_size=300"]
+    else:
+        prepare += ["--val_fraction=0.1"]
+    run_script("prepare_data.py", ROOT / f"config/{data_config}.py", *prepare, cwd=tmp_path)
+    torch.manual_seed(0)
+    for name, make in TEACHERS.items():
+        save_pretrained(make(), tmp_path / name, ByteTokenizer())
+    questions = [{"context": "the dog", "choices": ["runs.", "house."], "label": i % 2} for i in range(8)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+
+    out_dirs = []
+    for config in configs:
+        path = ROOT / f"config/{config}.py"
+        knobs = read_config_file(str(path))
+        keys = [*SMALL, "--eval_tasks=own.jsonl"]
+        if "n_layer" in knobs and "init_from" not in knobs:
+            keys += SMALL_SHAPE
+        script = script_for(knobs)
+        done = run_script(script, path, *keys, cwd=tmp_path)
+        assert "step 20/20 | own.jsonl" in done.stdout
+        out_dirs.append(knobs["out_dir"])
+        summary = json.loads((tmp_path / knobs["out_dir"] / "summary.json").read_text())
+        assert summary["steps"] == 20 and np.isfinite(summary["val"])
+    if recipe == "distilgpt2":
+        published = load_pretrained(tmp_path / "gpt2").state_dict()
+        student = load_pretrained(tmp_path / out_dirs[0]).state_dict()
+        assert len(load_pretrained(tmp_path / out_dirs[0]).h) == 6
+        assert torch.equal(student["wpe.weight"], published["wpe.weight"])
+        assert not torch.equal(student["h.1.attn.c_attn.weight"], published["h.2.attn.c_attn.weight"])
+    done = run_script("evaluate.py", f"--model={out_dirs[-1]}", "--tasks=own.jsonl", "--device=cpu", cwd=tmp_path)
+    assert "own.jsonl" in done.stdout
+    run_script("plot.py", f"--runs={','.join(out_dirs)}", "--out=loss.png", cwd=tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
