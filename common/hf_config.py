@@ -210,6 +210,10 @@ def write_config(config: GPTConfig | LLaMAConfig) -> tuple[dict, Family]:
         if "rotary_pct" in family.keys:
             rope["partial_rotary_factor"] = config.rotary_pct
         theirs["rope_parameters"] = rope
+    # transformers 4 opens an OLMo with scaling only by the oldest name of its kind, which the others know too
+    scaling = theirs.get("rope_scaling")
+    if scaling and scaling["rope_type"] == "linear":
+        theirs["rope_scaling"] = {"type": "linear", "factor": scaling["factor"]}
     return theirs, family
 
 
