@@ -3,8 +3,8 @@
 GPT    GPT-2 (learned positions, tanh GELU, tied head) and, by its flags, GPT-NeoX / Pythia
        (rotary positions on a part of each head, parallel residual, exact GELU, untied head).
 LLaMA  LLaMA 1-3 (RMSNorm, SwiGLU, rotary positions, grouped-query attention, RoPE scaling), Mistral,
-       Qwen2.5 (bias on query, key and value), Qwen3 (queries and keys normalised, heads of any width)
-       and OLMo (LayerNorm without parameters, clipped q, k, v).
+       Qwen2.5 (bias on query, key and value), Qwen3 (queries and keys normalised, heads of any width),
+       OLMo (LayerNorm without parameters, clipped q, k, v) and OLMo 2 (norms behind attention and MLP).
 
 Shapes: B rows, T positions, C = n_embd, V = vocab_size, nh query heads, nkv key/value heads,
 hs = C / nh or head_dim. Nothing here knows of files, ranks, losses or foreign names of weights.
@@ -186,7 +186,8 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         # x is a sum of 2 n_layer branches, two a block. Unscaled its standard deviation would grow
-        # with the square root of their number; scaled it is the same at any depth.
+        # with the square root of their number; scaled it is the same at any depth. (Norms behind the
+        # branches, as in OLMo 2, undo the scale, as far as it is not below their epsilon.)
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
         for block in self.h:
             nn.init.normal_(block.attn.c_proj.weight, std=residual_std)
@@ -360,6 +361,8 @@ class LLaMAConfig:
     norm_eps: float = 1e-5
     head_dim: int = 0  # channels of a head; 0: n_embd / n_head
     qk_norm: bool = False  # Qwen3: RMSNorm over the channels of each query and key
+    qk_norm_all_heads: bool = False  # OLMo 2: RMSNorm over the channels of all heads together
+    norm_after: bool = False  # OLMo 2: x + norm(attn(x)) instead of x + attn(norm(x)); so the MLP
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -371,11 +374,23 @@ class LLaMAConfig:
             raise ValueError(f"block_size={self.block_size} is beyond sliding_window={self.sliding_window}; lower it")
         if self.head_dim % 2:
             raise ValueError(f"head_dim (or n_embd / n_head) = {self.head_dim} is odd; rotary positions need pairs")
+        if self.qk_norm and self.qk_norm_all_heads:
+            raise ValueError("qk_norm and qk_norm_all_heads exclude each other; choose one")
 
     def norm(self):
         if self.parametric_norm:
             return nn.RMSNorm(self.n_embd, self.norm_eps)
         return nn.LayerNorm(self.n_embd, self.norm_eps, elementwise_affine=False)
+
+
+def norm_qk(x, norm):
+    """Queries or keys (B, T, W), each stretch as wide as `norm` normalised by itself: (B, T, W)."""
+    # A score is at most sqrt(hs) times the norms' weights, however long queries and keys grow
+    # (arXiv:2302.05442). OLMo 2 (arXiv:2501.00656) bounds all heads together: one may be longer where
+    # others are shorter. A norm is as wide as a head, or as all of them, which is how the two differ.
+    # Autocast has the weights in fp32, and the two must be of one type.
+    stretches = x.type_as(norm.weight).unflatten(-1, (-1, norm.weight.numel()))  # (B, T, W / width, width)
+    return norm(stretches).flatten(-2).type_as(x)
 
 
 class LLaMAAttention(nn.Module):
@@ -390,21 +405,27 @@ class LLaMAAttention(nn.Module):
         self.c_k = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
         self.c_v = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
         self.c_proj = nn.Linear(q_width, config.n_embd, bias=config.attn_proj_bias)
-        self.q_norm = nn.RMSNorm(self.hs, config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(self.hs, config.norm_eps) if config.qk_norm else None
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.hs, config.norm_eps)
+            self.k_norm = nn.RMSNorm(self.hs, config.norm_eps)
+        if config.qk_norm_all_heads:
+            self.q_norm = nn.RMSNorm(q_width, config.norm_eps)
+            self.k_norm = nn.RMSNorm(kv_width, config.norm_eps)
 
     def forward(self, x, rope, mask, cache):
         B, T, _ = x.shape
-        q = self.c_q(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
-        k = self.c_k(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
-        v = self.c_v(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        q = self.c_q(x)  # (B, T, nh * hs)
+        k = self.c_k(x)  # (B, T, nkv * hs)
+        v = self.c_v(x)  # (B, T, nkv * hs)
         if self.clip:
             q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
         if self.q_norm is not None:
-            # A score is at most sqrt(hs) times the norms' weights, however long queries and keys grow
-            # (arXiv:2302.05442). Autocast has the weights in fp32, and the two must be of one type.
-            q = self.q_norm(q.type_as(self.q_norm.weight)).type_as(v)
-            k = self.k_norm(k.type_as(self.k_norm.weight)).type_as(v)
+            q = norm_qk(q, self.q_norm)
+            k = norm_qk(k, self.k_norm)
+        q = q.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
+        v = v.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nkv, T, hs)
         # queries and keys alone, for the reason that GPTAttention gives
         q = apply_rope(q, rope)
         k = apply_rope(k, rope)
@@ -436,8 +457,15 @@ class LLaMABlock(nn.Module):
         self.attn = LLaMAAttention(config)
         self.ln_2 = config.norm()
         self.mlp = LLaMAMLP(config)
+        self.norm_after = config.norm_after
 
     def forward(self, x, rope, mask, cache):
+        # OLMo 2 (arXiv:2501.00656, after Swin V2, arXiv:2111.09883): what a branch adds to x has the size
+        # of its norm's weights, in any layer. x itself still goes through by additions alone. Autocast
+        # computes the branches in bfloat16, and a norm's input and weights must be of one type.
+        if self.norm_after:
+            x = x + self.ln_1(self.attn(x, rope, mask, cache).type_as(x))
+            return x + self.ln_2(self.mlp(x).type_as(x))
         # pre-norm, for the reason that GPTBlock gives
         x = x + self.attn(self.ln_1(x), rope, mask, cache)
         return x + self.mlp(self.ln_2(x))

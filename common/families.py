@@ -103,6 +103,10 @@ def llama_weights(config):
         ("mlp.c_fc", "mlp.up_proj", config.mlp_bias),
         ("mlp.c_proj", "mlp.down_proj", config.mlp_bias),
     ]
+    # One name, two places: "post_attention_layernorm" is what the MLP reads, but in OLMo 2 what attention returns.
+    ln_1, ln_2 = "input_layernorm", "post_attention_layernorm"
+    if config.norm_after:
+        ln_1, ln_2 = "post_attention_layernorm", "post_feedforward_layernorm"
     yield Weight("wte.weight", "model.embed_tokens.weight")
     for i in range(config.n_layer):
         ours = f"h.{i}"
@@ -112,13 +116,13 @@ def llama_weights(config):
                 yield from weight_and_bias(f"{ours}.{our_name}", f"{theirs}.{their_name}")
             else:
                 yield Weight(f"{ours}.{our_name}.weight", f"{theirs}.{their_name}.weight")
-        if config.qk_norm:
+        if config.qk_norm or config.qk_norm_all_heads:
             yield Weight(f"{ours}.attn.q_norm.weight", f"{theirs}.self_attn.q_norm.weight")
             yield Weight(f"{ours}.attn.k_norm.weight", f"{theirs}.self_attn.k_norm.weight")
         # OLMo's norms have no weights
         if config.parametric_norm:
-            yield Weight(f"{ours}.ln_1.weight", f"{theirs}.input_layernorm.weight")
-            yield Weight(f"{ours}.ln_2.weight", f"{theirs}.post_attention_layernorm.weight")
+            yield Weight(f"{ours}.ln_1.weight", f"{theirs}.{ln_1}.weight")
+            yield Weight(f"{ours}.ln_2.weight", f"{theirs}.{ln_2}.weight")
     if config.parametric_norm:
         yield Weight("ln_f.weight", "model.norm.weight")
     yield Weight("lm_head.weight", "lm_head.weight")
@@ -256,7 +260,14 @@ FAMILIES = {
             "hidden_act": "silu",
         },
         # what the class can do for LLaMA's relatives is off, by which saving tells them apart
-        given={"parametric_norm": True, "clip_qkv": 0.0, "sliding_window": 0, "qk_norm": False},
+        given={
+            "parametric_norm": True,
+            "clip_qkv": 0.0,
+            "sliding_window": 0,
+            "qk_norm": False,
+            "qk_norm_all_heads": False,
+            "norm_after": False,
+        },
         only={"hidden_act": "silu"},
     ),
     # Mistral 7B: a LLaMA with grouped heads and a window
@@ -296,6 +307,8 @@ FAMILIES = {
             "parametric_norm": True,
             "clip_qkv": 0.0,
             "qk_norm": False,
+            "qk_norm_all_heads": False,
+            "norm_after": False,
         },
         only={"hidden_act": "silu"},
     ),
@@ -336,6 +349,8 @@ FAMILIES = {
             "clip_qkv": 0.0,
             "sliding_window": 0,
             "qk_norm": False,
+            "qk_norm_all_heads": False,
+            "norm_after": False,
         },
         # its files name a sliding_window, but only this switch turns it on
         only={"hidden_act": "silu", "use_sliding_window": False},
@@ -378,11 +393,13 @@ FAMILIES = {
             "clip_qkv": 0.0,
             "sliding_window": 0,
             "qk_norm": True,
+            "qk_norm_all_heads": False,
+            "norm_after": False,
         },
         # attention_bias could be on, but is not in any published model
         only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
     ),
-    # OLMo 1; OLMo 2 and later normalise queries and keys, and are other families
+    # OLMo 1
     "olmo": Family(
         architecture="OlmoForCausalLM",
         model_class=LLaMA,
@@ -418,6 +435,49 @@ FAMILIES = {
             "norm_eps": 1e-5,
             "sliding_window": 0,
             "qk_norm": False,
+            "qk_norm_all_heads": False,
+            "norm_after": False,
+        },
+        only={"hidden_act": "silu"},
+    ),
+    # OLMo 2; OLMo 3 and later have layers with sliding windows, and are other families
+    "olmo2": Family(
+        architecture="Olmo2ForCausalLM",
+        model_class=LLaMA,
+        config_class=LLaMAConfig,
+        weights=llama_weights,
+        prefix="model.",
+        buffers=("model.layers.{}.self_attn.rotary_emb.inv_freq",),
+        keys={
+            "vocab_size": "vocab_size",
+            "block_size": "max_position_embeddings",
+            "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads",
+            "n_kv_head": "num_key_value_heads",
+            "n_embd": "hidden_size",
+            "n_inner": "intermediate_size",
+            "rope_theta": "rope_theta",
+            "norm_eps": "rms_norm_eps",
+            "tie_word_embeddings": "tie_word_embeddings",
+            "qkv_bias": "attention_bias",
+            "attn_proj_bias": "attention_bias",
+        },
+        defaults={
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "hidden_act": "silu",
+        },
+        given={
+            "mlp_bias": False,
+            "parametric_norm": True,
+            "clip_qkv": 0.0,
+            "sliding_window": 0,
+            "qk_norm": False,
+            "qk_norm_all_heads": True,
+            "norm_after": True,
         },
         only={"hidden_act": "silu"},
     ),

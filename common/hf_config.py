@@ -26,6 +26,16 @@ SCALING_KEYS = {
 }
 SCALING_ARGUMENTS = {"linear": ["factor"], "llama3": list(SCALING_KEYS)}  # by kind of scaling
 POSITIVE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "rope_theta")
+# model_type of relatives that model.py does not compute: what it lacks, for the error that refuses them
+NOT_IMPLEMENTED = {
+    "olmo3": "sliding windows in some layers",
+    "smollm3": "layers without rotary positions (no_rope_layers)",
+    "qwen3_moe": "mixtures of experts",
+    "phi3": "query, key and value in one matrix, and the MLP's gate and input in another",
+    "gemma2": "sliding windows, four norms a block, scaled embeddings, (1 + w) norms and capped logits",
+    "gemma3": "sliding windows, four norms a block, scaled embeddings and (1 + w) norms",
+    "gemma3_text": "sliding windows, four norms a block, scaled embeddings and (1 + w) norms",
+}
 LARGEST = 1 << 24  # of any integer in a config.json: beyond it are typing errors and attacks
 
 
@@ -40,7 +50,10 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
     """
     model_type = theirs.get("model_type")
     if model_type not in list(FAMILIES):  # a list, as a damaged file may have what cannot be hashed
-        raise ValueError(f"{where}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}")
+        message = f"{where}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}"
+        if model_type in list(NOT_IMPLEMENTED):
+            message += f"; not implemented: {NOT_IMPLEMENTED[model_type]}"
+        raise ValueError(message)
     family = FAMILIES[model_type]
     rope = read_rope(theirs, where)
     theirs = with_defaults(family, theirs, rope)
@@ -210,6 +223,10 @@ def write_config(config: GPTConfig | LLaMAConfig) -> tuple[dict, Family]:
         if "rotary_pct" in family.keys:
             rope["partial_rotary_factor"] = config.rotary_pct
         theirs["rope_parameters"] = rope
+    # transformers 4 opens an OLMo with scaling only by the oldest name of its kind, which the others know too
+    scaling = theirs.get("rope_scaling")
+    if scaling and scaling["rope_type"] == "linear":
+        theirs["rope_scaling"] = {"type": "linear", "factor": scaling["factor"]}
     return theirs, family
 
 

@@ -57,6 +57,11 @@ MODELS = {
     "olmo": transformers.OlmoConfig(**OLMO),
     "olmo_tied_clip": transformers.OlmoConfig(**OLMO, tie_word_embeddings=True, clip_qkv=0.5),
     "olmo_bias": transformers.OlmoConfig(**OLMO, attention_bias=True),
+    "olmo2": transformers.Olmo2Config(**GQA),
+    # transformers 4 takes these two keys and no others
+    "olmo2_tied_bias_linear": transformers.Olmo2Config(
+        **LLAMA, tie_word_embeddings=True, attention_bias=True, rope_scaling=dict(type="linear", factor=4.0)
+    ),
 }
 
 
@@ -92,7 +97,7 @@ def check(name):
 # tokenizers
 
 # golden models, one of each family
-ARCHITECTURES = ("gpt2", "neox_parallel", "llama", "olmo", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("gpt2", "neox_parallel", "llama", "olmo", "olmo2", "mistral", "qwen2", "qwen3")
 QWEN_PATTERN = (  # of Qwen2.5
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )

@@ -48,12 +48,13 @@ def some_text(n):
 
 MODELS = [
     LLaMAConfig(320, 48, 2, 4, 2, n_embd=32),
+    LLaMAConfig(320, 48, 2, 4, 2, n_embd=32, qk_norm_all_heads=True, norm_after=True),
     GPTConfig(320, 48, 2, 2, 32),
     GPTConfig(320, 48, 2, 2, 32, rotary_pct=0.5),
 ]
 
 
-@pytest.mark.parametrize("config", MODELS, ids=["llama", "gpt", "neox"])
+@pytest.mark.parametrize("config", MODELS, ids=["llama", "olmo2", "gpt", "neox"])
 def test_scores_equal_the_loop_of_one_text_at_a_time(config):
     """Texts of all lengths, some beyond block_size, endings that are equal or begin alike, and a padded head that would
     win if it were not cut."""

@@ -13,6 +13,7 @@ MODELS = {
     "gpt": lambda **k: GPT(GPTConfig(**SHAPE | k)),
     "neox": lambda **k: GPT(GPTConfig(**SHAPE | dict(rotary_pct=0.25, parallel_residual=True, exact_gelu=True) | k)),
     "llama": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2) | k)),
+    "olmo2": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2, qk_norm_all_heads=True, norm_after=True) | k)),
     # heads that together are wider than n_embd, and narrower
     "qwen3": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2, head_dim=24, qk_norm=True) | k)),
     "narrow": lambda **k: LLaMA(LLaMAConfig(**SHAPE | dict(n_kv_head=2, head_dim=6) | k)),

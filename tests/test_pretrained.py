@@ -95,7 +95,8 @@ def copy_golden(name, folder, **changes):
     return folder
 
 
-# GPT-2 has no rotary positions, and transformers 4 wrote Qwen3's files: the logits are compared from those as they are
+# GPT-2 has no rotary positions, and transformers 4 wrote the files of Qwen3 and OLMo 2: the logits are compared from
+# those as they are
 @pytest.mark.parametrize("name", [p.name for p in GOLDEN if "rope_parameters" in golden_config(p.name)])
 def test_the_older_spelling_of_config_json(name, tmp_path):
     """transformers 4: rope_theta and rope_scaling at the top, rotary_pct and rotary_emb_base, torch_dtype."""
@@ -120,10 +121,20 @@ def test_keys_that_are_left_out_have_the_values_that_transformers_gives_them(tmp
     # 128 even where hidden_size / num_attention_heads is another number
     no_head_dim = {key: value for key, value in golden_config("qwen3").items() if key != "head_dim"}
     assert read_config(no_head_dim, "config.json")[0].head_dim == 128
+    left_out = dict.fromkeys(("rms_norm_eps", "rope_theta", "hidden_act", "attention_bias", "tie_word_embeddings"))
+    assert same_logits(copy_golden("olmo2", tmp_path / "olmo2", **left_out), "olmo2")
+    no_kv_heads = {key: value for key, value in golden_config("olmo2").items() if key != "num_key_value_heads"}
+    assert read_config(no_kv_heads, "config.json")[0].n_kv_head == 4
 
 
 @pytest.mark.parametrize(
-    "name, key, other", [("olmo_tied_clip", "clip_qkv", 0.0), ("gpt2_untied_exact", "norm_eps", 1e-5)]
+    "name, key, other",
+    [
+        ("olmo_tied_clip", "clip_qkv", 0.0),
+        ("gpt2_untied_exact", "norm_eps", 1e-5),
+        ("olmo2", "norm_after", False),
+        ("olmo2_tied_bias_linear", "rope_scaling", {}),
+    ],
 )
 def test_options_move_the_golden_logits(name, key, other):
     """A golden file that an option does not move would prove nothing."""
@@ -133,6 +144,14 @@ def test_options_move_the_golden_logits(name, key, other):
     without.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert (without(golden["idx"]) - golden["logits"]).abs().max() > 1e-3 * golden["logits"].abs().max()
+
+
+def test_linear_scaling_is_written_as_transformers_4_and_5_read_it(tmp_path):
+    """4 opens no OLMo with a third key, or with rope_type for type."""
+    save_pretrained(load_pretrained(GOLDEN[0].with_name("olmo2_tied_bias_linear")), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_scaling"] == {"type": "linear", "factor": 4.0}
+    assert written["rope_parameters"] == {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 
 
 def test_large_bases_of_long_contexts_are_read():
@@ -158,7 +177,28 @@ def test_rows_beyond_a_sliding_window_are_refused():
     "name, key, value, message",
     [
         ("gpt2", "scale_attn_by_inverse_layer_idx", True, "is not implemented, only False"),
-        ("gpt2", "model_type", "mamba", "'mamba' is not one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3, olmo"),
+        (
+            "gpt2",
+            "model_type",
+            "mamba",
+            "'mamba' is not one of gpt2, gpt_neox, llama, mistral, qwen2, qwen3, olmo, olmo2$",
+        ),
+        (
+            "olmo2",
+            "model_type",
+            "olmo3",
+            "'olmo3' is not one of .*olmo2; not implemented: sliding windows in some layers",
+        ),
+        ("olmo2", "model_type", "smollm3", "'smollm3' is not one of .*: layers without rotary positions"),
+        ("olmo2", "model_type", "qwen3_moe", "'qwen3_moe' is not one of .*: mixtures of experts"),
+        ("olmo2", "model_type", "phi3", "'phi3' is not one of .*: query, key and value in one matrix"),
+        ("olmo2", "model_type", "gemma2", "'gemma2' is not one of .* capped logits"),
+        ("olmo2", "model_type", "gemma3", r"'gemma3' is not one of .* scaled embeddings and \(1 \+ w\) norms"),
+        ("olmo2", "model_type", "gemma3_text", "'gemma3_text' is not one of .*: sliding windows, four norms a block"),
+        ("olmo2", "layer_types", ["sliding_attention", "full_attention"], "'sliding_attention' are not implemented"),
+        ("olmo2", "rope_scaling", {"type": "dynamic", "factor": 2.0}, "'dynamic' is not implemented"),
+        ("olmo2", "head_dim", 16, "head_dim=16 is not implemented"),
+        ("olmo2", "hidden_act", "gelu", "hidden_act='gelu' is not implemented, only 'silu'"),
         ("gpt2", "activation_function", "relu", "activation 'relu' is not implemented"),
         ("neox_parallel", "attention_bias", False, "attention_bias=False is not implemented, only True"),
         ("neox_parallel", "rope_scaling", {"type": "linear", "factor": 2.0}, "'linear' is not implemented"),
@@ -204,9 +244,18 @@ def test_options_we_do_not_have_and_values_that_are_none_are_refused(tmp_path, n
 
 
 def test_a_model_that_no_family_computes_is_not_saved(tmp_path):
-    """Heads of a width that does not follow from n_embd, without Qwen3's norms of queries and keys."""
+    """Heads of a width that does not follow from n_embd, without Qwen3's norms of queries and keys; half an OLMo 2."""
+    shape = dict(vocab_size=80, block_size=16, n_layer=1, n_head=4, n_embd=32)
     with pytest.raises(ValueError, match=r"no Hugging Face family computes what this LLaMA does: .* head_dim=12, "):
-        save_pretrained(LLaMA(LLaMAConfig(80, 16, 1, 4, n_embd=32, head_dim=12)), tmp_path)
+        save_pretrained(LLaMA(LLaMAConfig(**shape, head_dim=12)), tmp_path)
+    for half in ({"norm_after": True}, {"qk_norm_all_heads": True}, {"norm_after": True, "qk_norm": True}):
+        with pytest.raises(ValueError, match="no Hugging Face family computes what this LLaMA does"):
+            save_pretrained(LLaMA(LLaMAConfig(**shape, **half)), tmp_path)
+
+
+def test_norms_of_each_head_and_of_all_heads_exclude_each_other():
+    with pytest.raises(ValueError, match="qk_norm and qk_norm_all_heads exclude each other"):
+        LLaMAConfig(qk_norm=True, qk_norm_all_heads=True)
 
 
 # ---------------------------------------------------------------------------------------------
