@@ -4,8 +4,8 @@
     torchrun --standalone --nproc_per_node=2 distill.py config/rkld_olmo.py
 
 The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse,  each term the mean
-over the tokens of the whole step (t2_scale and kl_norm change the factor of KL). With weight_ce = 1 and the others 0
-this is its twin train.py, bit for bit.
+over the tokens of the whole step (t2_scale and kl_norm change the factor of KL, loss_mean the mean). With weight_ce = 1
+and the others 0 this is its twin train.py, bit for bit.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line

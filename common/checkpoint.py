@@ -249,6 +249,17 @@ def best_so_far(state: dict, config: dict) -> tuple[float, int]:
     return (math.inf, -1)
 
 
+def best_checkpoint(out_dir: Path) -> Path | None:
+    """The checkpoint of a run's lowest validation loss, as its newest says; None where it is not there."""
+    existing = checkpoints(out_dir)
+    if not existing:
+        return None
+    state = load_trainer_state(existing[-1], mmap=True)
+    _, best_step = state.get("best", (math.inf, -1))
+    best = Path(out_dir) / f"step_{best_step:06d}"
+    return best if best in existing else None
+
+
 # ---------------------------------------------------------------------------------------------
 # save
 
@@ -285,23 +296,6 @@ def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0, keep_best=Fa
         shutil.rmtree(unfinished, ignore_errors=True)
     if keep:
         remove_old(out_dir, state, keep, keep_best)
-    link_best(out_dir, state)
-
-
-def link_best(out_dir, state: dict):
-    """Let out_dir/best be a link to the checkpoint of the lowest validation loss: a model folder like any other."""
-    _, best_step = state["best"]
-    best = Path(out_dir) / f"step_{best_step:06d}"
-    link = Path(out_dir) / "best"
-    # none where the best was the start, which is not saved, or is not kept
-    if not best.is_dir():
-        link.unlink(missing_ok=True)
-        return
-    new_link = Path(out_dir) / ".best.writing"
-    new_link.unlink(missing_ok=True)
-    # the name alone, so that the folder can be moved
-    new_link.symlink_to(best.name)
-    new_link.replace(link)
 
 
 def remove_old(out_dir, state: dict, keep: int, keep_best: bool):

@@ -32,7 +32,10 @@ from model import LLaMAConfig
 
 
 def find_model(where: str | Path) -> Path:
-    """The folder of a model: `where` itself, the newest checkpoint of a run's out_dir, or a hub repository's."""
+    """The folder of a model: `where` itself, the newest checkpoint of a run's out_dir, or a hub repository's.
+
+    out_dir/best is the checkpoint of the run's lowest validation loss.
+    """
     if not str(where):
         forms = "a folder with config.json and weights, a run's out_dir, or a hub name"
         raise ValueError(f"no model is named; give {forms}")
@@ -40,6 +43,14 @@ def find_model(where: str | Path) -> Path:
     folder = Path(where)
     if (folder / "config.json").is_file():
         return folder
+    if folder.name == "best" and by_step(folder.parent):
+        # here, as it needs this module to save
+        from common.checkpoint import best_checkpoint
+
+        best = best_checkpoint(folder.parent)
+        if best is None:
+            raise FileNotFoundError(f"{folder.parent} has no checkpoint of its best step; it ran with keep_best=False")
+        return best
     checkpoints = [path for path in by_step(folder) if (path / "config.json").is_file()]
     if checkpoints:
         return checkpoints[-1]
