@@ -199,10 +199,10 @@ def turn() -> dict:
     run = Runtime(device, dtype, keep_memory=keep_memory)
     prepare = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part]
     go, n_tokens, flops, grads = prepare(run)
-    before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
+    before = memory_used(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
     n_warm = int(part != "hellaswag")  # which has warmed up
     seconds, result = timed(go, n_warm, run.cuda)
-    used = memory(run.cuda, peak=True)  # without what matmul_peak takes
+    used = memory_used(run.cuda, peak=True)  # without what matmul_peak takes
     peak = matmul_peak(run.device, run.dtype, n=8192 if run.cuda else 1536)
     figures = {
         "seconds": seconds,
@@ -269,7 +269,7 @@ def text_turn() -> dict:
         arrays = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in encoded]
         ids = zlib.crc32(np.concatenate(arrays).tobytes())
     n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
-    used = memory(cuda=False, peak=True)
+    used = memory_used(cuda=False, peak=True)
     return {"seconds": seconds, "bytes_per_s": n_bytes / seconds, "peak_bytes": used, "ids": ids}
 
 
@@ -289,11 +289,11 @@ def loader_turn() -> dict:
     data = TokenData(dataset, "train", block_size, seed=1337, batch_size=32)
     seconds, _ = timed(lambda: [data.batch(step, 0) for step in range(100)], n_warm=1)
     rate = 3200 * block_size / seconds
-    used = memory(False, peak=True)
+    used = memory_used(False, peak=True)
     return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": used}
 
 
-def memory(cuda: bool, peak=False) -> int:
+def memory_used(cuda: bool, peak=False) -> int:
     """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
     if cuda:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()

@@ -287,7 +287,7 @@ def defaults_of(script: Path) -> dict:
 
 
 def literal(node: ast.expr):
-    """The value of an expression that is a literal, as a knob's is; None of another, which only running it would tell."""
+    """The value of a literal, as a knob has; None of another expression, whose value only running it would tell."""
     try:
         return ast.literal_eval(node)
     except ValueError:

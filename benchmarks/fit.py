@@ -16,8 +16,8 @@ from benchmarks.footprint import PARTS, step_memory
 from benchmarks.plan import LOOPS, Plan, loop_for, make_plan, read_knobs
 from configurator import (
     COMMAND_LINE,
-    HERE,
     HELP,
+    HERE,
     Config,
     at_least,
     defaults_of,
