@@ -8,10 +8,12 @@
     python bench.py --part=loader --dataset=data/stdlib
     python bench.py --part=gqa
     python bench.py --part=muon
+    python bench.py --part=fit config/rkld_olmo.py --memory=80e9 --batch_size=16    # before a run: memory and FLOPs
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
 square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. "gqa"
-and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py).
+and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py). "fit" measures
+nothing: it works out what a config of train.py or distill.py would take, or of all without one (benchmarks/fit.py).
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
@@ -43,7 +45,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks import operations
+from benchmarks import fit, operations
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
@@ -51,7 +53,7 @@ from head import chunked_head
 from losses import Objective, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon
+part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, fit
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -71,9 +73,16 @@ rounds = 5  # turns of each version
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
 dtype = "auto"  # of the matmuls, "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+memory = 80e9  # fit: bytes of the device
+peak = 989e12  # fit: FLOP/s of the device at best; an H100's bfloat16
+mfu = 0.4  # fit: the share of that which a run reaches
 compile = "off"  # torch.compile: "on", "off"; "auto": on CUDA
 json = False  # print one JSON object instead of a table
 version = ""  # run this one alone in this process, as its turns do
+# a config file of train.py or distill.py, whose knobs are not these
+if __name__ == "__main__" and fit.is_asked_for(sys.argv[1:]):
+    fit.main(sys.argv[1:])
+    sys.exit()
 config = configure(globals())
 
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
@@ -85,7 +94,9 @@ def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
-    one_of(config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon"), version=versions)
+    one_of(
+        config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "fit"), version=versions
+    )
     divergence(kl)  # an unknown name fails here
     if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
@@ -188,10 +199,10 @@ def turn() -> dict:
     run = Runtime(device, dtype, keep_memory=keep_memory)
     prepare = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part]
     go, n_tokens, flops, grads = prepare(run)
-    before = memory(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
+    before = memory_used(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
     n_warm = int(part != "hellaswag")  # which has warmed up
     seconds, result = timed(go, n_warm, run.cuda)
-    used = memory(run.cuda, peak=True)  # without what matmul_peak takes
+    used = memory_used(run.cuda, peak=True)  # without what matmul_peak takes
     peak = matmul_peak(run.device, run.dtype, n=8192 if run.cuda else 1536)
     figures = {
         "seconds": seconds,
@@ -258,7 +269,7 @@ def text_turn() -> dict:
         arrays = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in encoded]
         ids = zlib.crc32(np.concatenate(arrays).tobytes())
     n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
-    used = memory(cuda=False, peak=True)
+    used = memory_used(cuda=False, peak=True)
     return {"seconds": seconds, "bytes_per_s": n_bytes / seconds, "peak_bytes": used, "ids": ids}
 
 
@@ -278,11 +289,11 @@ def loader_turn() -> dict:
     data = TokenData(dataset, "train", block_size, seed=1337, batch_size=32)
     seconds, _ = timed(lambda: [data.batch(step, 0) for step in range(100)], n_warm=1)
     rate = 3200 * block_size / seconds
-    used = memory(False, peak=True)
+    used = memory_used(False, peak=True)
     return {"seconds": seconds, "bytes_per_s": 2 * rate, "tokens_per_s": rate, "peak_bytes": used}
 
 
-def memory(cuda: bool, peak=False) -> int:
+def memory_used(cuda: bool, peak=False) -> int:
     """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
     if cuda:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()

@@ -77,10 +77,7 @@ def configure(knobs: dict, stored=None) -> Config:
     files say, but not what --key=value does. Raises ValueError or FileNotFoundError naming the file,
     the key, what was expected and the nearest known key.
     """
-    sys.excepthook = one_line
-    # The modules are loaded: from here on Ctrl-C may be an exception again.
-    if signal.getsignal(signal.SIGINT) is end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_one_line()
     defaults = {}
     for name, value in knobs.items():
         # type(), not isinstance(): the script's functions and modules are public names too
@@ -264,28 +261,37 @@ def script_for(keys) -> str:
     """The script beside this file that knows all the keys, of several the one with the fewest; "" for none."""
     candidates = []
     for script in sorted(HERE.glob("*.py")):
-        known = knobs_of(script)
+        known = defaults_of(script)
         if known and set(keys) <= set(known):
             candidates.append((len(known), script.name))
     return min(candidates)[1] if candidates else ""
 
 
-def knobs_of(script: Path) -> list[str]:
-    """The knobs of a script, which is not run: the lower-case names it assigns before it calls configure()."""
+def defaults_of(script: Path) -> dict:
+    """{knob: default} of a script, which is not run: the lower-case names it assigns before it calls configure()."""
     tree = ast.parse(script.read_text(encoding="utf-8"))
     # Scripts that are imported too have their knobs within `if __name__ == "__main__":`.
     main_blocks = [node.body for node in tree.body if isinstance(node, ast.If)]
     for block in [tree.body, *main_blocks]:
-        names = []
+        defaults = {}
         for node in block:
             if not isinstance(node, ast.Assign):
                 continue
             called = getattr(node.value, "func", None)
             if getattr(called, "id", "") == "configure":
-                return names
-            targets = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            names += filter(is_knob, targets)
-    return []
+                return defaults
+            for target in node.targets:
+                if isinstance(target, ast.Name) and is_knob(target.id):
+                    defaults[target.id] = literal(node.value)
+    return {}
+
+
+def literal(node: ast.expr):
+    """The value of a literal, as a knob has; None of another expression, whose value only running it would tell."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
 
 
 def made_by(folder: str | Path) -> str:
@@ -294,10 +300,16 @@ def made_by(folder: str | Path) -> str:
     >>> made_by("data/fineweb_edu")
     'python prepare_data.py config/data_fineweb_edu.py'
     """
-    wanted = Path(folder).resolve()
     # what prepare_data.py makes without arguments
-    if wanted == Path("data/stdlib").resolve():
+    if Path(folder).resolve() == Path("data/stdlib").resolve():
         return "python prepare_data.py"
+    path, script = config_of(folder)
+    return f"python {script} {path.relative_to(HERE).as_posix()}" if path else ""
+
+
+def config_of(folder: str | Path) -> tuple[Path | None, str]:
+    """The config under config/ that makes the data set or run `folder`, and its script; (None, "") for none."""
+    wanted = Path(folder).resolve()
     for path in sorted((HERE / "config").rglob("*.py")):
         try:
             values = read_config_file(str(path))
@@ -309,8 +321,8 @@ def made_by(folder: str | Path) -> str:
         if isinstance(out_dir, str) and out_dir and Path(out_dir).resolve() == wanted:
             script = script_for(values)
             if script:
-                return f"python {script} {path.relative_to(HERE).as_posix()}"
-    return ""
+                return path, script
+    return None, ""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -405,6 +417,14 @@ def print_help(script: Path, config: dict, defaults: dict):
         if config[key] != defaults[key]:
             meaning += f" (default {defaults[key]!r})"
         print(f"  --{assignment:<36} {meaning}")
+
+
+def end_in_one_line():
+    """From here on what a user can cause ends in one line; for a script whose modules are loaded."""
+    sys.excepthook = one_line
+    # Ctrl-C may be an exception again.
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def one_line(kind, error, trace):

@@ -294,13 +294,7 @@ def download_repo(name: str, weights=True, check=None) -> Path:
 
     check: is given the path of config.json, to refuse a model before its weights are downloaded.
     """
-    if not is_repo(name):
-        expected = "one like EleutherAI/pythia-160m"
-        raise ValueError(f"{name!r} is not the name of a hub repository; expected {expected}")
-    repo, _, revision = name.partition("@")
-    revision = revision or "main"
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache")
-    folder = home / "nanodistill" / repo / revision
+    folder = cache_folder(name)
     # An interrupted download leaves some of the files, which are whole each. Only these say that none is missing.
     complete = folder / ".complete"
     complete_for_us = complete
@@ -308,13 +302,37 @@ def download_repo(name: str, weights=True, check=None) -> Path:
         complete_for_us = folder / ".complete-tokenizer"
     if complete.is_file() or complete_for_us.is_file():
         return folder
-    repository = Repository(f"{endpoint()}/{repo}/resolve/{revision}", folder, hub_token())
+    repository = repository_of(name)
     try:
         get_files(repository, weights, check)
     except OSError as error:
         raise type(error)(f"no folder {name!r} here, and from the hub: {error}") from None
     complete_for_us.touch()
     return folder
+
+
+def download_config(name: str) -> Path:
+    """config.json of a hub repository alone, which says the shape of its model."""
+    try:
+        return repository_of(name).get("config.json")
+    except OSError as error:
+        raise type(error)(f"no folder {name!r} here, and from the hub: {error}") from None
+
+
+def repository_of(name: str) -> "Repository":
+    repo, _, revision = name.partition("@")
+    url = f"{endpoint()}/{repo}/resolve/{revision or 'main'}"
+    return Repository(url, cache_folder(name), hub_token())
+
+
+def cache_folder(name: str) -> Path:
+    """Where a repository's files go. ValueError for what is no repository's name, perhaps with @revision."""
+    if not is_repo(name):
+        expected = "one like EleutherAI/pythia-160m"
+        raise ValueError(f"{name!r} is not the name of a hub repository; expected {expected}")
+    repo, _, revision = name.partition("@")
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache")
+    return home / "nanodistill" / repo / (revision or "main")
 
 
 def hub_token() -> str:
