@@ -1,6 +1,7 @@
 """What the published recipes ask of the loops, and their configs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from conftest import ROOT, TINY, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
+from benchmarks.footprint import step_memory
+from benchmarks.plan import LOOPS, loop_for, make_plan, read_knobs
+from benchmarks.published import TOKENIZERS
 from common.pretrained import load_pretrained, save_pretrained
 from common.tokenizer import ByteTokenizer
-from configurator import read_config_file, script_for
+from configurator import config_of, read_config_file, script_for
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 
@@ -233,3 +237,111 @@ def test_a_recipe_runs_through_its_own_configs(recipe, tmp_path):
     assert "own.jsonl" in done.stdout
     run_script("plot.py", f"--runs={','.join(out_dirs)}", "--out=loss.png", cwd=tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------------------------------------
+# the published configs
+
+
+LOOP_CONFIGS = [
+    path
+    for path in sorted((ROOT / "config").rglob("*.py"))
+    if path.name != "__init__.py" and loop_for(read_config_file(str(path)))
+]
+PUBLISHED = [path for path in LOOP_CONFIGS if path.parent.name not in ("quickstart", "babyllama_small")]
+# config: (million parameters of the student, of the teachers), as published
+SIZES = {
+    "pretrain_124m": (124, []),
+    "microlm/pretrain": (124, []),
+    "pretrain_gpt2_124m": (124, []),
+    "rkld_olmo": (124, [1177]),
+    "babyllama/gpt": (705, []),
+    "babyllama/llama": (360, []),
+    "babyllama/student": (58.3, [705, 360]),
+    "distilgpt2/student": (82, [124]),
+    "distilpythia/student": (70, [162]),
+}
+# million FLOPs per token of the matrices alone, and times plain training
+COSTS = {
+    "distilpythia/student": (515, 1.92),
+    "distilgpt2/student": (733, 1.51),
+    "babyllama/student": (2396, 7.97),
+    "microlm/reverse_kl": (3095, 4.17),
+}
+
+
+def plan_of(path):
+    script, config = read_knobs([str(path)])
+    return make_plan(script, config)
+
+
+def name_of(path):
+    return path.relative_to(ROOT / "config").with_suffix("").as_posix()
+
+
+@pytest.mark.parametrize("path", LOOP_CONFIGS, ids=name_of)
+def test_the_knobs_models_data_and_teachers_of_a_config_agree(path, monkeypatch, tmp_path):
+    """Every key exists and is of its type; models are made on the meta device, with the positions that rows need."""
+    monkeypatch.chdir(tmp_path)  # without data and runs that lie in the repository
+    plan = plan_of(path)
+    config = plan.config
+    data_config, data_script = config_of(config["dataset"])
+    if data_script:
+        assert data_script == "prepare_data.py"
+        tokenizer = read_config_file(str(data_config))["tokenizer"]
+    teachers = [name.strip() for name in config.get("teacher", "").split(",") if name.strip()]
+    for name in [*teachers, config["init_from"]]:
+        # ids of a published model's tokenizer, of another run the same data
+        if name in TOKENIZERS:
+            assert TOKENIZERS[name] == TOKENIZERS[tokenizer] == plan.vocab_size
+        elif name != "scratch":
+            made_config, script = config_of(name)
+            assert script in LOOPS and read_config_file(str(made_config))["dataset"] == config["dataset"]
+    # the rows of a step are whole micro-batches, on 8 GPUs as well where the header says so
+    assert plan.rows_per_step % config["batch_size"] == 0
+    if "nproc_per_node=8" in path.read_text():
+        assert plan.rows_per_step % (8 * config["batch_size"]) == 0
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name):
+    student, teachers = SIZES[name]
+    plan = plan_of(ROOT / f"config/{name}.py")
+    assert plan.student.n_params() == pytest.approx(student * 1e6, rel=0.01)
+    assert [teacher.n_params() for teacher in plan.teachers] == pytest.approx([n * 1e6 for n in teachers], rel=0.01)
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_published_costs(name):
+    """Forward 2, backward 4 FLOPs a weight, heads included and attention not."""
+
+    def matrices(model):
+        return sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+
+    plan = plan_of(ROOT / f"config/{name}.py")
+    plain = 6 * matrices(plan.student)
+    total = plain + 2 * sum(map(matrices, plan.teachers))
+    assert (total / 1e6, total / plain) == pytest.approx(COSTS[name], rel=0.01)
+
+
+HEADER = re.compile(
+    r"# Hardware: one 80 GB GPU \((?P<gb>[\d.]+) GB used\)\. Cost: (?P<about>about )?(?P<flops>[\d.e]+) FLOPs, "
+    r"(?P<hours>[\d.]+) hours of an H100 at 40 % of 989 TFLOP/s\."
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=name_of)
+def test_the_header_of_a_config_has_its_cost(path, monkeypatch, tmp_path):
+    """Memory, FLOPs and hours are those that bench.py --part=fit finds; epochs of absent data are said to be about."""
+    monkeypatch.chdir(tmp_path)
+    header = HEADER.search(path.read_text())
+    plan = plan_of(path)
+    peak = sum(step_memory(plan, plan.config["batch_size"]).values())
+    assert float(header["gb"]) == pytest.approx(peak / 1e9, abs=0.1)
+    assert peak < 0.9 * 80e9
+    flops = float(header["flops"])
+    assert float(header["hours"]) == pytest.approx(flops / (0.4 * 989e12) / 3600, rel=0.06)
+    assert bool(header["about"]) == (plan.n_tokens is None)
+    if plan.n_tokens:
+        assert flops == pytest.approx(plan.flops * plan.n_tokens, rel=0.03)

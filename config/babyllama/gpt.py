@@ -2,7 +2,8 @@
 # python train.py config/babyllama/gpt.py
 # First: python prepare_data.py config/babyllama/data.py
 # The original kept the epoch of the least dev loss; here that is out/babyllama/gpt_705m/best, beside the last.
-# Hardware: one GPU. Result: not run at full length yet.
+# Hardware: one 80 GB GPU (14.6 GB used). Cost: about 2.5e17 FLOPs, 0.18 hours of an H100 at 40 % of 989 TFLOP/s.
+# Result: not run at full length yet.
 
 out_dir = "out/babyllama/gpt_705m"
 dataset = "data/babylm"

@@ -2,7 +2,8 @@
 # python train.py config/babyllama/llama.py
 # First: python prepare_data.py config/babyllama/data.py
 # The original kept the epoch of the least dev loss; here that is out/babyllama/llama_360m/best, beside the last.
-# Hardware: one GPU. Result: not run at full length yet.
+# Hardware: one 80 GB GPU (9.8 GB used). Cost: about 1.2e17 FLOPs, 0.086 hours of an H100 at 40 % of 989 TFLOP/s.
+# Result: not run at full length yet.
 
 out_dir = "out/babyllama/llama_360m"
 dataset = "data/babylm"
