@@ -10,7 +10,6 @@ DDP keeps a second copy of the gradients in its buckets.
 """
 
 import json
-from pathlib import Path
 
 from benchmarks.footprint import PARTS, step_memory
 from benchmarks.plan import LOOPS, Plan, loop_for, make_plan, read_knobs
@@ -80,19 +79,23 @@ def own_knobs(args: list[str]) -> tuple[Config, list[str]]:
 # what is told
 
 
-def describe(plan: Plan, own: Config) -> dict:
+def describe(plan: Plan, own: Config, all_sizes=True) -> dict:
     """Everything that the report says, as numbers: bytes, FLOPs, hours, rows.
 
-    sizes: {rows of a micro-batch: {part: bytes}}; largest: rows of the largest that fits, 0 where not one row does.
+    sizes: {rows of a micro-batch: {part: bytes}}, without all_sizes only those that were needed; largest: rows of the
+    largest that fits, 0 where not one row does.
     """
     batch_size = plan.config["batch_size"]
     sizes = {}
+    memory_of(plan, batch_size, sizes)
     largest = largest_fit(plan, own["memory"], sizes)
-    for rows in [*divisors(plan.rows_per_step), batch_size]:
-        # powers of two, up to the first that is too large
-        if rows == batch_size or (rows.bit_count() == 1 and rows <= 2 * max(1, largest)):
+    shown = {batch_size, largest} - {0}
+    # powers of two, up to the first that is too large
+    for rows in divisors(plan.rows_per_step):
+        if all_sizes and rows.bit_count() == 1 and rows <= 2 * max(1, largest):
             memory_of(plan, rows, sizes)
-    sizes = {rows: parts for rows, parts in sorted(sizes.items()) if is_shown(rows, batch_size, largest)}
+            shown.add(rows)
+    sizes = {rows: sizes[rows] for rows in sorted(shown)}
     hours = run_flops = None
     if plan.n_tokens is not None:
         run_flops = plan.flops * plan.n_tokens
@@ -116,10 +119,6 @@ def describe(plan: Plan, own: Config) -> dict:
         "largest": largest,
         "sizes": sizes,
     }
-
-
-def is_shown(rows: int, batch_size: int, largest: int) -> bool:
-    return rows in (batch_size, largest) or (rows.bit_count() == 1 and rows <= 2 * max(1, largest))
 
 
 def largest_fit(plan: Plan, memory: float, sizes: dict) -> int:
@@ -206,26 +205,25 @@ def overview(others: list[str], own: Config):
         values = read_config_file(str(path))
         if not values or not loop_for(values):
             continue
-        script, config = read_knobs([str(path), *others])
-        plan = make_plan(script, config, own["vocab_size"])
-        results[name] = describe_briefly(plan, own)
+        try:
+            script, config = read_knobs([str(path), *others])
+            results[name] = describe(make_plan(script, config, own["vocab_size"]), own, all_sizes=False)
+        except (ValueError, OSError) as error:
+            # such as a model of the hub where there is no network: the others can be told all the same
+            results[name] = {"error": str(error)}
         if not own["json"]:
-            print(line_of(Path(name), results[name]), flush=True)
+            print(line_of(name, results[name]), flush=True)
     if own["json"]:
         print(json.dumps(results))
 
 
-def describe_briefly(plan: Plan, own: Config) -> dict:
-    result = describe(plan, own)
-    del result["sizes"]
-    return result
-
-
-def line_of(name: Path, r: dict) -> str:
+def line_of(name: str, r: dict) -> str:
+    if "error" in r:
+        return f"{name:<44} {r['error']}"
     of_run = f"{'':>11}{'epochs':>9}"
     if r["tokens"] is not None:
         of_run = f"{r['flops']:>11.2e}{r['hours']:>9.3g}"
     return (
-        f"{name!s:<44}{r['parameters'] / 1e6:>9.1f} M{r['flops_per_token'] / 1e6:>12,.1f}{r['times_plain']:>9.2f}"
+        f"{name:<44}{r['parameters'] / 1e6:>9.1f} M{r['flops_per_token'] / 1e6:>12,.1f}{r['times_plain']:>9.2f}"
         f"{of_run}{r['peak_bytes'] / 1e6:>10,.0f}{r['batch_size']:>12}{r['largest']:>9}"
     )

@@ -179,6 +179,16 @@ def test_the_largest_that_fits(monkeypatch):
     assert list(shown["sizes"]) == [1, 2, 4, 20] and shown["fits"] and shown["largest"] == 20
 
 
+def test_a_line_for_every_config_of_a_loop(monkeypatch, capsys):
+    monkeypatch.setattr(fit, "step_memory", lambda plan, rows: {"weights": 1e9 * rows})
+    fit.overview(["--device=cuda"], {"memory": 80e9, "peak": 989e12, "mfu": 0.4, "json": False, "vocab_size": 0})
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    headers = {path: path.read_text() for path in (ROOT / "config").rglob("*.py")}
+    runs = [path for path, text in headers.items() if "\n# python train.py" in text or "\n# python distill.py" in text]
+    assert set(lines) == {path.relative_to(ROOT).as_posix() for path in runs} and len(runs) > 10
+    assert lines["config/pretrain_124m.py"] == "123.6 M 798.1 1.00 7.98e+18 5.6 16,000 16 64".split()
+
+
 # ---------------------------------------------------------------------------------------------
 # as a user runs it
 
