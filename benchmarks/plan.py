@@ -128,6 +128,8 @@ def model_shape(name: str, vocab_size: int) -> GPTConfig | LLaMAConfig:
 
     vocab_size: what the data set has, which a model that is yet to be trained takes over.
     """
+    # all checkpoints of a run have one shape
+    name = name.removesuffix("/best")
     folder = Path(name)
     for place in (folder, *reversed(by_step(folder))):
         file = place / "config.json"

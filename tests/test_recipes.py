@@ -311,6 +311,12 @@ def test_published_sizes(name):
     assert [teacher.n_params() for teacher in plan.teachers] == pytest.approx([n * 1e6 for n in teachers], rel=0.01)
 
 
+def test_the_best_epochs_of_the_teachers_have_their_shapes():
+    best = "--teacher=out/babyllama/gpt_705m/best,out/babyllama/llama_360m/best"
+    script, config = read_knobs([str(ROOT / "config/babyllama/student.py"), best])
+    assert make_plan(script, config).flops == plan_of(ROOT / "config/babyllama/student.py").flops
+
+
 @pytest.mark.parametrize("name", COSTS)
 def test_published_costs(name):
     """Forward 2, backward 4 FLOPs a weight, heads included and attention not."""
