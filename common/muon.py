@@ -49,8 +49,37 @@ class Muon(torch.optim.Optimizer):
         n_out, n_in = params[0].shape
         step_size = group["lr"] * 0.2 * math.sqrt(max(n_out, n_in))
         for p, direction in zip(params, orthogonalized(torch.stack(directions))):
+            direction = self.balanced(p, direction)
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(direction, alpha=-step_size)
+
+    def balanced(self, p: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        """The direction of a step of p, (n_out, n_in): as it is; NorMuon changes it."""
+        return direction
+
+
+class NorMuon(Muon):
+    """Muon whose rows, one for each output, take steps of one size (arXiv:2510.05491).
+
+    An orthogonal matrix that is not square has rows of different norms: some neurons would learn faster than others.
+    Each row is divided by the root of the running mean of its squares, and the matrix gets its norm back. In small it
+    beats Muon by 0.05 nats/token, three seeds (LOG.md).
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float, momentum=0.95, beta2=0.95, eps=1e-10):
+        super().__init__(params, lr, weight_decay, momentum)
+        self.beta2 = beta2
+        self.eps = eps
+
+    def balanced(self, p: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        direction = direction.float()
+        squares = direction.square().mean(dim=-1, keepdim=True)  # (n_out, 1)
+        state = self.state[p]
+        if "row_squares" not in state:
+            state["row_squares"] = torch.zeros_like(squares)
+        average = state["row_squares"].lerp_(squares, 1 - self.beta2)
+        balanced = direction / (average.sqrt() + self.eps)
+        return balanced * (direction.norm() / balanced.norm().clamp(min=self.eps))
 
 
 def by_shape(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:

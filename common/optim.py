@@ -4,14 +4,17 @@ import math
 
 import torch
 
-from common.muon import Muon
+from common.muon import Muon, NorMuon
 
+# for the matrices of the blocks, beside AdamW for the rest
+MATRIX_OPTIMIZERS = {"muon": Muon, "normuon": NorMuon}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 # What each optimiser keeps for a parameter between steps, by torch's names.
 MOMENTS = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Muon: {"momentum_buffer"},
+    NorMuon: {"momentum_buffer", "row_squares"},
 }
 
 
@@ -50,7 +53,7 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
 
 
 def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:
-    """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks.
+    """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks; "normuon" likewise.
 
     Frozen parameters are left out. Weight decay on matrices and embeddings, none on vectors (biases and norms).
     `extra`: a module trained beside the model. Raises ValueError for an optimiser that is unknown, and for beta1, beta2
@@ -61,7 +64,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     if extra:
         adamw_params += trained_parameters(extra)
     muon_params = []
-    if optimizer == "muon":
+    if optimizer in MATRIX_OPTIMIZERS:
         # By the advice of Muon's author, embedding and head stay with AdamW although they are matrices.
         muon_params = [p for p in trained_parameters(model.h) if p.dim() == 2]
         # by identity, as == compares the numbers of two tensors
@@ -80,7 +83,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
     optimizers = []
     if muon_params:
-        optimizers.append(Muon(muon_params, lr=learning_rate, weight_decay=weight_decay))
+        optimizers.append(MATRIX_OPTIMIZERS[optimizer](muon_params, lr=learning_rate, weight_decay=weight_decay))
     if groups:
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
         optimizers.append(adamw)
@@ -88,8 +91,9 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
 
 def check_knobs(optimizer: str, beta1: float, beta2: float, eps: float):
-    if optimizer not in ("adamw", "muon"):
-        raise ValueError(f"optimizer={optimizer!r} is not one of adamw, muon")
+    known = ("adamw", *MATRIX_OPTIMIZERS)
+    if optimizer not in known:
+        raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(known)}")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
     # A parameter that has had no gradient so far is updated by 0 / (0 + eps).
@@ -121,8 +125,8 @@ def load_optimizer_state(optimizer, state: dict):
     for p, moments in optimizer.state.items():
         fits = set(moments) == MOMENTS[type(optimizer)]
         for moment in moments.values():
-            # () is the shape of AdamW's count of steps.
-            fits = fits and moment.shape in (p.shape, ())
+            # () is the shape of AdamW's count of steps, (n_out, 1) of what NorMuon keeps of rows.
+            fits = fits and moment.shape in (p.shape, (), (len(p), 1))
         if not fits:
             raise ValueError("the optimiser's moments are those of another model")
 

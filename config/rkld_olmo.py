@@ -2,7 +2,7 @@
 # python distill.py config/rkld_olmo.py
 # First: config/pretrain_124m.py on data made with OLMo's tokenizer. Another one is refused, although GPT-2's padded
 #        head and OLMo's are both 50,304 wide. The teacher is downloaded once.
-# Hardware: one 80 GB GPU (14.3 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (13.9 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; MicroLM reports that it hurt the student.
 
 out_dir = "out/rkld_olmo"
@@ -19,8 +19,9 @@ batch_size = 8
 tokens_per_step = 512 * 1024  # 524,288: 64 micro-steps on one GPU
 max_steps = 2000
 
-learning_rate = 6e-4
-min_lr = 6e-5
+optimizer = "normuon"  # this and the rates: as the control run
+learning_rate = 2e-3
+min_lr = 2e-4
 warmup_steps = 100
 weight_decay = 0.1
 beta1, beta2 = 0.9, 0.95

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.muon import COEFFICIENTS, ITERATIONS, Muon, orthogonalized
+from common.muon import COEFFICIENTS, ITERATIONS, Muon, NorMuon, orthogonalized
 from common.optim import load_optimizer_state
 
 
@@ -75,3 +75,33 @@ def test_no_gradient_and_a_gradient_of_zeros():
     optimizer.step()
     assert torch.equal(still, before[0]) and still not in optimizer.state
     assert torch.allclose(zero, before[1] * (1 - 0.1 * 0.5))
+
+
+def test_normuon_by_hand():
+    """Its first step is Muon's with all rows of one norm; its second knows the rows of the first."""
+    muon, normuon = matrices((24, 8)), matrices((24, 8))
+    start = muon[0].detach().clone()
+    optimizers = [Muon(muon, lr=0.1, weight_decay=0.0), NorMuon(normuon, lr=0.1, weight_decay=0.0)]
+    one_step_each(optimizers, [muon, normuon], seed=0)
+    first = [(p[0].detach() - start) for p in (muon, normuon)]
+    rows = [step.norm(dim=1) for step in first]
+    assert rows[0].max() > 1.2 * rows[0].min() and rows[1].max() < 1.0001 * rows[1].min()
+    assert first[1].norm() == pytest.approx(first[0].norm().item(), rel=1e-5)
+    torch.testing.assert_close(first[0] / rows[0][:, None], first[1] / rows[1][:, None])
+    # the second, from the first's squares
+    squares = (first[0] / first[0].norm()).square().mean(1, keepdim=True)
+    before = [p[0].detach().clone() for p in (muon, normuon)]
+    one_step_each(optimizers, [muon, normuon], seed=1)
+    second = [(p[0].detach() - b) for p, b in zip((muon, normuon), before)]
+    scale = (first[0].norm() / second[0].norm()).square()  # of the two orthogonal matrices' norms
+    average = 0.95 * squares * scale + (second[0] / second[0].norm()).square().mean(1, keepdim=True)
+    expected = second[0] / average.sqrt()
+    torch.testing.assert_close(second[1] / second[1].norm(), expected / expected.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_of_muon_is_none_of_normuon():
+    written = matrices((8, 12))
+    muon = Muon(written, lr=0.1, weight_decay=0.0)
+    one_step_each([muon], [written], seed=0)
+    with pytest.raises(ValueError, match="moments are those of another model"):
+        load_optimizer_state(NorMuon(matrices((8, 12)), lr=0.1, weight_decay=0.0), muon.state_dict())

@@ -7,7 +7,5 @@
 from config.pretrain_124m import *
 
 out_dir = "out/microlm/pretrain"
-qk_norm = False
 optimizer = "adamw"
 learning_rate, min_lr = 6e-4, 6e-5
-schedule = "cosine"

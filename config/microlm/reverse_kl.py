@@ -9,3 +9,4 @@ from config.rkld_olmo import *
 out_dir = "out/microlm/reverse_kl"
 init_from = "out/microlm/pretrain"
 optimizer = "adamw"
+learning_rate, min_lr = 6e-4, 6e-5
