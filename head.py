@@ -22,13 +22,15 @@ from losses import Objective, forward_terms, loss_terms, mixture, reverse_terms,
 
 
 def chunked_head(
-    hidden, weight, targets, n_tokens, teachers=(), objective=None, *, vocab_size, chunk=0, dtype=None, body=None
+    hidden, weight, targets, n_tokens, teachers=(), objective=None, *,
+    stored=None, vocab_size, chunk=0, dtype=None, body=None,
 ):  # fmt: skip
     """The losses of a micro-step from its hidden states: (weight_ce * ce + weight_kl * kl, ce, kl).
 
     hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding.
     targets: (...) ids, -1: masked. n_tokens: the valid tokens of the whole step, by which sums are divided.
     teachers: (hidden states, head) of each. objective: an Objective; None: cross-entropy.
+    stored: what a cached teacher said of the N tokens (losses.Stored), in the place of teachers.
     chunk: tokens at a time, with the same result for any; 0: what was fastest. body: `loss_terms`, perhaps compiled.
     dtype: of all matmuls, the teachers' too (None: as hidden); logits, losses and the sum of the
     head's gradient are fp32.
@@ -56,8 +58,9 @@ def chunked_head(
             grad = gradient_buffer(logits, dtype) if needs_grad else None
             # a masked token counts as one of id 0, and its loss and gradient are multiplied by 0
             chunk_targets = y[tokens].clamp(min=0)
+            chunk_stored = stored.of(tokens) if stored else None
             per_token[:, tokens] = chunk_terms(
-                body, logits, teacher_logits, chunk_targets, objective, vocab_size=vocab_size, grad=grad
+                body, logits, teacher_logits, chunk_targets, objective, chunk_stored, vocab_size=vocab_size, grad=grad
             )  # fmt: skip
             if needs_grad:
                 chunk_valid = valid[tokens, None]
@@ -79,7 +82,7 @@ def gradient_buffer(logits, dtype):
     return torch.empty_like(logits, dtype=dtype)
 
 
-def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size, grad):
+def chunk_terms(body, logits, teacher_logits, targets, objective, stored=None, *, vocab_size, grad):
     """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given.
 
     logits, grad: (n, rows), of which those from vocab_size on are padding. `grad` may be `logits`: a
@@ -91,8 +94,9 @@ def chunk_terms(body, logits, teacher_logits, targets, objective, *, vocab_size,
     for block, new in blocks_to_write(logits, equal=body is not loss_terms):
         block_logits = logits[block, :vocab_size]
         block_teachers = [t[block, :vocab_size] for t in teacher_logits]
+        block_stored = stored.of(block) if stored else None
         block_values, block_grad = body(
-            block_logits, block_teachers, targets[block], objective, grad_dtype
+            block_logits, block_teachers, targets[block], objective, grad_dtype, block_stored
         )  # fmt: skip
         # the last rows of the block: those before them had their turn in another
         n_new = new.stop - new.start

@@ -23,6 +23,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -176,13 +177,15 @@ class Objective:
     temperature: float = 1.0  # of p and q; the cross-entropy has T = 1
     ensemble: str = "logits"  # how several teachers make p: the mean of their "logits", or of their "probs"
     shares: tuple[float, ...] = (1.0,)  # of each teacher in that mean
+    tail: str = "cell"  # what stands for the ids that a cached teacher did not store: one of TAILS
 
 
-def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
+def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None, stored=None):
     """CE and divergence (2, n) of a few tokens, and the gradient (n, V) of their weighted sum.
 
     logits: (n, V) fp32; teacher_logits: a list of the same of each teacher, [] for CE alone; targets:
-    (n,) ids. grad_dtype: of the gradient; None: it is not made, and None is returned. This is what
+    (n,) ids. grad_dtype: of the gradient; None: it is not made, and None is returned. stored: what a
+    cached teacher said of the tokens, in the place of teacher_logits. This is what
     both loops run, through head.py and perhaps compiled. The arguments are left as they are and share
     no memory with what is returned: where one was another's place, torch.compile kept the first
     block's place in its graph for every later block.
@@ -194,10 +197,18 @@ def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
     log_q_of_target = z.gather(1, targets[:, None]).squeeze(1) + log_normaliser
     divergences = torch.zeros_like(log_q_of_target)
     # with a temperature of its own, and so a softmax of its own
-    if teacher_logits:
-        log_p, p = mixture(teacher_logits, objective)
+    has_parts = stored is not None and stored.ids is not None
+    if has_parts:
+        divergences, kl_grad = stored_terms(z / objective.temperature, stored, objective)
+    elif teacher_logits or stored is not None:
+        if stored is not None:
+            # what rounding did to their sum is taken out again
+            log_p, p = softmaxes(shifted(stored.log_p))
+        else:
+            log_p, p = mixture(teacher_logits, objective)
         log_q, q = softmaxes(z / objective.temperature)
         divergences, slope = objective.terms(log_p, log_q, p, q)
+        kl_grad = None if grad_dtype is None else chain_rule(q, slope)
     values = torch.stack((-log_q_of_target, divergences))
     if grad_dtype is None:
         return values, None
@@ -206,9 +217,88 @@ def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None):
     grad = q_at_1 * objective.weight_ce
     grad.scatter_add_(1, targets[:, None], torch.full_like(grad[:, :1], -objective.weight_ce))
     # dD/dz of the module's docstring, 1/T included
-    if teacher_logits:
-        grad.add_(chain_rule(q, slope), alpha=objective.weight_kl / objective.temperature)
+    if teacher_logits or stored is not None:
+        grad.add_(kl_grad, alpha=objective.weight_kl / objective.temperature)
     return values, grad.to(grad_dtype)
+
+
+# ---------------------------------------------------------------------------------------------
+# a teacher that was cached
+
+
+class Stored(NamedTuple):
+    """What a teacher said of n tokens, at the temperature of the objective, as common/teacher_cache.py keeps it."""
+
+    log_p: torch.Tensor  # (n, k + 1): of the stored ids, and of all others together; or (n, V), where all are stored
+    ids: torch.Tensor | None = None  # (n, k); None: all of them, in order
+    draws: torch.Tensor | None = None  # (n, m): ids that were drawn from the others, with repetition
+    entropy: torch.Tensor | None = None  # (n,): of the whole distribution
+
+    def of(self, tokens):
+        """The same of some of the tokens."""
+        return Stored(*(None if part is None else part[tokens] for part in self))
+
+
+# cell: all other ids are one event, whose probability counts and whose shape does not; never above the true divergence
+# draws: the teacher's samples of the others stand for it; the gradient of the forward KL is right on average
+# drop: the stored ids alone, their probabilities raised to a sum of 1. Biased; here to measure what that costs
+TAILS = ("cell", "draws", "drop")
+
+
+def stored_terms(z, stored, objective):
+    """The divergence (n,) from a teacher of k ids and a tail, and T * its gradient (n, V). z: logits / T, (n, V).
+
+    p and q are distributions over k + 1 cells: the stored ids, and all others together. With r_i the student's
+    probability of id i *among the others*, the tail's logit is log sum exp z_i over them, whose derivative is r_i:
+    what the chain rule gives for the tail is shared out by r.
+    """
+    ids, draws = stored.ids, stored.draws
+    others = z.scatter(1, ids, -math.inf)  # (n, V)
+    # The log-sum-exp of the others by themselves. As log(1 - sum of the stored q) it would be rounding where the
+    # student is sure, and its gradient NaN.
+    largest = others.amax(dim=-1, keepdim=True)  # (n, 1)
+    r = (others - largest).exp_()
+    r_sum = r.sum(dim=-1, keepdim=True)
+    r /= r_sum
+    z_of_tail = largest + r_sum.log()  # (n, 1)
+    z_of_cells = torch.cat((z.gather(1, ids), z_of_tail), dim=1)  # (n, k + 1)
+    log_q, q = softmaxes(shifted(z_of_cells))
+
+    stored_log_p = stored.log_p
+    if objective.tail == "drop":
+        stored_log_p = torch.cat((stored_log_p[:, :-1], torch.full_like(z_of_tail, FLOOR)), dim=1)
+    # what rounding did to their sum is taken out again
+    log_p, p = softmaxes(shifted(stored_log_p))
+    value, slope = objective.terms(log_p, log_q, p, q)
+    cells = chain_rule(q, slope)  # T * dD/dz of the cells
+
+    grad = r * cells[:, -1:]
+    grad.scatter_(1, ids, cells[:, :-1])
+    if objective.tail == "draws":
+        # The forward KL = -H(p) - sum p log q, and of the others' part of that sum the samples have the mean. Its
+        # gradient is p_tail * (r - p's shape) more than the tail's as one cell.
+        p_of_draw = p[:, -1:] / draws.size(1)  # (n, 1)
+        grad += p[:, -1:] * r
+        grad.scatter_add_(1, draws, -p_of_draw.expand(draws.shape))
+        log_q_of_draws = (z.gather(1, draws) - z_of_tail + log_q[:, -1:]).clamp(min=FLOOR)
+        value = -stored.entropy - (p[:, :-1] * log_q[:, :-1]).sum(-1) - (p_of_draw * log_q_of_draws).sum(-1)
+    return value, grad
+
+
+def check_tail(tail: str, kl: str, top_k: int, draws: int):
+    """ValueError unless a cache of top_k ids and `draws` samples can teach by the knobs `tail` and `kl`."""
+    if tail not in TAILS:
+        raise ValueError(f"tail={tail!r} is not one of {', '.join(TAILS)}")
+    # all is stored: there are no others
+    if top_k < 0:
+        return
+    if tail != "cell" and kl != "forward":
+        raise ValueError(f"tail={tail!r} is for kl='forward', not {kl!r}: it would be biased; take --tail=cell")
+    if tail == "draws" and not draws:
+        raise ValueError("tail='draws', but the cache has none; take --tail=cell, or cache with --draws=16")
+    if tail != "draws" and not top_k:
+        remedy = "take --tail=draws" if kl == "forward" and draws else "cache with --top_k=16"
+        raise ValueError(f"tail={tail!r}, but the cache stores no ids (top_k=0), so that it says nothing; {remedy}")
 
 
 def shifted(logits):
