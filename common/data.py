@@ -320,23 +320,45 @@ class TokenData:
         self.order = rng.permutation(self.n_rows)
         self.epoch = epoch
 
-    def row_span(self, row: int) -> tuple[int, int]:
-        """(start, length) in the stream of row `row` of the endless order."""
+    def corpus_row(self, row: int) -> int:
+        """Row `row` of the endless order: the number in the corpus of its chunk or document. Draws its epoch."""
         epoch, place = divmod(row, self.n_rows)
         self.draw_epoch(epoch)
-        chosen = int(self.order[place])
+        return int(self.order[place])
+
+    def chosen(self, first: int, n: int) -> np.ndarray:
+        """Rows first … first + n - 1 of the endless order: the number in the corpus of the chunk or document of each.
+
+        What belongs to a row of the corpus, such as a cached teacher, is found by it, with random_offset=False.
+        """
+        return np.array([self.corpus_row(row) for row in range(first, first + n)], dtype=np.int64)
+
+    def span(self, number: int, offset: int) -> tuple[int, int]:
+        """(start, length) in the stream of a chunk, where the first begins at `offset`, or of a document."""
         if self.packing == "documents":
-            document_length = int(self.document_lengths[chosen])
-            return int(self.document_starts[chosen]), min(document_length, self.T + 1)
-        return self.offset + chosen * self.T, self.T + 1
+            document_length = int(self.document_lengths[number])
+            return int(self.document_starts[number]), min(document_length, self.T + 1)
+        return offset + number * self.T, self.T + 1
+
+    def row_span(self, row: int) -> tuple[int, int]:
+        """(start, length) in the stream of row `row` of the endless order."""
+        number = self.corpus_row(row)  # draws the epoch, and its offset
+        return self.span(number, self.offset)
 
     def rows(self, first: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows first … first + n - 1 of the endless order: x, y (n, T), int64, y one token ahead of x or -1."""
+        return self.read([self.row_span(row) for row in range(first, first + n)])
+
+    def corpus_rows(self, numbers) -> tuple[torch.Tensor, torch.Tensor]:
+        """The chunks (of offset 0) or documents with these numbers in the corpus: x, y as of `rows`."""
+        return self.read([self.span(int(number), offset=0) for number in numbers])
+
+    def read(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows that lie at these (start, length) in the stream: x, y (len(spans), T)."""
         # What no document fills stays eot: the model needs some id there, and is scored on none.
-        ids = np.full((n, self.T + 1), self.meta["eot"], dtype=np.int64)
-        lengths = np.empty(n, dtype=np.int64)
-        for i in range(n):
-            start, length = self.row_span(first + i)
+        ids = np.full((len(spans), self.T + 1), self.meta["eot"], dtype=np.int64)
+        lengths = np.empty(len(spans), dtype=np.int64)
+        for i, (start, length) in enumerate(spans):
             ids[i, :length] = self.ids(start, length)
             lengths[i] = length
         # copies: torch wants x and y contiguous, and y is written to
@@ -349,23 +371,49 @@ class TokenData:
 
     def batch(self, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """x, y (batch_size, T) of this rank in a micro-step of a step."""
+        return self.rows(self.first_of_batch(step, micro_step), self.batch_size)
+
+    def batch_rows(self, step: int, micro_step: int) -> np.ndarray:
+        """(batch_size,): the number in the corpus of each row of `batch`."""
+        return self.chosen(self.first_of_batch(step, micro_step), self.batch_size)
+
+    def first_of_batch(self, step: int, micro_step: int) -> int:
+        """The row of the endless order that this rank's batch in a micro-step of a step begins with."""
         micro_steps_done = (step - self.first_step) * self.grad_accum_steps + micro_step
         # The ranks stand side by side within a micro-step: a step holds the same rows however they are divided.
         batches_before = micro_steps_done * self.world + self.rank
-        return self.rows(self.first_row + batches_before * self.batch_size, self.batch_size)
+        return self.first_row + batches_before * self.batch_size
 
     def eval_batches(self, eval_rows: int):
         """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
 
         With one seed a fixed random subset. The rows that fill up the last batch have y = -1.
         """
-        n = min(eval_rows or self.n_rows, self.n_rows)
-        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
-            n_real = min(self.batch_size, n - first)
+        for first, n_real in self.eval_ranges(eval_rows):
             x, y = self.rows(first, n_real)
             # One shape: torch.compile would compile another time for a smaller last batch.
             padding = (0, 0, 0, self.batch_size - n_real)
             yield F.pad(x, padding), F.pad(y, padding, value=-1)
+
+    def eval_batch_rows(self, eval_rows: int):
+        """(batch_size,) for each batch of `eval_batches`: the numbers of its rows in the corpus.
+
+        What fills up the last batch has the number of the batch's first row: any that is there will do.
+        """
+        for first, n_real in self.eval_ranges(eval_rows):
+            numbers = np.full(self.batch_size, self.corpus_row(first))
+            numbers[:n_real] = self.chosen(first, n_real)
+            yield numbers
+
+    def eval_ranges(self, eval_rows: int):
+        """(first row, rows) of each batch of this rank's share of the first `eval_rows` rows (0: all)."""
+        n = self.n_eval_rows(eval_rows)
+        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
+            yield first, min(self.batch_size, n - first)
+
+    def n_eval_rows(self, eval_rows: int) -> int:
+        """How many rows the knob eval_rows (0: all) stands for."""
+        return min(eval_rows or self.n_rows, self.n_rows)
 
     def continue_at(self, step: int, row: int):
         """From here on step `step` begins with row `row` of the endless order.

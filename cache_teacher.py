@@ -1,0 +1,249 @@
+"""Write down what teachers say at each position of a corpus, for runs of distill.py to learn from without them.
+
+    python cache_teacher.py --teacher=out/teacher --dataset=data/stdlib --out_dir=cache/teacher
+    torchrun --standalone --nproc_per_node=2 cache_teacher.py --teacher=gpt2 --top_k=50 --out_dir=cache/gpt2
+
+A row of the corpus, at a fixed offset, is kept as the `top_k` likeliest ids of each position with their probabilities,
+the mass of all others, `draws` samples of these, and the entropy. common/teacher_cache.py has the format.
+
+A command that was killed continues when it is started again, and the bytes in the end are the same, also on another
+number of ranks. Nothing is written where the disk has no room for all of it.
+"""
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
+import shutil
+import sys
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common.cache_writer import CacheWriter, as_stored, is_finished, record, unfinished_settings, uniforms_of
+from common.checkpoint import RunLock
+from common.data import TokenData
+from common.pretrained import check_fits, find_model, load_pretrained, name_of, weights_sha256
+from common.runtime import Runtime
+from common.teacher_cache import (
+    FORMAT,
+    NUMBER_FORMATS,
+    WHOLE,
+    bytes_per_token,
+    ids_dtype,
+    sizes_of,
+    token_files_sha256,
+)
+from common.tokenizer import check_same_tokenizer
+from head import blocks, logits_in_chunks
+from losses import Objective, mixture, teacher_shares
+
+out_dir = ""  # the cache's folder, as in cache/teacher
+# Teacher
+teacher = ""  # model folder, run's out_dir, or hub repository's name; several with commas between
+teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
+ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
+teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+temperature = 2.0  # T of the distributions, softmax(logits / T); distill.py must have the same
+# Data
+dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
+block_size = 128  # tokens in a row
+packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
+rows = 0  # of train.bin, from its beginning, for a look at size and speed: distill.py needs all of them, 0
+eval_rows = 256  # of val.bin, those that distill.py evaluates with as many; 0: all
+# What is kept of a position
+top_k = 16  # likeliest ids; 0: none; -1: the whole distribution
+draws = 0  # samples of all other ids, with replacement
+seed = 1337  # of the draws
+# of log-probabilities: "float16", whose rounding moves a KL by 1e-7 nats (k = 16) to 2e-6 (all ids), or "float32"
+number_format = "float16"
+# Machine
+batch_size = 16  # rows a forward, and between two marks of what is done
+device = "auto"  # "auto", "cpu", "cuda" or "mps"
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+config = configure(globals())
+
+FLUSH_SECONDS = 1  # between two flushes: what a kill costs at most, and a flush of five files takes milliseconds
+
+# ---------------------------------------------------------------------------------------------
+# set-up
+at_least(config, 1, "block_size batch_size")
+at_least(config, 0, "rows eval_rows draws seed")
+at_least(config, WHOLE, "top_k")
+at_least(config, 1e-3, "temperature")
+one_of(config, ensemble=("logits", "probs"), number_format=NUMBER_FORMATS)
+run = Runtime(device, dtype)  # under torchrun, one of several ranks
+# one process at a time in a folder
+lock = RunLock(out_dir, writes=run.is_main)
+
+# ---------------------------------------------------------------------------------------------
+# data: rows at offset 0, in the order of the corpus; of the validation those that the loops evaluate with
+shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": False}
+datas = {split: TokenData(dataset, split, seed=0, **shared) for split in ("train", "val")}
+vocab_size = datas["train"].vocab_size  # the true one: logits beyond it are padding, cut before any softmax
+row_numbers = {
+    "train": np.arange(min(rows or datas["train"].n_rows, datas["train"].n_rows)),
+    "val": np.sort(datas["val"].chosen(0, datas["val"].n_eval_rows(eval_rows))),
+}
+if top_k > vocab_size:
+    raise ValueError(f"top_k={top_k} is over the {vocab_size} ids of {dataset}; use -1 for all of them")
+if draws and top_k in (WHOLE, vocab_size):
+    raise ValueError(f"draws={draws}, but top_k={top_k} leaves no ids to draw from; use --draws=0")
+
+# ---------------------------------------------------------------------------------------------
+# teachers
+teacher_names = [name.strip() for name in teacher.split(",") if name.strip()]
+if not teacher_names:
+    raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
+shares = teacher_shares(teacher_weights, len(teacher_names))  # of each in their mean
+objective = Objective(temperature=temperature, ensemble=ensemble, shares=shares)
+for name in teacher_names:
+    # its ids have the data's meaning only if both have one tokenizer
+    check_same_tokenizer(dataset, find_model(name))
+
+
+# ---------------------------------------------------------------------------------------------
+# the folder
+def describe_split(split) -> dict:
+    """What cache.json says of a split."""
+    stored = len(row_numbers[split])
+    return {
+        "rows": stored,
+        "n_rows": datas[split].n_rows,
+        "tokens": stored * block_size,
+        "sha256": token_files_sha256(datas[split]),
+    }
+
+
+def settings() -> dict:
+    """What cache.json says: all that the bytes of a cache depend on."""
+    return {
+        "format": FORMAT,
+        "teachers": teacher_names,
+        "teacher_sha256": [weights_sha256(find_model(name)) for name in teacher_names],
+        "shares": list(shares),
+        "ensemble": ensemble,
+        "temperature": temperature,
+        "teacher_dtype": name_of(run.pick_dtype(teacher_dtype)),
+        "dtype": name_of(run.dtype),
+        "dataset": dataset,
+        "tokenizer_hash": datas["train"].meta["tokenizer_hash"],
+        "vocab_size": vocab_size,
+        "block_size": block_size,
+        "packing": packing,
+        "random_offset": False,
+        "top_k": top_k,
+        "draws": draws,
+        "seed": seed,
+        "number_format": number_format,
+        "ids_dtype": ids_dtype(vocab_size),
+        "batch_size": batch_size,
+        "splits": {split: describe_split(split) for split in datas},
+    }
+
+
+def check_folder() -> CacheWriter:
+    """The writer, after all is refused that cannot be done here; says what the cache takes."""
+    writer = CacheWriter(out_dir, settings())
+    writer.check_settings()
+    if writer.is_finished():
+        return writer
+    needed = sum(sizes_of(writer.info).values())
+    missing = writer.missing_bytes()
+    free = shutil.disk_usage(out_dir).free
+    each = f"{bytes_per_token(writer.layout):,} bytes a token"
+    counts = f"{len(row_numbers['train']):,} rows of train and {len(row_numbers['val']):,} of val"
+    print(f"{out_dir}: {each}, {counts}, {needed / 1e6:,.1f} MB in all; {free / 1e6:,.1f} MB are free", flush=True)
+    if missing > free:
+        problem = f"{out_dir} needs {missing:,} bytes more ({each}), but {free:,} are free"
+        raise ValueError(f"{problem}; lower top_k or draws, or choose another --out_dir")
+    return writer
+
+
+def on_first_rank(task):
+    """The result of a task that the first rank does while the others wait; all ranks end where it fails."""
+    result = None
+    problem = None
+    if run.is_main:
+        try:
+            result = task()
+        except (ValueError, OSError) as error:
+            problem = error
+    (has_failed,) = run.sum(problem is not None)
+    if problem:
+        raise problem
+    # the line is the first rank's to say
+    if has_failed:
+        run.close()
+        sys.exit(2)
+    return result
+
+
+writer = on_first_rank(check_folder)
+if is_finished(out_dir):
+    run.say(f"{out_dir} is a finished cache of these settings")
+    run.close()
+    sys.exit(0)
+
+# before the files are made: a teacher that does not fit leaves nothing behind
+teachers = []
+for name in teacher_names:
+    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
+    check_fits(t, name, block_size, vocab_size)
+    teachers.append(t)
+    run.say(f"teacher {name}: {t.n_params():,} parameters")
+on_first_rank(lambda: writer.begin(row_numbers))
+# the others take the settings from the first: hashing a corpus takes a while
+if writer is None:
+    writer = CacheWriter(out_dir, unfinished_settings(out_dir))
+
+
+# ---------------------------------------------------------------------------------------------
+# write
+@torch.no_grad()
+def records(x, uniforms) -> dict[str, np.ndarray]:
+    """What is kept of each position of x (B, T), by field: (B * T, width) each, or (B * T,)."""
+    with run.autocast():
+        heads = [(t(x, hidden=True), t.lm_head.weight.to(run.dtype)) for t in teachers]
+    pieces = {name: [] for name in writer.layout}
+    # chunks bound the memory, blocks within them keep the temporaries in a CPU's cache
+    for tokens, *teacher_logits in logits_in_chunks(heads):
+        for block in blocks(teacher_logits[0]):
+            log_p, p = mixture([t[block, :vocab_size] for t in teacher_logits], objective)
+            parts = record(log_p, p, top_k, uniforms[tokens][block])
+            for name, stored in pieces.items():
+                stored.append(as_stored(parts[name], writer.layout[name]))
+        del teacher_logits  # before the next chunk's are made
+    return {name: np.concatenate(stored) for name, stored in pieces.items()}
+
+
+remaining = writer.remaining()
+n_done = len(writer.blocks) - len(remaining)
+if n_done:
+    run.say(f"continuing after {n_done:,} of {len(writer.blocks):,} blocks")
+# by the number of the block: a rank that reads done.bin later sees what another has done meanwhile
+own_blocks = [block for block in remaining if block % run.world == run.rank]
+# in a log file, which cannot show a bar that moves, a line now and then
+seconds_between_lines = 0.1 if sys.stderr.isatty() else 30
+bar = tqdm(own_blocks, desc="cache", unit="block", mininterval=seconds_between_lines, disable=not run.is_main)
+last_flush = time.perf_counter()
+for block in bar:
+    split, first, n = writer.blocks[block]
+    numbers = row_numbers[split][first : first + n]
+    x, _ = datas[split].corpus_rows(numbers)  # (n, T)
+    (x,) = run.to_device(x)
+    uniforms = [uniforms_of(seed, number, block_size, draws) for number in numbers.tolist()]
+    writer.write_block(block, records(x, torch.from_numpy(np.concatenate(uniforms))))
+    if time.perf_counter() - last_flush > FLUSH_SECONDS:
+        writer.flush()
+        last_flush = time.perf_counter()
+writer.flush()
+
+# ---------------------------------------------------------------------------------------------
+# end
+run.sum(0)  # all ranks are done
+if run.is_main:
+    writer.finish()
+run.say(f"finished {out_dir}")
+run.close()

@@ -1,0 +1,237 @@
+"""Write a cache of teachers (common/teacher_cache.py): distributions to records, and records to files.
+
+An unfinished cache has its files in their full size; unfinished.json, with what cache.json will say; and done.bin, a
+byte for each block of rows, 1 once the block's records are on the disk. So the same command continues after a kill, and
+ends with the same bytes: nothing in a record depends on who computes it, or when.
+"""
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.files import flush, read_json, write_json
+from common.teacher_cache import SPLITS, WHOLE, Field, layout_of, sizes_of
+from losses import FLOOR
+
+# What float16 holds; e**-65504 is 0 in any format.
+FLOAT16_FLOOR = -65504.0
+# What may differ between a cache and the command that would make it: names of the same bytes.
+NAMES_ONLY = ("teachers", "dataset")
+
+
+# ---------------------------------------------------------------------------------------------
+# from a distribution to its record
+
+
+def record(log_p: torch.Tensor, p: torch.Tensor, top_k: int, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is kept of n distributions, by field: (n, width) each, or (n,).
+
+    log_p, p: (n, V) fp32, as `losses.mixture` gives them; log_p is overwritten. uniforms: (n, m) in 0 … 1, float64:
+    where in the tail's distribution the draws lie.
+    """
+    entropy = -(p * log_p).sum(-1)
+    if top_k == WHOLE:
+        return {"log_probs": log_p, "entropy": entropy}
+    log_probs, ids = log_p.topk(top_k, dim=-1)
+    # The mass of the others by their own logarithms: 1 - sum of the stored has no digits left where it is small.
+    tail = log_p.scatter_(1, ids, -math.inf)
+    log_tail = tail.logsumexp(-1).clamp(min=FLOOR)
+    parts = {"ids": ids, "log_probs": log_probs, "log_tail": log_tail, "entropy": entropy}
+    if uniforms.shape[1]:
+        parts["draws"] = draw(tail, uniforms)
+    return parts
+
+
+def draw(log_weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Ids (n, m) drawn in proportion to exp(log_weights) (n, V), never one whose log-weight is -inf.
+
+    By the inverse of the cumulative distribution: the first id at which it exceeds a uniform number in 0 … 1.
+    """
+    # relative to the likeliest: the sum is 1 or more, however small the tail is
+    largest, likeliest = log_weights.max(dim=-1, keepdim=True)
+    # in float64, as the rounding of 50,000 sums in float32 is more than many a weight; Apple's GPUs have none
+    precise = torch.float32 if log_weights.device.type == "mps" else torch.float64
+    cumulative = (log_weights - largest).to(precise).exp_().cumsum(dim=-1)
+    targets = uniforms.to(log_weights.device, precise) * cumulative[:, -1:]
+    # right=True: an id without weight does not raise the sum, and so is never the first above a target
+    ids = torch.searchsorted(cumulative, targets, right=True)
+    # Rounding may put a target at the very end, and a sum made in parallel may fall by a last digit.
+    ids.clamp_(max=log_weights.shape[1] - 1)
+    is_excluded = log_weights.gather(1, ids) == -math.inf
+    return torch.where(is_excluded, likeliest, ids)
+
+
+def uniforms_of(seed: int, number: int, block_size: int, draws: int) -> np.ndarray:
+    """(block_size, draws) uniform numbers of a row, by its number in the corpus: whoever computes it has the same."""
+    return np.random.default_rng((seed, number)).random((block_size, draws))
+
+
+def as_stored(values: torch.Tensor, field: Field) -> np.ndarray:
+    """Numbers in the type of their file."""
+    # on the device, so that less is copied
+    if field.dtype == np.float16:
+        # beyond it is -inf, which could not be told from damage
+        values = values.clamp(min=FLOAT16_FLOOR).half()
+    return values.cpu().numpy().astype(field.dtype)
+
+
+# ---------------------------------------------------------------------------------------------
+# write
+
+
+def is_finished(folder: str | Path) -> bool:
+    return (Path(folder) / "cache.json").is_file()
+
+
+def unfinished_settings(folder: str | Path) -> dict:
+    """The settings of a cache in the making."""
+    return read_json(Path(folder) / "unfinished.json")
+
+
+class CacheWriter:
+    """A cache in the making. One rank calls `begin`, then all write blocks, then one calls `finish`.
+
+    Block b holds the records of rows b * batch_size … of its split, the blocks of "val" behind those of "train".
+    ValueError where the folder holds a cache, or the beginning of one, of other settings.
+    """
+
+    def __init__(self, folder: str | Path, info: dict):
+        self.folder = Path(folder)
+        self.info = info
+        self.layout = layout_of(info)
+        self.cache_file = self.folder / "cache.json"
+        self.settings_file = self.folder / "unfinished.json"
+        self.done_file = self.folder / "done.bin"
+        # (split, first row, rows) of each
+        self.blocks = []
+        for split in SPLITS:
+            n_rows = info["splits"][split]["rows"]
+            for first in range(0, n_rows, info["batch_size"]):
+                self.blocks.append((split, first, min(info["batch_size"], n_rows - first)))
+        self.unrecorded = []  # blocks that are written, but not yet recorded in done.bin
+
+    def is_finished(self) -> bool:
+        return is_finished(self.folder)
+
+    def check_settings(self):
+        """ValueError unless what lies in the folder was made by the same settings, or there is nothing."""
+        for path, is_done in ((self.cache_file, True), (self.settings_file, False)):
+            if not path.is_file():
+                continue
+            difference = first_difference(read_json(path), self.info, is_done)
+            if difference:
+                state = "a finished cache" if is_done else "an unfinished cache"
+                remedy = f"choose another --out_dir, or delete {self.folder}"
+                raise ValueError(f"{self.folder} holds {state} of {difference}; {remedy}")
+            # a kill in the last moment may have left it behind
+            if is_done:
+                self.done_file.unlink(missing_ok=True)
+            return
+
+    def missing_bytes(self) -> int:
+        """What the disk must still have room for."""
+        missing = 0
+        for name, size in sizes_of(self.info).items():
+            path = self.folder / name
+            # blocks, not the size: a file may be a hole
+            there = 512 * path.stat().st_blocks if path.is_file() else 0
+            missing += max(0, size - there)
+        return missing
+
+    def begin(self, row_numbers: dict[str, np.ndarray]):
+        """Make the files in their full size, and the rows' numbers: what a full disk refuses, it refuses now."""
+        write_json(self.settings_file, self.info)
+        paths = {self.folder / name: size for name, size in sizes_of(self.info).items()}
+        # After a kill while they were made, or if somebody deleted one, no block can be relied on.
+        if not all(path.is_file() and path.stat().st_size == size for path, size in paths.items()):
+            self.done_file.unlink(missing_ok=True)
+        for path, size in paths.items():
+            allocate(path, size)
+        for split, numbers in row_numbers.items():
+            self.write(self.folder / f"{split}_rows.bin", numbers.astype("<i8").tobytes(), at=0)
+        allocate(self.done_file, len(self.blocks))
+
+    def remaining(self) -> list[int]:
+        """The blocks that are not recorded as done."""
+        done = self.done_file.read_bytes()
+        return [block for block in range(len(self.blocks)) if done[block] == 0]
+
+    def write_block(self, block: int, parts: dict[str, np.ndarray]):
+        """The records of a block's rows, by field."""
+        split, first, n = self.blocks[block]
+        T = self.info["block_size"]
+        for name, field in self.layout.items():
+            path = self.folder / f"{split}_{name}.bin"
+            bytes_per_row = T * field.bytes_per_token
+            content = parts[name].tobytes()
+            assert len(content) == n * bytes_per_row, f"{name} of another size"
+            self.write(path, content, at=first * bytes_per_row)
+        self.unrecorded.append(block)
+
+    def flush(self):
+        """Bring what was written to the disk, then record it as done."""
+        if not self.unrecorded:
+            return
+        # done.bin may only speak of what a power cut leaves.
+        for split in {self.blocks[block][0] for block in self.unrecorded}:
+            for name in self.layout:
+                flush(self.folder / f"{split}_{name}.bin")
+        for block in self.unrecorded:
+            self.write(self.done_file, b"\1", at=block)
+        self.unrecorded = []
+
+    def finish(self):
+        """With all blocks done, give the cache its cache.json."""
+        assert not self.remaining(), "blocks are missing"
+        for name in sizes_of(self.info):
+            flush(self.folder / name)
+        # By renaming, which a full disk does not stop.
+        self.settings_file.replace(self.cache_file)
+        flush(self.folder)
+        self.done_file.unlink()
+
+    @staticmethod
+    def write(path: Path, content: bytes, at: int):
+        """Bytes into a file from position `at`. OSError with the file's name, as on a full disk."""
+        try:
+            with open(path, "r+b", buffering=0) as file:
+                file.seek(at)
+                remaining = memoryview(content)
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def allocate(path: Path, size: int):
+    """A file of `size` bytes that the disk has room for; what it holds already stays. OSError with its name."""
+    try:
+        with open(path, "ab") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        remedy = "; free some, then start again" if error.errno == errno.ENOSPC else ""
+        raise OSError(error.errno, error.strerror + remedy, str(path)) from None
+
+
+def first_difference(old: dict, new: dict, is_done: bool) -> str:
+    """The first setting in which a cache in a folder differs from the one to be made, as text; "" for none."""
+    for key, value in new.items():
+        # a finished cache no longer has blocks
+        if key in NAMES_ONLY or (is_done and key == "batch_size"):
+            continue
+        if old.get(key) != value:
+            shown = f"{key}={old.get(key)!r}, this run has {value!r}"
+            # hashes and counts of files would fill the screen
+            if key == "splits":
+                return "other token files, rows or eval_rows"
+            if key == "teacher_sha256":
+                return "other teachers, by the hashes of their weights"
+            return shown
+    return ""

@@ -1,0 +1,371 @@
+"""Cached teachers: what the mixture of teachers says at each position of a corpus, written once, read by distill.py.
+
+A cache is a folder that cache_teacher.py makes. For each split ("train", "val") it has flat little-endian files, the
+records of R rows of T positions one after the other, so that a row is one contiguous piece of each file:
+
+    <split>_rows.bin       (R,)          int64             number in the corpus of each row, ascending
+    <split>_ids.bin        (R, T, k)     uint16 or uint32  the k likeliest ids, likeliest first; uint32 where V > 65,536
+    <split>_log_probs.bin  (R, T, k)     number_format     their log-probabilities
+    <split>_log_tail.bin   (R, T)        float32           log of the mass of all other ids; -1e9 where nothing is left
+    <split>_draws.bin      (R, T, m)     as ids            m ids drawn from those others, with replacement
+    <split>_entropy.bin    (R, T)        float32           of the whole distribution, in nats
+    cache.json                                             of which teachers, data and knobs; written last
+
+All is of p = softmax(logits / temperature) over the true vocabulary, V ids. top_k = 0: no ids and log_probs; draws = 0:
+no draws. top_k = -1, the whole distribution: log_probs is (R, T, V), in the order of ids, and there are neither ids nor
+log_tail nor draws.
+
+Bytes a token, with 16-bit ids and float16: k ids of 2 + 2, log_tail 4, entropy 4, and 2 a draw:
+
+    k = 4: 4 * 4 + 8 = 24      k = 16: 16 * 4 + 8 = 72      k = 64: 64 * 4 + 8 = 264
+    the whole distribution at V = 16,000: 16,000 * 2 + 4 = 32,004
+
+common/cache_writer.py writes it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.data import TokenData, read_meta
+from common.files import file_sha256, read_json
+from losses import Stored, check_tail
+
+FORMAT = 1
+SPLITS = ("train", "val")
+WHOLE = -1  # top_k: the distribution over all ids
+NUMBER_FORMATS = ("float16", "float32")
+MAKE_AGAIN = "make the cache again with cache_teacher.py, in another out_dir"
+
+
+# ---------------------------------------------------------------------------------------------
+# layout
+
+
+@dataclass(frozen=True)
+class Field:
+    """One of a split's files: `width` numbers of a dtype for each position."""
+
+    dtype: np.dtype
+    width: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.dtype.itemsize * self.width
+
+
+def ids_dtype(vocab_size: int) -> str:
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def fields(vocab_size: int, top_k: int, draws: int, number_format: str) -> dict[str, Field]:
+    """The files of a split by name, but for that of its rows' numbers."""
+    ids = np.dtype(ids_dtype(vocab_size)).newbyteorder("<")
+    number = np.dtype(number_format).newbyteorder("<")
+    fp32 = np.dtype("<f4")
+    entropy = {"entropy": Field(fp32, 1)}
+    if top_k == WHOLE:
+        return {"log_probs": Field(number, vocab_size)} | entropy
+    layout = {
+        "ids": Field(ids, top_k),
+        "log_probs": Field(number, top_k),
+        "log_tail": Field(fp32, 1),
+        "draws": Field(ids, draws),
+    }
+    layout |= entropy
+    return {name: field for name, field in layout.items() if field.width > 0}
+
+
+def bytes_per_token(layout: dict[str, Field]) -> int:
+    """
+    >>> bytes_per_token(fields(vocab_size=16_000, top_k=16, draws=0, number_format="float16"))
+    72
+    """
+    return sum(field.bytes_per_token for field in layout.values())
+
+
+def layout_of(info: dict) -> dict[str, Field]:
+    """The fields of a cache by what its cache.json says."""
+    return fields(info["vocab_size"], info["top_k"], info["draws"], info["number_format"])
+
+
+def sizes_of(info: dict) -> dict[str, int]:
+    """{file: bytes} of all splits."""
+    sizes = {}
+    for split in SPLITS:
+        n_rows = info["splits"][split]["rows"]
+        sizes[f"{split}_rows.bin"] = 8 * n_rows
+        for name, field in layout_of(info).items():
+            sizes[f"{split}_{name}.bin"] = n_rows * info["block_size"] * field.bytes_per_token
+    return sizes
+
+
+def token_files_sha256(data: TokenData) -> list[str]:
+    """SHA-256 of each of a split's token files."""
+    names = data.meta.get(f"{data.split}_files", [f"{data.split}.bin"])
+    return [file_sha256(data.folder / name) for name in names]
+
+
+# ---------------------------------------------------------------------------------------------
+# cache.json
+
+
+# key: (type, lowest, highest) of its number
+NUMBERS = {
+    "vocab_size": (int, 1, 1 << 24),
+    "block_size": (int, 1, 1 << 24),
+    "top_k": (int, WHOLE, 1 << 24),
+    "draws": (int, 0, 1 << 24),
+    "seed": (int, 0, 1 << 63),
+    "temperature": (float, 1e-3, 1e300),
+}
+CHOICES = {
+    "format": (FORMAT,),
+    "packing": ("constant", "documents"),
+    "random_offset": (False,),
+    "ensemble": ("logits", "probs"),
+    "number_format": NUMBER_FORMATS,
+}
+TEXTS = ("tokenizer_hash", "dtype", "teacher_dtype")
+LISTS = {"teachers": str, "teacher_sha256": str, "shares": float}
+
+
+def read_info(path: Path) -> dict:
+    """What a cache.json says. ValueError naming the key that is missing or out of range."""
+    info = read_json(path)
+    # The file may come from somebody else, and files are mapped in the sizes that it says.
+    for key, (kind, low, high) in NUMBERS.items():
+        number = info.get(key)
+        # type(), not isinstance(): True is an int as well
+        if type(number) is not kind or not low <= number <= high:
+            raise ValueError(f"{path}: {key}={number!r} is out of range; {MAKE_AGAIN}")
+    for key, choices in CHOICES.items():
+        if info.get(key) not in choices or type(info[key]) is not type(choices[0]):
+            listed = ", ".join(map(str, choices))
+            raise ValueError(f"{path}: {key}={info.get(key)!r} is not one of {listed}; {MAKE_AGAIN}")
+    for key in TEXTS:
+        if not isinstance(info.get(key), str):
+            raise ValueError(f"{path}: {key}={info.get(key)!r} is no text; {MAKE_AGAIN}")
+    for key, kind in LISTS.items():
+        if not is_list_of(info.get(key), kind):
+            raise ValueError(f"{path}: {key}={info.get(key)!r} is no list of {kind.__name__}; {MAKE_AGAIN}")
+    expected_ids = ids_dtype(info["vocab_size"])
+    if info.get("ids_dtype") != expected_ids:
+        problem = f"ids_dtype={info.get('ids_dtype')!r}, but {info['vocab_size']} ids are {expected_ids}"
+        raise ValueError(f"{path}: {problem}; {MAKE_AGAIN}")
+    if info["top_k"] > info["vocab_size"]:
+        raise ValueError(f"{path}: top_k={info['top_k']} is over vocab_size={info['vocab_size']}; {MAKE_AGAIN}")
+    check_splits(path, info.get("splits"))
+    return info
+
+
+def is_list_of(values, kind: type) -> bool:
+    return isinstance(values, list) and len(values) > 0 and all(type(value) is kind for value in values)
+
+
+def check_splits(path: Path, splits):
+    """ValueError unless each split has its counts and the hashes of its token files."""
+    for split in SPLITS:
+        part = splits.get(split) if isinstance(splits, dict) else None
+        if not isinstance(part, dict) or not is_list_of(part.get("sha256"), str):
+            raise ValueError(f"{path} lacks the hashes of the token files of {split}; {MAKE_AGAIN}")
+        stored = part.get("rows")
+        in_corpus = part.get("n_rows")
+        are_counts = type(stored) is int and type(in_corpus) is int and 1 <= stored <= in_corpus < 1 << 48
+        if not are_counts:
+            raise ValueError(f"{path}: {split} has rows={stored!r} of n_rows={in_corpus!r}; {MAKE_AGAIN}")
+
+
+# ---------------------------------------------------------------------------------------------
+# read
+
+
+class TeacherCache:
+    """A finished cache, memory-mapped. ValueError or FileNotFoundError, of one line, for anything that is wrong.
+
+    `info` is cache.json: teachers, teacher_sha256, vocab_size, block_size, top_k, draws, temperature and so on.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / "cache.json"
+        if not path.is_file():
+            if (self.folder / "unfinished.json").is_file():
+                remedy = "run the cache_teacher.py command again, which continues it"
+                raise ValueError(f"{self.folder} is an unfinished cache; {remedy}")
+            raise FileNotFoundError(f"{path} is not there; first run: python cache_teacher.py --out_dir={self.folder}")
+        self.info = read_info(path)
+        self.layout = layout_of(self.info)
+        self.T = self.info["block_size"]
+        self.vocab_size = self.info["vocab_size"]
+        self.is_whole = self.info["top_k"] == WHOLE
+        sizes = sizes_of(self.info)
+        self.maps = {}  # {split: {field: (rows, T, width)}}
+        self.numbers = {}  # {split: (rows,)}, in the corpus
+        for split in SPLITS:
+            n_rows = self.info["splits"][split]["rows"]
+            self.numbers[split] = self.map(f"{split}_rows.bin", np.dtype("<i8"), (n_rows,), sizes)
+            self.maps[split] = {}
+            for name, field in self.layout.items():
+                shape = (n_rows, self.T, field.width)
+                self.maps[split][name] = self.map(f"{split}_{name}.bin", field.dtype, shape, sizes)
+
+    @staticmethod
+    def is_one(folder: str | Path) -> bool:
+        """Whether a folder is a cache, finished or not."""
+        folder = Path(folder)
+        return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file()
+
+    def map(self, name: str, dtype: np.dtype, shape: tuple[int, ...], sizes: dict[str, int]) -> np.ndarray:
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; {MAKE_AGAIN}")
+        size = path.stat().st_size
+        if size != sizes[name]:
+            raise ValueError(f"{path}: {size:,} bytes, but cache.json says {sizes[name]:,}; {MAKE_AGAIN}")
+        return np.memmap(path, dtype, mode="r", shape=shape)
+
+    # --- does it fit a run?
+
+    def check(
+        self,
+        dataset: str | Path,
+        *,
+        block_size: int,
+        packing: str,
+        random_offset: bool,
+        temperature: float,
+        eval_rows: int = 0,  # of the validation, as the loops' knob; 0: all
+    ):
+        """ValueError, with the remedy, unless the cache holds what a run with these knobs asks it for."""
+        tokenizer_hash = read_meta(dataset)["tokenizer_hash"]
+        if tokenizer_hash != self.info["tokenizer_hash"]:
+            self.refuse("tokenizer", tokenizer_hash, self.info["tokenizer_hash"], f"of {dataset}")
+        for key, value in (("block_size", block_size), ("packing", packing), ("temperature", temperature)):
+            if value != self.info[key]:
+                self.refuse(key, value, self.info[key])
+        if random_offset and packing == "constant":
+            raise ValueError(
+                f"random_offset=True, but {self.folder} has rows cut at one offset alone; use --random_offset=False"
+            )
+        for split, n_wanted in (("train", 0), ("val", eval_rows)):
+            data = TokenData(dataset, split, block_size, seed=0, batch_size=1, packing=packing, random_offset=False)
+            self.check_split(data, n_wanted)
+
+    def refuse(self, key: str, value, cached, of=""):
+        what = f"{key} {of}".strip()
+        remedy = f"use --{key}={cached}, or {MAKE_AGAIN}"
+        if key == "tokenizer":
+            remedy = f"use the data set it was made of, or {MAKE_AGAIN}"
+        raise ValueError(f"{what} is {value}, but {self.folder} was made with {cached}; {remedy}")
+
+    def check_split(self, data: TokenData, n_wanted: int):
+        """ValueError unless the cache is of this split's token files, and of as many of its rows as a run visits."""
+        part = self.info["splits"][data.split]
+        if token_files_sha256(data) != part["sha256"]:
+            problem = f"the {data.split} split of {data.folder} has other tokens than {self.folder} was made of"
+            raise ValueError(f"{problem} (by SHA-256 of its files); {MAKE_AGAIN}")
+        n_wanted = data.n_eval_rows(n_wanted)
+        if part["rows"] < n_wanted:
+            knob = "rows" if data.split == "train" else "eval_rows"
+            problem = f"{self.folder} has {part['rows']:,} rows of {data.split}, but the run visits {n_wanted:,}"
+            raise ValueError(f"{problem}; make a cache with --{knob}=0, which is all, in another out_dir")
+
+    # --- rows
+
+    def read(self, split: str, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """The records of rows by their numbers in the corpus, N = len(rows) * T positions one after the other.
+
+        ids (N, k) int64, log_probs (N, k) fp32, log_tail (N,) fp32, draws (N, m) int64, entropy (N,) fp32; of whole
+        distributions log_probs (N, V) and entropy alone.
+        """
+        places = self.places(split, rows)
+        parts = {}
+        for name, field in self.layout.items():
+            values = self.maps[split][name][places]  # (rows, T, width), a copy
+            self.check_values(split, name, values, rows)
+            target = np.float32 if field.dtype.kind == "f" else np.int64
+            values = torch.from_numpy(values.astype(target)).flatten(0, 1)
+            parts[name] = values.squeeze(1) if name in ("log_tail", "entropy") else values
+        if not self.is_whole:
+            # what has a width of 0 has no file
+            N = len(rows) * self.T
+            parts.setdefault("ids", torch.empty(N, 0, dtype=torch.int64))
+            parts.setdefault("draws", torch.empty(N, 0, dtype=torch.int64))
+            parts.setdefault("log_probs", torch.empty(N, 0))
+        if self.info["number_format"] == "float16":
+            normalise(parts)
+        return parts
+
+    def places(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Where the records of rows lie. ValueError for a row that the cache does not have."""
+        numbers = self.numbers[split]
+        rows = np.asarray(rows, dtype=np.int64)
+        places = np.searchsorted(numbers, rows).clip(max=len(numbers) - 1)
+        is_missing = numbers[places] != rows
+        if is_missing.any():
+            missing = rows[is_missing][0]
+            problem = f"{self.folder} has {len(numbers):,} rows of {split}, and row {missing} is not among them"
+            raise ValueError(f"{problem}; {MAKE_AGAIN}")
+        return places
+
+    def check_values(self, split: str, name: str, values: np.ndarray, rows: np.ndarray):
+        """ValueError for an id beyond the vocabulary, or a number that is not finite: a damaged file."""
+        if values.dtype.kind == "f":
+            is_wrong = ~np.isfinite(values)
+        else:
+            is_wrong = values >= self.vocab_size
+        if not is_wrong.any():
+            return
+        row = int(rows[int(np.argmax(is_wrong.any(axis=(1, 2))))])
+        value = values[is_wrong][0]
+        raise ValueError(f"{self.folder}/{split}_{name}.bin: {value} in row {row}; the file is damaged, {MAKE_AGAIN}")
+
+    def stored(self, split: str, rows: np.ndarray, device) -> Stored:
+        """The same as losses.py takes it, on a device."""
+        parts = {name: part.to(device) for name, part in self.read(split, rows).items()}
+        if self.is_whole:
+            return Stored(log_p=parts["log_probs"])
+        # the last cell is all other ids together
+        log_p = torch.cat((parts["log_probs"], parts["log_tail"][:, None]), dim=1)  # (N, k + 1)
+        return Stored(log_p, parts["ids"], parts["draws"], parts["entropy"])
+
+
+def normalise(parts: dict[str, torch.Tensor]):
+    """Shift the logarithms of each position, in place, so that its probabilities sum to 1 again.
+
+    Rounded to float16 they miss it by up to 3e-4, and a KL would be off by as much. Shifted, its error is of second
+    order: the KL of the stored from the exact distribution is 1e-7 nats with k = 16, and at most 2e-6 with all ids.
+    """
+    log_mass = parts["log_probs"].logsumexp(-1)  # -inf where no ids are stored
+    if "log_tail" in parts:
+        log_mass = torch.logaddexp(log_mass, parts["log_tail"])
+        parts["log_tail"] -= log_mass
+    parts["log_probs"] -= log_mass[:, None]
+
+
+def open_cache(teacher_names: list[str], config: dict) -> TeacherCache | None:
+    """The cache that a run of distill.py names as its teacher; None where its teachers are models.
+
+    ValueError where the cache does not go with the run's knobs.
+    """
+    caches = [name for name in teacher_names if TeacherCache.is_one(name)]
+    if not caches:
+        return None
+    if len(teacher_names) > 1:
+        remedy = "cache all of the teachers together: cache_teacher.py --teacher=a,b"
+        raise ValueError(f"{caches[0]} is a cache, which is not mixed with other teachers; {remedy}")
+    for key in ("weight_cos", "weight_mse"):
+        if config[key]:
+            raise ValueError(
+                f"{key}={config[key]:g} compares hidden states, which {caches[0]} does not have; set it to 0"
+            )
+    if config["teacher_weights"]:
+        raise ValueError(f"teacher_weights is for models; the weights of {caches[0]} were given to cache_teacher.py")
+    cache = TeacherCache(caches[0])
+    names = ("block_size", "packing", "random_offset", "temperature", "eval_rows")
+    cache.check(config["dataset"], **{name: config[name] for name in names})
+    check_tail(config["tail"], config["kl"], cache.info["top_k"], cache.info["draws"])
+    return cache
