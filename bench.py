@@ -19,6 +19,8 @@ nothing: it works out what a config of train.py or distill.py would take, or of 
                       time through all of the model
     four rows         HellaSwag an example at a time, its endings padded to four rows (Karpathy's loop)
     chunked           head.chunked_head, as in the loops
+    cached            chunked, with 16 ids and a tail of each position in the place of the teacher (cache_teacher.py)
+    student alone     chunked, without a teacher and without a divergence
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
@@ -50,7 +52,7 @@ from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
 from head import chunked_head
-from losses import Objective, divergence, loss_terms
+from losses import Objective, Stored, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, fit
@@ -87,13 +89,15 @@ config = configure(globals())
 
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
+CHUNKED = ("chunked", "cached", "student alone")
 WEIGHT = 0.5  # of CE and of T**2 * KL
 
 
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    versions = ("", "straightforward", "four rows", "chunked", "kept", "tokenizers", "tiktoken", "nanodistill")
+    versions = ("", "straightforward", "four rows", "chunked", "cached", "student alone", "kept")
+    versions += ("tokenizers", "tiktoken", "nanodistill")
     one_of(
         config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "fit"), version=versions
     )
@@ -110,6 +114,7 @@ def main():
         return
     on_cuda = Runtime(device, dtype).cuda
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
+    names += ["cached", "student alone"] * (part == "step")
     names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
     others = {
         "tokenizer": ["tokenizers", "nanodistill"],
@@ -301,13 +306,17 @@ def memory_used(cuda: bool, peak=False) -> int:
 
 
 def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body):
-    """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test."""
-    if version == "chunked":
-        heads = [(teacher_hidden, teacher_weight)]
+    """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test.
+
+    Of "cached", teacher_hidden is what cached_teacher gives; of "student alone" None.
+    """
+    if version in CHUNKED:
+        heads = [(teacher_hidden, teacher_weight)] if version == "chunked" else []
+        stored = read_cached(teacher_hidden, run.device) if version == "cached" else None
         weights = {"weight_ce": WEIGHT, "weight_kl": WEIGHT * T**2}
         objective = Objective(**weights, terms=divergence(kl), temperature=T)
         loss, _, _ = chunked_head(
-            hidden, weight, targets, targets.numel(), heads, objective,
+            hidden, weight, targets, targets.numel(), heads, objective, stored=stored,
             vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype, body=body,
         )  # fmt: skip
         return loss
@@ -315,6 +324,25 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
         with torch.no_grad():
             teacher_logits = F.linear(teacher_hidden, teacher_weight).flatten(0, -2)
         return body(F.linear(hidden, weight).flatten(0, -2), teacher_logits, targets.flatten())
+
+
+@torch.no_grad()
+def cached_teacher(teacher, x, k=16) -> dict[str, np.ndarray]:
+    """What cache_teacher.py keeps of a teacher's k likeliest ids, in its number formats."""
+    pieces = []
+    for hidden in teacher(x, hidden=True).flatten(0, 1).split(256):
+        log_p = (F.linear(hidden, teacher.lm_head.weight).float()[:, :vocab_size] / T).log_softmax(-1)
+        top = log_p.topk(k, dim=-1)
+        tail = log_p.scatter(1, top.indices, -float("inf")).logsumexp(-1, keepdim=True)
+        pieces.append((top.values.half().cpu(), tail.cpu(), top.indices.cpu()))
+    log_probs, tail, ids = (torch.cat(part).numpy() for part in zip(*pieces))
+    return {"log_probs": log_probs, "tail": tail, "ids": ids.astype(np.uint16 if vocab_size <= 65536 else np.uint32)}
+
+
+def read_cached(parts, device) -> Stored:
+    ids = torch.from_numpy(parts["ids"].astype(np.int64)).to(device)
+    log_p = torch.from_numpy(np.concatenate((parts["log_probs"], parts["tail"]), axis=1, dtype=np.float32)).to(device)
+    return Stored(log_p, ids)
 
 
 def straightforward_losses(logits, teacher_logits, targets):
@@ -332,7 +360,7 @@ def head_part(run):
     teacher_hidden = torch.randn(n, t_width, device=run.device, dtype=run.dtype)
     teacher_weight = torch.randn(vocab_size, t_width, device=run.device).mul_(0.02).to(run.dtype)
     targets = torch.randint(vocab_size, (n,), device=run.device)
-    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version in CHUNKED else straightforward_losses, compile)
 
     def go():
         hidden.grad = weight.grad = None
@@ -357,24 +385,29 @@ def step_part(run):
     ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
     x = ids[:, :-1].contiguous()
     y = ids[:, 1:].contiguous()
-    body = run.compile(loss_terms if version == "chunked" else straightforward_losses, compile)
+    body = run.compile(loss_terms if version in CHUNKED else straightforward_losses, compile)
     model = run.compile(student, compile)
+    # backward is twice forward
+    flops = 3 * student.flops_per_token(block_size)
+    has_teacher = version not in ("cached", "student alone")
+    if has_teacher:
+        flops += teacher.flops_per_token(block_size)
+    taught = cached_teacher(teacher, x) if version == "cached" else None
+    teacher_weight = teacher.lm_head.weight if has_teacher else None
 
     def go():
         with run.autocast():
             with torch.no_grad():
-                teacher_hidden = teacher(x, hidden=True)
+                teacher_hidden = teacher(x, hidden=True) if has_teacher else taught
             hidden = model(x, hidden=True)
         weight = student.lm_head.weight
-        loss = losses_of(run, hidden, weight, y, teacher_hidden, teacher.lm_head.weight, body)
+        loss = losses_of(run, hidden, weight, y, teacher_hidden, teacher_weight, body)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    # backward is twice forward
-    flops = 3 * student.flops_per_token(block_size) + teacher.flops_per_token(block_size)
     return go, n, n * flops, tuple(student.parameters())
 
 

@@ -43,6 +43,7 @@ from common.pretrained import (
     round_up,
 )
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
+from common.teacher_cache import open_cache
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from head import COMPARED, chunked_head, compare
 from losses import PARAMETERS, Objective, cosine_distance, divergence, hidden_mse, loss_terms, reduce, teacher_shares
@@ -63,10 +64,11 @@ block_size = 128  # tokens in a row
 packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
 random_offset = True  # constant: each epoch cuts the rows at a different offset
 # Teacher
-teacher = ""  # model folder, run's out_dir, or hub repository's name; several with commas between
+teacher = ""  # model folder, run's out_dir, hub repository's name, several with commas between; or a cache (tail)
 teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
 teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+tail = "cell"  # of a cache of cache_teacher.py, all ids it did not store: one "cell", its "draws", or "drop" (biased)
 # Loss
 kl = "forward"  # "forward": KL(teacher || student), "reverse", "js", "skew_forward", "skew_reverse" or "tv"
 kl_beta = 0.5  # js: the teacher's share of the mixture that both are compared with
@@ -204,6 +206,8 @@ named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
 teacher_names = named_teachers if has_teacher else []
 if has_teacher and not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
+# what teachers said of each row of the corpus may lie in a folder of cache_teacher.py: they are not loaded then
+cache = open_cache(teacher_names, config)
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 
 # all that the head has to know to turn hidden states into this loss
@@ -214,10 +218,11 @@ objective = Objective(
     temperature=temperature,
     ensemble=ensemble,
     shares=shares,
+    tail=tail,
 )
 
 teachers = []
-for name in teacher_names:
+for name in teacher_names if cache is None else []:
     # its logits have the student's meaning only if both have one tokenizer
     check_same_tokenizer(dataset, find_model(name))
     t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
@@ -349,20 +354,25 @@ def mean_distance(distance, hidden, teacher_hidden):
 def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     """Mean cross-entropy of the first validation rows, nats per token, and a comparison with the teachers (COMPARED).
 
-    The ranks share the rows.
+    Of a cache there is one number to compare by, "val_kl": the divergence that is trained on. The ranks share the rows.
     """
     raw_model.eval()
     total = 0.0
     count = 0
     compared_teachers = teachers if with_teachers else []
-    sums = dict.fromkeys(COMPARED if compared_teachers else (), 0.0)
-    for x, y in data.eval_batches(n_rows):
+    compared_cache = cache if with_teachers else None
+    names = COMPARED if compared_teachers else ["val_kl"] if compared_cache else []
+    sums = dict.fromkeys(names, 0.0)
+    for (x, y), rows in zip(data.eval_batches(n_rows), data.eval_batch_rows(n_rows)):
         x, y = run.to_device(x, y)
+        stored = compared_cache.stored(data.split, rows, run.device) if compared_cache else None
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
             teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in compared_teachers]
-        _, ce, _ = head(hidden, raw_model.lm_head.weight, y, n_tokens=1)  # a sum
+        _, ce, kld = head(hidden, raw_model.lm_head.weight, y, 1, objective=objective, stored=stored)  # sums
         total += ce.item()
+        if compared_cache:
+            sums["val_kl"] += kld.item()
         # a row shorter than its block, or one that fills up the last batch, has positions without a target: y = -1
         count += (y >= 0).sum().item()
         if compared_teachers:
@@ -400,7 +410,9 @@ for step in range(first_step, max_steps + 1):
         if by_domain:
             losses = [f"{name} {loss:.4f}" for name, loss in by_domain.items()]
             run.say(f"step {step}/{max_steps} |", " | ".join(losses))
-        if comparison:
+        if "val_kl" in comparison:
+            run.say(f"step {step}/{max_steps} | kl to the cached teacher {comparison['val_kl']:.4f} nats/token")
+        elif comparison:
             run.say(
                 "same top token {agree:.1%} | forward KL {forward_kl:.4f}, reverse KL {reverse_kl:.4f} | "
                 "entropy {entropy:.4f}, of the teacher {teacher_entropy:.4f}".format(**comparison)
@@ -458,11 +470,13 @@ for step in range(first_step, max_steps + 1):
         # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
             teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
+        # or what they said of these rows is read
+        stored = cache.stored("train", train_data.batch_rows(step, micro_step), run.device) if cache else None
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
         teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
         # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; ce and kld unweighted, for the log
-        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective)
+        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective, stored=stored)
         # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
         # the residual stream is, and so are the projections.
         cos = mse = torch.zeros((), device=run.device)

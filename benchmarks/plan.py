@@ -17,6 +17,7 @@ from common.files import by_step, read_json
 from common.hf_config import read_config
 from common.pretrained import NoInit, check_fits, freeze_parameters, keep_blocks, record_shape, round_up
 from common.runtime import split_batch
+from common.teacher_cache import TeacherCache
 from configurator import (
     HERE,
     Config,
@@ -246,7 +247,8 @@ def objective_of(config: Config) -> tuple[Objective, list[str]]:
         ensemble=config["ensemble"],
         shares=teacher_shares(config["teacher_weights"] if has_teacher else "", len(names)),
     )
-    return objective, names
+    # what a cache says of a micro-batch is small beside its logits, and nobody computes it
+    return objective, [name for name in names if not TeacherCache.is_one(name)]
 
 
 def tokens_of_run(config: Config, tokens_per_step: int) -> int | None:

@@ -23,7 +23,10 @@ def test_head_prints_a_table():
 @pytest.mark.slow
 def test_step_prints_json():
     got = json.loads(run_script("bench.py", *TINY, "--part=step", "--json").stdout)
-    assert list(got["medians"]) == ["straightforward", "chunked", "kept"] and got["config"]["vocab_size"] == 300
+    assert (
+        list(got["medians"]) == ["straightforward", "chunked", "cached", "student alone", "kept"]
+        and got["config"]["vocab_size"] == 300
+    )
     for m in got["medians"].values():
         assert m["seconds"] > 0 and m["peak_bytes"] > 1e8 and m["tokens_per_s"] == pytest.approx(64 / m["seconds"])
 
