@@ -17,7 +17,7 @@ from conftest import ROOT, read_log, write_dataset
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from head import chunked_head
-from losses import DIVERGENCES, Objective, divergence, loss_terms
+from losses import DIVERGENCES, Objective, Stored, divergence, loss_terms
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
 V, ROWS, C = 2**15 - 7, 2**15, 8  # so many columns that a block has few rows
@@ -77,6 +77,34 @@ def test_every_block_of_a_chunk_has_its_own_loss_and_gradient(case):
     body = torch.compile(loss_terms, backend=counter)
     assert_same(head(body, *case), head(None, *case), case[-1])
     assert counter.frame_count == 1  # full blocks, ragged ones and those of the last chunk are one graph
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tail", ["cell", "draws", None])
+def test_a_cached_teacher_is_compiled(tail):
+    """tail None: the whole distribution. Blocks are one graph, and have the loss and gradient of the eager ones."""
+    torch.manual_seed(1)
+    log_p = torch.randn(N, V).log_softmax(-1)
+    stored = Stored(log_p)
+    if tail:
+        top = log_p.topk(4, dim=-1)
+        rest = log_p.scatter(1, top.indices, -torch.inf)
+        cells = torch.cat((top.values, rest.logsumexp(-1, keepdim=True)), dim=1)
+        draws = torch.multinomial(rest.exp(), 3, replacement=True)
+        stored = Stored(cells, top.indices, draws, -(log_p.exp() * log_p).sum(-1))
+    objective = Objective(0.5, 2.0, divergence("forward"), temperature=2.0, tail=tail or "cell")
+    counter = CompileCounterWithBackend("aot_eager")
+    results = []
+    for body in (torch.compile(loss_terms, backend=counter), None):
+        torch.manual_seed(0)
+        hidden, weight = torch.randn(N, C).requires_grad_(), torch.randn(ROWS, C).requires_grad_()
+        loss, ce, kl = chunked_head(
+            hidden, weight, torch.randint(V, (N,)), N, [], objective,
+            stored=stored, vocab_size=V, chunk=CHUNK, body=body,
+        )  # fmt: skip
+        results.append((loss, ce, kl, *torch.autograd.grad(loss, (hidden, weight))))
+    assert_same(*results, torch.float32)
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow

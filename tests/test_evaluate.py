@@ -571,8 +571,9 @@ def test_hellaswag_has_its_two_labels_in_the_log_and_files_of_its_form_their_nam
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the tasks' files and the 260K-parameter LLaMA beside the project")
 def test_all_files_are_read_and_lambada_is_what_a_loop_finds():
-    tasks = load_tasks(",".join(name for name in TASKS if name != "enwik8"), str(DATA), limit=20)
-    assert {t.name for t in tasks} == set(TASKS) - {"enwik8"}
+    absent = {"enwik8", "common_gen"}
+    tasks = load_tasks(",".join(name for name in TASKS if name not in absent), str(DATA), limit=20)
+    assert {t.name for t in tasks} == set(TASKS) - absent
     blimp, lambada = (next(t for t in tasks if t.name == name) for name in ("blimp", "lambada"))
     assert len(blimp.questions) == 67 * 20 and len({q.parts["UID"] for q in blimp.questions}) == 67
     folder = DATA / "checkpoints/stories260K_hf"
