@@ -9,7 +9,7 @@ help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make check        lint, format and the fast tests"
-	@echo "make test         all tests (about 10 minutes on 2 cores)"
+	@echo "make test         all tests (about 15 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
 
 .venv/done: requirements.txt requirements-dev.txt
