@@ -361,7 +361,9 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     count = 0
     compared_teachers = teachers if with_teachers else []
     compared_cache = cache if with_teachers else None
-    names = COMPARED if compared_teachers else ["val_kl"] if compared_cache else []
+    names = COMPARED if compared_teachers else ()
+    if compared_cache:
+        names = ("val_kl",)
     sums = dict.fromkeys(names, 0.0)
     for (x, y), rows in zip(data.eval_batches(n_rows), data.eval_batch_rows(n_rows)):
         x, y = run.to_device(x, y)

@@ -256,9 +256,10 @@ def stored_terms(z, stored, objective):
     others = z.scatter(1, ids, -math.inf)  # (n, V)
     # The log-sum-exp of the others by themselves. As log(1 - sum of the stored q) it would be rounding where the
     # student is sure, and its gradient NaN.
-    largest = others.amax(dim=-1, keepdim=True)  # (n, 1)
+    largest = others.amax(dim=-1, keepdim=True).clamp(min=FLOOR)  # (n, 1)
     r = (others - largest).exp_()
-    r_sum = r.sum(dim=-1, keepdim=True)
+    # at least 1, the largest's; where all ids are stored there are no others, and r is 0
+    r_sum = r.sum(dim=-1, keepdim=True).clamp(min=1e-30)
     r /= r_sum
     z_of_tail = largest + r_sum.log()  # (n, 1)
     z_of_cells = torch.cat((z.gather(1, ids), z_of_tail), dim=1)  # (n, k + 1)

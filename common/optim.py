@@ -90,6 +90,16 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
     return optimizers
 
 
+def moment_shape(name: str, p: torch.Tensor) -> tuple:
+    """The shape of a moment of p by its name in MOMENTS."""
+    # AdamW's count of steps, and what NorMuon keeps of rows
+    if name == "step":
+        return ()
+    if name == "row_squares":
+        return (len(p), 1)
+    return p.shape
+
+
 def check_knobs(optimizer: str, beta1: float, beta2: float, eps: float):
     known = ("adamw", *MATRIX_OPTIMIZERS)
     if optimizer not in known:
@@ -124,9 +134,8 @@ def load_optimizer_state(optimizer, state: dict):
     # torch does not compare shapes, and the fused AdamW would read beyond moments that are too short.
     for p, moments in optimizer.state.items():
         fits = set(moments) == MOMENTS[type(optimizer)]
-        for moment in moments.values():
-            # () is the shape of AdamW's count of steps, (n_out, 1) of what NorMuon keeps of rows.
-            fits = fits and moment.shape in (p.shape, (), (len(p), 1))
+        for name, moment in moments.items():
+            fits = fits and moment.shape == moment_shape(name, p)
         if not fits:
             raise ValueError("the optimiser's moments are those of another model")
 

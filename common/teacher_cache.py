@@ -353,6 +353,9 @@ def open_cache(teacher_names: list[str], config: dict) -> TeacherCache | None:
     """
     caches = [name for name in teacher_names if TeacherCache.is_one(name)]
     if not caches:
+        # a knob that is ignored without a word would be believed
+        if teacher_names and config["tail"] != "cell":
+            raise ValueError(f"tail={config['tail']!r} is for a cache of cache_teacher.py; leave it out")
         return None
     if len(teacher_names) > 1:
         remedy = "cache all of the teachers together: cache_teacher.py --teacher=a,b"

@@ -129,6 +129,12 @@ def test_what_does_not_go_with_a_cache_is_refused(keys, message, caches, distil,
 
 
 @pytest.mark.slow
+def test_a_tail_without_a_cache_is_refused(distil, teacher):
+    done = distil("no", teacher, "--tail=drop", ok=False)
+    assert done.returncode == 2 and "tail='drop' is for a cache of cache_teacher.py; leave it out" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_cache_beside_a_model_is_refused(caches, distil, teacher):
     done = distil("no", f"{caches('cell', *KINDS['cell'])},{teacher}", ok=False)
     assert done.returncode == 2 and "is a cache, which is not mixed with other teachers" in done.stderr

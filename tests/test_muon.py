@@ -105,3 +105,15 @@ def test_a_state_of_muon_is_none_of_normuon():
     one_step_each([muon], [written], seed=0)
     with pytest.raises(ValueError, match="moments are those of another model"):
         load_optimizer_state(NorMuon(matrices((8, 12)), lr=0.1, weight_decay=0.0), muon.state_dict())
+
+
+@pytest.mark.parametrize("shape", [(), (8, 1)])
+def test_a_moment_of_another_shape_is_refused(shape):
+    """One that broadcasts as well: the fused AdamW would read beyond its end."""
+    written = matrices((8, 12))
+    muon = Muon(written, lr=0.1, weight_decay=0.0)
+    one_step_each([muon], [written], seed=0)
+    state = muon.state_dict()
+    state["state"][0]["momentum_buffer"] = torch.zeros(shape)
+    with pytest.raises(ValueError, match="moments are those of another model"):
+        load_optimizer_state(Muon(matrices((8, 12)), lr=0.1, weight_decay=0.0), state)
