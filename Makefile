@@ -3,11 +3,12 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama check test clean
+.PHONY: help quickstart study-babyllama study-cache check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
+	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
@@ -51,6 +52,9 @@ $(Q)/reverse_kl/summary.json: | $(Q)/teacher/summary.json
 # CORPUS: folder of <domain>.train and <domain>.dev, else BabyLM of 2023 is downloaded; EVAL: folder with blimp/, likewise
 study-babyllama: .venv/done
 	$(RUN) -m studies.babyllama --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
+
+study-cache: .venv/done
+	$(RUN) -m studies.cache --corpus=$(CORPUS)
 
 clean:
 	rm -rf data/stdlib $(Q)

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 
@@ -128,13 +130,17 @@ class Study:
     # running them
 
     def run(self, runs: list[Trained], blimp: bool):
-        """Train and score the runs that are not there yet.
+        """Train and score the runs that are not there yet."""
+        self.do([partial(self.run_one, run, blimp) for run in runs])
+
+    def do(self, tasks: list[Callable]):
+        """Call the tasks, `jobs` at a time.
 
         One that fails stops the others, which save first; its error is raised.
         """
         # threads, as each only waits for a process
         with ThreadPoolExecutor(self.jobs) as pool:
-            waiting = [pool.submit(self.run_one, run, blimp) for run in runs]
+            waiting = [pool.submit(task) for task in tasks]
             try:
                 for future in as_completed(waiting):
                     future.result()
@@ -155,12 +161,14 @@ class Study:
         # trials are chosen by the dev loss alone
         if blimp:
             self.score_blimp(folder)
-        # the clock is kept on disk, so that the time of a stopped study counts as well
+        self.say(f"{run.name}: dev {self.dev_loss(run):.4f} nats/token", started)
+
+    def say(self, done: str, started: float):
+        """A line on what is done, with the seconds that it took."""
         with self.lock:
+            # the clock is kept on disk, so that the time of a stopped study counts as well
             write_json(self.clock, {"seconds": self.seconds()})
-            taken = time.perf_counter() - started
-            dev_loss = self.dev_loss(run)
-            print(f"{run.name}: dev {dev_loss:.4f} nats/token, {taken:.0f} s", flush=True)
+            print(f"{done}, {time.perf_counter() - started:.0f} s", flush=True)
 
     def train(self, run: Trained, folder: Path):
         """Start or resume a run, unless it is finished."""
@@ -189,13 +197,17 @@ class Study:
             f"--epochs={run.epochs}",
         ]
         if row.teachers:
-            # a seed has its own teachers, of the learning rate and epochs chosen on the first seed
-            folders = []
-            for name in row.teachers:
-                teacher = dataclasses.replace(self.chosen[name], seed=run.seed)
-                folders.append(str(self.out / teacher.name))
-            arguments.append("--teacher=" + ",".join(folders))
+            arguments.append(f"--teacher={self.teacher(run)}")
         return [row.script, row.config, *arguments, *row.overrides]
+
+    def teacher(self, run: Trained) -> str:
+        """The knob `teacher` of a run."""
+        # a seed has its own teachers, of the learning rate and epochs chosen on the first seed
+        folders = []
+        for name in self.rows[run.row].teachers:
+            teacher = dataclasses.replace(self.chosen[name], seed=run.seed)
+            folders.append(str(self.out / teacher.name))
+        return ",".join(folders)
 
     def check_same(self, folder: Path, checkpoints: list[Path], command: list[str]):
         """ValueError if a run, finished or begun, has other settings than its command.

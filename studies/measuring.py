@@ -37,6 +37,14 @@ class Measured:
     # {field: the same as a share of 1}
     fields: dict[str, float] = field(default_factory=dict)
 
+    # expected calibration error of the likeliest token, % (studies/calibration.py)
+    ece: float = math.nan
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second while training."""
+        return self.tokens / (60 * self.minutes)
+
 
 def measure(folder: Path) -> Measured:
     """Read the files of a finished run."""
@@ -56,6 +64,8 @@ def measure(folder: Path) -> Measured:
         bits=dev["bits_per_byte"],
         domains=domains,
     )
+    if (folder / "calibration.json").exists():
+        measured.ece = 100 * read_json(folder / "calibration.json")["ece"]
     # trials that were not chosen are not scored on BLiMP
     if (folder / "blimp.json").exists():
         (blimp,) = read_json(folder / "blimp.json")["results"]

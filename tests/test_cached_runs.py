@@ -84,7 +84,8 @@ def test_losses_do_not_depend_on_the_split_of_the_batch_and_resuming_is_exact(ki
         distil(name, cache, *keys, f"--batch_size={batch_size}", f"--grad_accum_steps={micro_steps}", "--max_steps=10")
     distil("ranks", cache, *keys, "--batch_size=8", "--grad_accum_steps=2", "--max_steps=10", ranks=2)
     for other in ("16x2", "32x1", "ranks"):
-        same_logs(tmp_path / "8x4", tmp_path / other, ("train", "ce", "kl", "norm"), rtol=2e-5, atol=1e-6)
+        same_logs(tmp_path / "8x4", tmp_path / other, ("train", "ce", "kl"), rtol=1e-6, atol=1e-8)
+        same_logs(tmp_path / "8x4", tmp_path / other, ("norm",), rtol=2e-5)
     # 10 = 5 + resume + 5
     keys[-1] = "--dropout=0.1"
     distil("whole", cache, *keys, "--max_steps=10")

@@ -27,6 +27,8 @@ from tasks.loading import load_tasks
 TEXT = Path("data/babylm_small_text")
 DATA = Path("data/babylm_small")
 PASSAGE = 4096  # bytes
+EVERY_TRAIN = 150  # one of so many passages is kept
+EVERY_DEV = 20
 
 # ---------------------------------------------------------------------------------------------
 # rows
@@ -264,8 +266,8 @@ def run_all(study: Study, numbers: list[int]) -> tuple[dict, dict, dict]:
 
 if __name__ == "__main__":
     corpus = ""  # folder of <domain>.train and <domain>.dev; "": BabyLM of 2023 is downloaded
-    every_train = 150  # one of so many passages of the training texts is kept
-    every_dev = 20  # likewise of the dev texts
+    every_train = EVERY_TRAIN  # one of so many passages of the training texts is kept
+    every_dev = EVERY_DEV  # likewise of the dev texts
     eval_dir = "data/eval"  # where BLiMP lies, or is downloaded to
     blimp_limit = 200  # minimal pairs of each of the 67 paradigms, of 1,000; 0: all
     seeds = "0,1,2"  # of weights, order, teachers; learning rates and epochs are chosen on the first

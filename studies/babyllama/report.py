@@ -4,7 +4,6 @@ The text is in page.md, whose fields `write_report` fills in; sentences that dep
 numbers are made here, by paired t-tests over the seeds.
 """
 
-import shutil
 import statistics
 from itertools import chain
 from pathlib import Path
@@ -24,18 +23,13 @@ from studies.measuring import (
     significance,
     verdict,
 )
+from studies.report import copy_logs, grid
 
 HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")
 
 # ---------------------------------------------------------------------------------------------
 # tables
-
-
-def grid(head: list[str], rows: list[list]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def main_table(study, results: dict) -> str:
@@ -300,16 +294,6 @@ def draw_first_seed(study, table: dict) -> plt.Figure:
     return draw_curves(curves, curve="")
 
 
-def copy_logs(study, runs: set):
-    """logs/, with the logs of these runs and of no others."""
-    # emptied first: a log of a run that is no longer in the table would look like evidence for it
-    logs = HERE / "logs"
-    shutil.rmtree(logs, ignore_errors=True)
-    logs.mkdir(parents=True)
-    for run in runs:
-        shutil.copy(study.out / run.name / "log.txt", logs / f"{run.name}.txt")
-
-
 def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     """README.md, results.png and curves.png, and every log in logs/, all of them in studies/babyllama.
 
@@ -318,7 +302,7 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     """
     # a set, as a trial that was chosen is also the first seed's run in the table
     runs = set(chain(*table.values(), *points.values(), *trials.values()))
-    copy_logs(study, runs)
+    copy_logs(study, runs, HERE / "logs")
     results = measure_all(study.out, table)
     draw_rows(study, results).savefig(HERE / "results.png", dpi=120)
     draw_first_seed(study, table).savefig(HERE / "curves.png", dpi=120)
