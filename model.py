@@ -126,35 +126,55 @@ class LanguageModel(nn.Module):
         x = self.ln_f(x)  # the sum of all blocks' branches, which has no norm until here
         return x if hidden else self.lm_head(x)
 
+    def generate(self, idx, n, **settings):
+        """What `stream` of the same arguments ends with: (B, T + n), or fewer where every row ended earlier."""
+        *_, ids = self.stream(idx, n, **settings)
+        return ids
+
     @torch.no_grad()
-    def generate(self, idx, n, temperature=1.0, top_k=0, vocab_size=None, eot=None):
-        """Append n tokens to idx (B, T); returns (B, T + n), fewer when every row has drawn `eot`.
+    def stream(self, idx, n, temperature=1.0, top_k=0, vocab_size=None, eot=None, lengths=None, uniforms=None):
+        """Append up to n tokens to each prompt of idx (B, T); yields all ids so far, (B, t), prompts first.
 
         temperature 0 is greedy; top_k 0 draws from all; ids >= vocab_size (a padded head) are never
-        drawn. Cached until block_size is full; then the last block_size positions are recomputed.
+        drawn. A row that has drawn `eot` has ended, and is filled up with it.
+        lengths (B,): of the prompts, where they differ; what idx has behind them is ignored. Row b draws
+        its tokens lengths[b] ... lengths[b] + n - 1, and is filled up with eot or 0 behind them.
+        uniforms (B, n) in [0, 1): what decides a row's n draws, in the place of torch's generator, so that
+        they are the same in any batch and on any device.
         """
         block_size = self.config.block_size
+        if lengths is None:
+            lengths = [idx.size(1)] * idx.size(0)
+        lengths = torch.as_tensor(lengths, device=idx.device).unsqueeze(1)  # (B, 1)
+        longest = int(lengths.max())
+        ids = idx.new_full((idx.size(0), longest + n), 0 if eot is None else eot)
+        in_prompt = torch.arange(longest, device=idx.device) < lengths  # (B, longest)
+        ids[:, :longest] = idx[:, :longest].where(in_prompt, ids[:, :longest])
+        if uniforms is not None:  # each to the position that it decides
+            positions = (lengths + torch.arange(n, device=idx.device)).to(uniforms.device)  # (B, n)
+            uniforms = uniforms.new_zeros(ids.shape).scatter(1, positions, uniforms)
+        ends = lengths + n  # (B, 1), until eot ends a row
+        # Rows start together at the end of the shortest prompt, and those with longer ones keep their own
+        # tokens there. So every token has its true position, and none is of a padding that needs a mask.
+        t = int(lengths.min())
         cache = [KVCache(block_size) for _ in self.h]
-        done = torch.zeros(idx.size(0), 1, dtype=torch.bool, device=idx.device)
-        unseen = idx[:, -block_size:]  # what the cache has not seen
-        for _ in range(n):
+        yield ids[:, :t]
+        while t < ends.max():
             # Beyond block_size the window moves: cached keys are of positions that have changed.
-            if cache and cache[0].seen + unseen.size(1) > block_size:
+            if t > block_size:
                 cache = None
-            if not cache:
-                unseen = idx[:, -block_size:]
+            start = cache[0].seen if cache else t - block_size
             # the head costs V * C multiplications a position, and only the last one is needed
-            last_hidden = self(unseen, hidden=True, cache=cache)[:, -1]  # (B, C)
+            last_hidden = self(ids[:, start:t], hidden=True, cache=cache)[:, -1]  # (B, C)
             logits = self.lm_head(last_hidden).float()[:, :vocab_size]
-            drawn = sample(logits, temperature, top_k)  # (B, 1)
-            if eot is not None:  # a row that has ended is filled up with it
-                drawn = drawn.masked_fill(done, eot)
-                done |= drawn == eot
-            idx = torch.cat((idx, drawn), dim=1)
-            if done.all():
-                break
-            unseen = drawn
-        return idx
+            deciding = None if uniforms is None else uniforms[:, t : t + 1]  # (B, 1)
+            drawn = sample(logits, temperature, top_k, deciding)  # (B, 1)
+            is_open = (lengths <= t) & (t < ends)  # (B, 1)
+            ids[:, t : t + 1] = drawn.where(is_open, ids[:, t : t + 1])
+            t += 1
+            if eot is not None:
+                ends = ends.masked_fill(is_open & (drawn == eot), t)
+            yield ids[:, :t]
 
     def flops_per_token(self, T):
         """Forward FLOPs per token in rows of T tokens: matrices, head and attention, not embeddings.
@@ -194,15 +214,36 @@ class LanguageModel(nn.Module):
             nn.init.normal_(block.mlp.c_proj.weight, std=residual_std)
 
 
-def sample(logits, temperature, top_k):
-    """One id a row from logits (B, V): (B, 1)."""
+def sample(logits, temperature, top_k, uniforms=None):
+    """One id a row from logits (B, V): (B, 1), by torch's generator, or by uniforms (B, 1) in [0, 1)."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
         smallest_kept = logits.topk(top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if uniforms is not None:
+        return draw(logits, uniforms)
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
+
+
+def draw(log_weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """Ids (n, m) drawn in proportion to exp(log_weights) (n, V), never one whose log-weight is -inf.
+
+    By the inverse of the cumulative distribution: the first id at which it exceeds a uniform number in 0 … 1.
+    """
+    # relative to the likeliest: the sum is 1 or more, however small the tail is
+    largest, likeliest = log_weights.max(dim=-1, keepdim=True)
+    # in float64, as the rounding of 50,000 sums in float32 is more than many a weight; Apple's GPUs have none
+    precise = torch.float32 if log_weights.device.type == "mps" else torch.float64
+    cumulative = (log_weights - largest).to(precise).exp_().cumsum(dim=-1)
+    targets = uniforms.to(log_weights.device, precise) * cumulative[:, -1:]
+    # right=True: an id without weight does not raise the sum, and so is never the first above a target
+    ids = torch.searchsorted(cumulative, targets, right=True)
+    # Rounding may put a target at the very end, and a sum made in parallel may fall by a last digit.
+    ids.clamp_(max=log_weights.shape[1] - 1)
+    is_excluded = log_weights.gather(1, ids) == -math.inf
+    return torch.where(is_excluded, likeliest, ids)
 
 
 def check_config(config, n_kv_head, head_dim=0):

@@ -8,9 +8,11 @@ The model is any Hugging Face folder of a family we have, a run's out_dir, or th
 # before torch, so that Ctrl-C while it loads ends in one line
 from configurator import at_least, configure  # isort: split
 
+import sys
+
 import torch
 
-from common.generate import write_text
+from common.generate import start_note, stream_text
 from common.pretrained import check_fits, find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
@@ -36,7 +38,12 @@ tokenizer = load_tokenizer(folder)
 net = load_pretrained(model, run.device, torch.float32)
 check_fits(net, model, 1, tokenizer.vocab_size)
 torch.manual_seed(seed)
+if not tokenizer.encode(prompt):  # on stderr: stdout is text alone
+    print(f"sample.py: an empty prompt, {start_note(tokenizer)}", file=sys.stderr)
 for i in range(num_samples):
     if i:
         print("-" * 80)
-    print(write_text(net, tokenizer, prompt, run, max_tokens, temperature, top_k))
+    # flushed, so that the text is seen while it is written, through a pipe too
+    for piece in stream_text(net, tokenizer, prompt, run, max_tokens, temperature, top_k):
+        print(piece, end="", flush=True)
+    print()

@@ -16,6 +16,7 @@ import torch
 from common.files import flush, read_json, write_json
 from common.teacher_cache import SPLITS, WHOLE, Field, layout_of, sizes_of
 from losses import FLOOR
+from model import draw
 
 # What float16 holds; e**-65504 is 0 in any format.
 FLOAT16_FLOOR = -65504.0
@@ -44,25 +45,6 @@ def record(log_p: torch.Tensor, p: torch.Tensor, top_k: int, uniforms: torch.Ten
     if uniforms.shape[1]:
         parts["draws"] = draw(tail, uniforms)
     return parts
-
-
-def draw(log_weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Ids (n, m) drawn in proportion to exp(log_weights) (n, V), never one whose log-weight is -inf.
-
-    By the inverse of the cumulative distribution: the first id at which it exceeds a uniform number in 0 … 1.
-    """
-    # relative to the likeliest: the sum is 1 or more, however small the tail is
-    largest, likeliest = log_weights.max(dim=-1, keepdim=True)
-    # in float64, as the rounding of 50,000 sums in float32 is more than many a weight; Apple's GPUs have none
-    precise = torch.float32 if log_weights.device.type == "mps" else torch.float64
-    cumulative = (log_weights - largest).to(precise).exp_().cumsum(dim=-1)
-    targets = uniforms.to(log_weights.device, precise) * cumulative[:, -1:]
-    # right=True: an id without weight does not raise the sum, and so is never the first above a target
-    ids = torch.searchsorted(cumulative, targets, right=True)
-    # Rounding may put a target at the very end, and a sum made in parallel may fall by a last digit.
-    ids.clamp_(max=log_weights.shape[1] - 1)
-    is_excluded = log_weights.gather(1, ids) == -math.inf
-    return torch.where(is_excluded, likeliest, ids)
 
 
 def uniforms_of(seed: int, number: int, block_size: int, draws: int) -> np.ndarray:

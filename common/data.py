@@ -432,12 +432,18 @@ class TokenData:
         return math.ceil((epochs * self.n_rows - rows_ahead) / rows_per_step)
 
     def start(self) -> list[int]:
-        """What a text begins with in the rows: end-of-text, or where no text follows one, the first id of the split."""
-        # With packing="documents" the eot is only ever the end of a row.
-        texts_follow_eot = self.packing == "constant" and self.meta.get(f"{self.split}_documents", 0) > 1
-        if texts_follow_eot:
+        """What a text begins with in the rows: end-of-text, or where no text follows one, an id of the first text."""
+        if self.packing == "documents":
+            # the eot is only ever the end of a row
+            return self.tokens.take(int(self.document_starts[0]), 1).tolist()
+        if self.meta.get(f"{self.split}_documents", 0) > 1:
             return [self.meta["eot"]]
-        return self.tokens.take(0, 1).tolist()
+        # The very first token is an input only in epochs of offset 0, but tokens T - 1 … n_rows * T - 1
+        # are in all: the first id that is among these, or among as many of them as are quickly read.
+        n_inputs = min(self.n_rows * self.T - self.T + 1, SCAN)
+        beginning = self.tokens.take(0, self.T)
+        is_input = np.isin(beginning, self.tokens.take(self.T - 1, n_inputs))
+        return beginning[is_input][:1].tolist()
 
     @property
     def share_used(self) -> float:

@@ -1,5 +1,7 @@
 """Text from a model: what a prompt becomes, and what the model makes of it."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 
 
@@ -17,15 +19,24 @@ def prompt_ids(tokenizer, prompt: str) -> list[int]:
     return ids
 
 
-def write_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0.8, top_k=50) -> str:
-    """The prompt and up to `max_tokens` tokens after it, by torch's random numbers.
+def start_note(tokenizer) -> str:
+    """What an empty prompt starts from, in words: "starting from the end of another text (id 256)"."""
+    ids = prompt_ids(tokenizer, "")
+    names = {tokenizer.bos: "the beginning of a text", tokenizer.eot: "the end of another text"}
+    if len(ids) == 1 and ids[0] in names:
+        return f"starting from {names[ids[0]]} (id {ids[0]})"
+    return f"starting from {tokenizer.decode(ids)!r} (ids {ids}), as the training data does"
+
+
+def stream_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0.8, top_k=50) -> Iterator[str]:
+    """The prompt and up to `max_tokens` tokens after it, by torch's random numbers, in pieces as they are drawn.
 
     model: in eval mode.
     """
     idx = torch.tensor([prompt_ids(tokenizer, prompt)], device=run.device)  # (1, T)
     with run.autocast():
         # the head has padding beyond the tokenizer's ids, which it could not decode
-        ids = model.generate(
+        growing = model.stream(
             idx,
             max_tokens,
             temperature=temperature,
@@ -33,4 +44,29 @@ def write_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0
             vocab_size=tokenizer.vocab_size,
             eot=tokenizer.eot,
         )
-    return tokenizer.decode(ids[0].tolist())
+        yield from decode_growing(tokenizer, (ids[0].tolist() for ids in growing))
+
+
+def write_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0.8, top_k=50) -> str:
+    """What `stream_text` of the same arguments gives, in one piece."""
+    return "".join(stream_text(model, tokenizer, prompt, run, max_tokens, temperature, top_k))
+
+
+def decode_growing(tokenizer, growing_ids: Iterable[list[int]]) -> Iterator[str]:
+    """The text of ids that grow by appending, in pieces: joined they are the text of the last ids.
+
+    Of bytes, "é" is two ids: [[65], [65, 0xC3], [65, 0xC3, 0xA9]] gives "A", "é".
+    """
+    n_shown = 0
+    text = ""
+    for ids in growing_ids:
+        # All of them each time: what a token stands for depends on those before it (SentencePiece
+        # drops the blank of a text's first word, and a character may lie in several tokens).
+        text = tokenizer.decode(ids)
+        # An unfinished character decodes to U+FFFD. What is before it does not change any more.
+        n_final = len(text.rstrip("\ufffd"))
+        if n_final > n_shown:
+            yield text[n_shown:n_final]
+            n_shown = n_final
+    if len(text) > n_shown:
+        yield text[n_shown:]
