@@ -5,7 +5,8 @@
 
 The step's loss is  weight_ce * CE + weight_kl * T**2 * KL + weight_cos * cos + weight_mse * mse,  each term the mean
 over the tokens of the whole step (t2_scale and kl_norm change the factor of KL, loss_mean the mean). With weight_ce = 1
-and the others 0 this is its twin train.py, bit for bit.
+and the others 0 this is its twin train.py, bit for bit. With on_policy a share of the micro-steps learns from text that
+the student writes, by the KL alone, over the tokens that it has drawn.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -13,6 +14,7 @@ from configurator import at_least, configure, one_of  # isort: split
 
 import math
 import time
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,6 +35,7 @@ from common.data import TokenData
 from common.generate import write_text
 from common.log import Log, eta, last_words
 from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, stored_tensors
+from common.own_text import check_own_text, own_micro_steps, parse_prompt_tokens, write_own_text
 from common.pretrained import (
     check_fits,
     find_model,
@@ -82,6 +85,11 @@ weight_cos = (
     0.0  # of 1 - cos(student, teacher) of the last hidden states; another width is projected, by a learned matrix
 )
 weight_mse = 0.0  # of the mean square of their difference, likewise
+# On-policy: text of the student's own (common/own_text.py, docs/on_policy.md)
+on_policy = 0.0  # share of the micro-steps that learn from it, by the KL alone; 0: none, 1: all
+prompt_tokens = "16-64"  # of a data row, which the student continues; a range: each row draws a length
+response_tokens = 64  # most that it writes; it ends earlier at its first end-of-text
+sample_temperature = 1.0  # of its draws: it writes by softmax(logits / sample_temperature)
 # Student (comes from init_from where that names one, or from the teacher with init_layers)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
@@ -143,7 +151,8 @@ at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_ra
 at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints")
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
-at_least(config, 1e-3, "temperature")
+at_least(config, 1, "response_tokens")
+at_least(config, 1e-3, "temperature sample_temperature")
 one_of(config, loss_mean=("token", "micro_step"), weight_dtype=("float32", "bfloat16"))
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
 # one run at a time in a folder; the lock goes when this process ends, however it ends
@@ -208,6 +217,7 @@ if has_teacher and not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
 # what teachers said of each row of the corpus may lie in a folder of cache_teacher.py: they are not loaded then
 cache = open_cache(teacher_names, config)
+check_own_text(config, has_cache=cache is not None)
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 
 # all that the head has to know to turn hidden states into this loss
@@ -220,6 +230,8 @@ objective = Objective(
     shares=shares,
     tail=tail,
 )
+# of own text: what the student has drawn is no answer that it should learn by heart
+own_objective = replace(objective, weight_ce=0.0)
 
 teachers = []
 for name in teacher_names if cache is None else []:
@@ -305,13 +317,20 @@ if weight_dtype == "bfloat16":
 # ranks as before; on another number of ranks, or on a GPU, to float tolerance.
 first_step = 0  # steps done
 rows_done = 0  # rows used
+flops_done = 0.0  # computed
+own_values = {}  # of the newest step with own text, for the log
 seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
+student_flops = raw_model.flops_per_token(block_size)  # forward, of one token
+flops = 3 * student_flops  # backward is twice forward
+flops += sum(t.flops_per_token(block_size) for t in teachers)
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
+    flops_done = state.get("flops", rows_done * block_size * flops)
+    own_values = state.get("own", {})
     # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
@@ -332,8 +351,6 @@ if state:
 # from here on SIGTERM and Ctrl-C finish the step and save; before this line there is nothing to save
 stop = StopSignal()
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
-flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
-flops += sum(t.flops_per_token(block_size) for t in teachers)
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
@@ -389,11 +406,31 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     return total / count, {name: value / count for name, value in zip(sums, of_all_ranks)}
 
 
+def own_text(step, micro_step):
+    """What the student, as it is now, writes after the beginnings of the rows of a micro-step."""
+    raw_model.eval()
+    own = write_own_text(
+        raw_model,
+        *train_data.batch(step, micro_step),
+        train_data.first_of_batch(step, micro_step),
+        seed=seed,
+        prompt_tokens=parse_prompt_tokens(prompt_tokens),
+        response_tokens=response_tokens,
+        temperature=sample_temperature,
+        vocab_size=vocab_size,
+        eot=tokenizer.eot,
+        run=run,
+    )
+    raw_model.train()
+    return own
+
+
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
 stopping = False  # whether a signal came during the step before
 # from where the speed in the next log line is counted
 logged_step = first_step
+logged_flops = flops_done
 logged_seconds = seconds
 for step in range(first_step, max_steps + 1):
     last = step == max_steps
@@ -442,6 +479,7 @@ for step in range(first_step, max_steps + 1):
     if step > first_step and (last or stopping or is_time or is_new_best):
         # all ranks hold the same weights and moments: the first writes them
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
+        state |= {"flops": flops_done, "own": own_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         if run.is_main:
@@ -457,13 +495,30 @@ for step in range(first_step, max_steps + 1):
     # the ranks exchange a stop flag, set by a signal: all stop after this step, in the next turn of the loop.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
+    # On-policy: some micro-steps learn from the student's own text, in rows of the same shape whose only targets are
+    # the tokens that it has drawn. It is written first, so that these are counted before anything is divided.
+    own_texts = {}  # by micro-step
+    for micro_step in own_micro_steps(on_policy, step, grad_accum_steps):
+        own = own_text(step, micro_step)
+        own_texts[micro_step] = own
+        batches[micro_step] = own.x, own.y
+    own_share = len(own_texts) / grad_accum_steps  # of this step
     n_targets = [(y >= 0).sum().item() for _, y in batches]
-    n_of_step, stopping = run.sum(sum(n_targets), stop.number > 0)
-    sums = torch.zeros(5, device=run.device)  # loss, ce, kl, cos, mse
+    n_own = sum(n_targets[micro_step] for micro_step in own_texts)
+    n_data_of_step, n_own_of_step, n_ended, n_computed, stopping = run.sum(
+        sum(n_targets) - n_own,
+        n_own,
+        sum(own.n_ended for own in own_texts.values()),
+        sum(own.n_computed for own in own_texts.values()),
+        stop.number > 0,
+    )
+    sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
-        # what this micro-step's sums are divided by
-        n_tokens = n_of_step
+        from_own = micro_step in own_texts
+        # What this micro-step's sums are divided by: the tokens of its kind, data or own text. The two means add up by
+        # their shares of the step.
+        n_tokens = n_own_of_step / own_share if from_own else n_data_of_step / (1 - own_share)
         if loss_mean == "micro_step":
             n_tokens = n_targets[micro_step] * grad_accum_steps * run.world
         # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
@@ -478,29 +533,42 @@ for step in range(first_step, max_steps + 1):
             hidden = model(x, hidden=True)  # (B, T, C)
         teacher_heads = [(h, t.lm_head.weight) for h, t in zip(teacher_hidden, teachers)] if weight_kl else []
         # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; ce and kld unweighted, for the log
-        loss, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, objective, stored=stored)
+        micro_objective = own_objective if from_own else objective
+        loss, ce, kld = head(
+            hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, micro_objective, stored=stored
+        )  # fmt: skip
         # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
         # the residual stream is, and so are the projections.
-        cos = mse = torch.zeros((), device=run.device)
+        cos = mse = nothing = torch.zeros((), device=run.device)
         valid = y.flatten() >= 0
-        if weight_cos:
+        if weight_cos and not from_own:
             cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_cos * cos
-        if weight_mse:
+        if weight_mse and not from_own:
             mse = reduce(mean_distance(hidden_mse, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_mse * mse
         # DDP averages over the ranks, where n_tokens asks for a sum
         (loss * run.world).backward()
         if weight_dtype == "bfloat16":
             round_to_bfloat16(p.grad for p in params)
-        sums += torch.stack((loss, ce, kld, cos, mse)).detach()
+        values = (loss, ce, kld, cos, mse, nothing)
+        if from_own:
+            values = (loss, nothing, nothing, nothing, nothing, kld)
+        sums += torch.stack(values).detach()
     # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
 
     # --- clip
     # without clipping the norm is still wanted, for the log
     norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
-    loss, ce, kld, cos, mse = run.sum(*sums)
+    loss, *data_sums, own_sum = run.sum(*sums)
+    if own_share:
+        n_own_rows = own_share * rows_per_step
+        own_values = {
+            "kl_own": own_sum / own_share,
+            "own_tokens": n_own_of_step / n_own_rows,
+            "own_ended": n_ended / n_own_rows,
+        }
     # an update that is not finite could never be undone
     if not math.isfinite(loss + norm):
         raise ValueError(
@@ -519,26 +587,42 @@ for step in range(first_step, max_steps + 1):
     if weight_dtype == "bfloat16":
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
+    flops_done += tokens_per_step * flops + n_computed * student_flops
     seconds += time.perf_counter() - started
 
     # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
+        utilisation = (flops_done - logged_flops) / (seconds - logged_seconds) / peak
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
         logged_step = step + 1
+        logged_flops = flops_done
         logged_seconds = seconds
-        log(step, train=loss, ce=ce, kl=kld, cos=cos, mse=mse, lr=lr, norm=norm)
         # the terms with their factors, so that the line adds up
-        shown = f"{weight_ce:g} ce {ce:.4f}"
-        if weight_kl:
-            shown += f" + {'*'.join(kl_factors)} kl {kld:.4f}"
-        if weight_cos:
-            shown += f" + {weight_cos:g} cos {cos:.4f}"
-        if weight_mse:
-            shown += f" + {weight_mse:g} mse {mse:.4f}"
+        kl_factor = "*".join(kl_factors)
+        shown_terms = []
+        logged = {"train": loss}
+        if own_share < 1:
+            ce, kld, cos, mse = (total / (1 - own_share) for total in data_sums)  # means over the data's tokens
+            logged |= {"ce": ce, "kl": kld, "cos": cos, "mse": mse}
+            shown = f"{weight_ce:g} ce {ce:.4f}"
+            if weight_kl:
+                shown += f" + {kl_factor} kl {kld:.4f}"
+            if weight_cos:
+                shown += f" + {weight_cos:g} cos {cos:.4f}"
+            if weight_mse:
+                shown += f" + {weight_mse:g} mse {mse:.4f}"
+            shown_terms.append(f"{1 - own_share:g} ({shown})" if own_share else shown)
+        if own_share:
+            shown_terms.append(f"{own_share:g}*{kl_factor} kl_own {own_values['kl_own']:.4f}")
+        log(step, **logged, lr=lr, norm=norm, **own_values)
+        own_text_line = ""
+        if own_values:
+            form = " | own text: kl {kl_own:.4f}, {own_tokens:.1f} tokens a row, {own_ended:.0%} ended"
+            own_text_line = form.format(**own_values)
         run.say(
-            f"step {step}/{max_steps} | loss {loss:.4f} = {shown} | lr {lr:.2e} | norm {norm:.2f} | "
-            f"{speed:,.0f} tok/s | mfu {speed * flops / peak:.1%} | eta {left}"
+            f"step {step}/{max_steps} | loss {loss:.4f} = {' + '.join(shown_terms)} | lr {lr:.2e} | norm {norm:.2f}"
+            f"{own_text_line} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
         )
 
 # ---------------------------------------------------------------------------------------------
@@ -546,7 +630,7 @@ for step in range(first_step, max_steps + 1):
 if last:
     log.summary(
         parameters=raw_model.n_params(), steps=step, tokens=rows_done * block_size, seconds=seconds,
-        flops=rows_done * block_size * flops, val=val, bits_per_byte=val_data.bits_per_byte(val),
+        flops=flops_done, val=val, bits_per_byte=val_data.bits_per_byte(val),
         best_val=best[0], best_step=best[1], config=config,
     )  # fmt: skip
 log.close()

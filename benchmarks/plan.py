@@ -15,6 +15,7 @@ from common.data import read_meta
 from common.download import download_config, is_repo
 from common.files import by_step, read_json
 from common.hf_config import read_config
+from common.own_text import parse_prompt_tokens
 from common.pretrained import NoInit, check_fits, freeze_parameters, keep_blocks, record_shape, round_up
 from common.runtime import split_batch
 from common.teacher_cache import TeacherCache
@@ -60,7 +61,15 @@ class Plan:
     @property
     def flops(self) -> float:
         """FLOPs per token, the teachers' forward passes included: what the loops' mfu counts."""
-        return self.flops_plain + sum(t.flops_per_token(self.config["block_size"]) for t in self.teachers)
+        block_size = self.config["block_size"]
+        teachers = sum(t.flops_per_token(block_size) for t in self.teachers)
+        # before it learns from its own text the student writes it, which is a forward pass of prompts and responses
+        writing = 0.0
+        if self.config.get("on_policy"):
+            _, longest_prompt = parse_prompt_tokens(self.config["prompt_tokens"])
+            written = (longest_prompt + self.config["response_tokens"]) / block_size
+            writing = self.config["on_policy"] * written * self.student.flops_per_token(block_size)
+        return self.flops_plain + teachers + writing
 
 
 # ---------------------------------------------------------------------------------------------

@@ -132,15 +132,18 @@ class Runtime:
     def average_gradients(self, module):
         """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
 
-        Each parameter must have a gradient on every rank: all_reduce waits until all ranks call it, in the same order.
+        A parameter must have a gradient on every rank or on none: all_reduce waits until all ranks call it, in the same
+        order.
         """
         if self.world == 1:
             return
         # Not by DDP: it refuses a module without parameters, such as the projections between equal widths, and it would
         # exchange after every micro-step.
         for p in module.parameters():
-            dist.all_reduce(p.grad)
-            p.grad /= self.world
+            # none in a step without the losses that it is for
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= self.world
 
     def say(self, *words):
         if self.is_main:

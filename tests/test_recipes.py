@@ -170,7 +170,7 @@ CHAINS = {
                      "distilpythia/student_fixed", "distilpythia/control"],
     "distilgpt2": ["data_openwebtext", "distilgpt2/student", "distilgpt2/student_fixed", "distilgpt2/control"],
     "microlm": ["data_fineweb_edu", "microlm/pretrain", "microlm/reverse_kl", "microlm/forward_kl", "microlm/js",
-                "microlm/control"],
+                "microlm/on_policy", "microlm/control"],
     "modern": ["data_fineweb_edu", "pretrain_124m", "rkld_olmo"],
     "babyllama": ["babyllama/data", "babyllama/gpt", "babyllama/llama", "babyllama/student",
                   "babyllama/student_fixed", "babyllama/control"],
@@ -221,6 +221,8 @@ def test_a_recipe_runs_through_its_own_configs(recipe, tmp_path):
         keys = [*SMALL, "--eval_tasks=own.jsonl"]
         if "n_layer" in knobs and "init_from" not in knobs:
             keys += SMALL_SHAPE
+        if "on_policy" in knobs:
+            keys += ["--prompt_tokens=2-4", "--response_tokens=4"]
         script = script_for(knobs)
         done = run_script(script, path, *keys, cwd=tmp_path)
         assert "step 20/20 | own.jsonl" in done.stdout
