@@ -43,7 +43,7 @@ def ngrams(ids: list[int], n: int) -> list[tuple]:
 def repetition(ids: list[int]) -> float:
     """The share of 4-grams that stand further in front already: 0 of a text that never repeats itself.
 
-    >>> repetition([1, 2, 3, 4, 1, 2, 3, 4])
+    >>> round(repetition([1, 2, 3, 4, 1, 2, 3, 4]), 2)
     0.2
     """
     found = ngrams(ids, 4)

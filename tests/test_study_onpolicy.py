@@ -1,0 +1,133 @@
+"""The study of on-policy learning: which runs, from where, and what its page makes of their numbers."""
+
+import doctest
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from configurator import read_config_file
+from studies import generation
+from studies.babyllama import __main__ as babyllama
+from studies.onpolicy import __main__ as study_onpolicy
+from studies.onpolicy.__main__ import ROWS, OwnTextStudy
+
+# made-up dev losses of seed 0; each seed adds 0.01
+DEV = {"control": 4.5, "ce": 4.4, "forward": 4.3, "forward_0.5": 4.35, "reverse": 4.45, "reverse_0.5": 4.45}
+FIGURES = ("reverse_kl", "forward_kl", "entropy", "repeated", "distinct_2", "distinct_3")
+
+
+class Pretended(OwnTextStudy):
+    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
+
+    def call(self, command, log="unused"):
+        self.commands = [*getattr(self, "commands", []), command]
+        if command[0] == "prepare_data.py":
+            return
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        if command[0] == "-m":
+            row = Path(knobs["model"]).name.split("_seed")[0]
+            figures = dict.fromkeys(FIGURES, 0.5 if row.endswith("_0.5") else 0.7)
+            data = {f"data_{name}": 0.1 for name in FIGURES}
+            Path(log).write_text(json.dumps(figures | data | {"samples": 1000}))
+            return
+        folder = Path(knobs["out_dir"])
+        folder.mkdir(parents=True, exist_ok=True)
+        name = folder.parent.name if folder.name == "dev" else folder.name
+        row, rest = name.rsplit("_seed", 1)
+        val = DEV.get(row, 4.42) + 0.01 * int(rest[0])
+        config = read_config_file(command[1]) if folder.name != "dev" else {}
+        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
+        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
+        (folder / "log.txt").write_text(f"0 val {val}\n")
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """make() a study in one place, and follow it to its page; each call as a new process would."""
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    Path("config").symlink_to(ROOT / "config")
+    meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
+    monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
+    monkeypatch.setattr(study_onpolicy, "read_meta", lambda folder: dict(meta))
+    for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
+        monkeypatch.setattr(study_onpolicy, name, value, raising=False)
+
+    def make():
+        made = []
+        monkeypatch.setattr(study_onpolicy, "OwnTextStudy", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
+        try:
+            study_onpolicy.main()
+        finally:
+            made[0].data_lock.close()
+        return made[0]
+
+    return make
+
+
+def test_every_student_goes_on_from_the_start_of_its_seed_for_as_many_flops(pretended):
+    commands = pretended().commands
+    trained = [c for c in commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    assert len(trained) == 3 * len(ROWS)
+    for command in trained:
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        row, rest = Path(knobs["out_dir"]).name.rsplit("_seed", 1)
+        seed = rest[0]
+        if row in ("llama", "control"):
+            assert "init_from" not in knobs and knobs["epochs"] == "6.0"
+            continue
+        assert knobs["init_from"] == f"out/control_seed{seed}_lr0.003_epochs6" and knobs["learning_rate"] == "0.001"
+        if row == "ce":
+            assert "teacher" not in knobs and knobs["epochs"] == "3.0"
+            continue
+        assert knobs["teacher"] == f"out/llama_seed{seed}_lr0.001_epochs6"
+        share = float(knobs["on_policy"])
+        assert row == knobs["kl"] + (f"_{share:g}" if share else "")
+        # three forward passes a step on data, and one more of those that are written
+        assert float(knobs["epochs"]) * (3 + share) == pytest.approx(3.0 * 3)
+    assert {c[0] for c in pretended().commands} == {"prepare_data.py"}
+
+
+def test_a_run_that_was_interrupted_begins_anew(pretended):
+    pretended()
+    folder = Path("out/reverse_0.25_seed1_lr0.001_epochs2.76923")
+    (folder / "summary.json").unlink()
+    (folder / "left").touch()
+    again = [c for c in pretended().commands if c[0] == "distill.py"]
+    assert len(again) == 1 and not any(a.startswith("--init_from=resume") for a in again[0])
+    assert not (folder / "left").exists()
+
+
+def test_the_page_has_the_means_and_errors_of_its_runs(pretended):
+    pretended()
+    page = Path("studies/onpolicy/README.md").read_text()
+    assert "held-out loss** (lower is better): +0.0500 ± 0.0000 with forward KL (significant at 95 %)" in page
+    assert "+0.0000 ± 0.0000 with reverse KL (not significant at 95 %)" in page
+    assert "own text** (lower is better): -0.2000 ± 0.0000 with forward KL" in page
+    assert "| forward KL, 50% own text | 2.0 | 4.3600 ± 0.0100 | 0.5000 ± 0.0000" in page
+    assert "| forward KL | -0.2000 ± 0.0000 | -0.1000 ± 0.0000 |" in page
+    assert len(list(Path("studies/onpolicy/logs").iterdir())) == 3 * len(ROWS)
+    assert Path("studies/onpolicy/results.png").stat().st_size > 10_000
+
+
+def test_counts_by_hand():
+    assert doctest.testmod(generation).failed == 0
+    assert generation.repetition([1, 1, 1, 1, 1, 1]) == pytest.approx(1 - 1 / 3) and generation.repetition([1]) == 0
+    # 12, 23, 12, 24: three different of four
+    assert generation.distinct([[1, 2, 3], [1, 2, 4]], 2) == 3 / 4
+
+
+@pytest.mark.slow
+def test_a_model_that_is_its_teacher_does_not_differ_from_it(dataset, teacher):
+    keys = [f"--model={teacher}", f"--teacher={teacher}", f"--dataset={dataset}", "--block_size=16"]
+    keys += ["--prompt_tokens=4", "--response_tokens=12", "--samples=30", "--batch_size=20"]
+    command = [sys.executable, "-m", "studies.generation", *keys]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    found = json.loads(done.stdout)
+    assert found["samples"] == 30 and found["tokens"] == 30 * 12 and found["agree"] == 1
+    assert abs(found["reverse_kl"]) < 1e-6 and found["entropy"] == pytest.approx(found["teacher_entropy"])
+    assert 0 < found["distinct_2"] <= found["distinct_3"] <= 1
