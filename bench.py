@@ -8,18 +8,23 @@
     python bench.py --part=loader --dataset=data/stdlib
     python bench.py --part=gqa
     python bench.py --part=muon
+    python bench.py --part=sample --rounds=3
     python bench.py --part=fit config/rkld_olmo.py --memory=80e9 --batch_size=16    # before a run: memory and FLOPs
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
 square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. "gqa"
-and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py). "fit" measures
-nothing: it works out what a config of train.py or distill.py would take, or of all without one (benchmarks/fit.py).
+and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py), and so do those
+of "sample", which writes text with a random GPT-2 of 124M (benchmarks/sampling.py). "fit" measures nothing: it works
+out what a config of train.py or distill.py would take, or of all without one (benchmarks/fit.py).
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
     four rows         HellaSwag an example at a time, its endings padded to four rows (Karpathy's loop)
     chunked           head.chunked_head, as in the loops
-    cached            chunked, with 16 ids and a tail of each position in the place of the teacher (cache_teacher.py)
+    cached            chunked, with 16 ids and a tail of each position in the place of the teacher (cache_teacher.py);
+                      of "sample", model.generate
+    recomputed        of "sample": the whole prefix again for each token, 8 at most
+    copy              of "sample": a large tensor; bytes read and written, as many as a row of "cached" reads of weights
     student alone     chunked, without a teacher and without a divergence
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
@@ -47,7 +52,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks import fit, operations
+from benchmarks import fit, operations, sampling
 from common.files import resident
 from common.optim import make_optimizers
 from common.runtime import Runtime, matmul_peak
@@ -55,9 +60,9 @@ from head import chunked_head
 from losses import Objective, Stored, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # hidden states -> losses -> gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, fit
+part = "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, fit
 vocab_size = 50257  # columns of the logits
-tokens = 0  # of one run; 0: 8192 (head) or 2048 (step)
+tokens = 0  # of one run; 0: 8192 (head), 2048 (step) or 128 new ones of each row (sample)
 student_width = 0  # 0: 768 (head) or 256 (step)
 teacher_width = 0  # 0: 1024 (head) or 512 (step)
 student_layers = 8  # step: blocks of the student, a LLaMA with an untied head
@@ -87,6 +92,7 @@ if __name__ == "__main__" and fit.is_asked_for(sys.argv[1:]):
     sys.exit()
 config = configure(globals())
 
+PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "fit")
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
 CHUNKED = ("chunked", "cached", "student alone")
@@ -98,15 +104,17 @@ def main():
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "cached", "student alone", "kept")
     versions += ("tokenizers", "tiktoken", "nanodistill")
-    one_of(
-        config, part=("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "fit"), version=versions
-    )
+    one_of(config, part=PARTS, version=versions)
     divergence(kl)  # an unknown name fails here
     if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
     if part in OPERATIONS:
         medians = OPERATIONS[part](Runtime(device, dtype), n_turns=2 * rounds * repeats)
         print(jsonlib.dumps({"config": config, "medians": medians}) if json else operations.table(medians))
+        return
+    if part == "sample":
+        figures = sampling.compare_sampling(Runtime(device, dtype), n_new=tokens or 128, n_turns=rounds)
+        print(jsonlib.dumps({"config": config, "medians": figures}) if json else sampling.table(figures))
         return
     if version:
         measure = {"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)

@@ -138,7 +138,7 @@ class LanguageModel(nn.Module):
         temperature 0 is greedy; top_k 0 draws from all; ids >= vocab_size (a padded head) are never
         drawn. A row that has drawn `eot` has ended, and is filled up with it.
         lengths (B,): of the prompts, where they differ; what idx has behind them is ignored. Row b draws
-        its tokens lengths[b] ... lengths[b] + n - 1, and is filled up with eot or 0 behind them.
+        its tokens lengths[b] … lengths[b] + n - 1, and is filled up with eot or 0 behind them.
         uniforms (B, n) in [0, 1): what decides a row's n draws, in the place of torch's generator, so that
         they are the same in any batch and on any device.
         """
@@ -157,7 +157,7 @@ class LanguageModel(nn.Module):
         # Rows start together at the end of the shortest prompt, and those with longer ones keep their own
         # tokens there. So every token has its true position, and none is of a padding that needs a mask.
         t = int(lengths.min())
-        cache = [KVCache(block_size) for _ in self.h]
+        cache = [KVCache(min(block_size, longest + n)) for _ in self.h]
         yield ids[:, :t]
         while t < ends.max():
             # Beyond block_size the window moves: cached keys are of positions that have changed.

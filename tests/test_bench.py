@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import run_script
 
+from benchmarks import sampling
 from benchmarks.operations import table
+from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer
+from model import GPT, GPTConfig
 
 TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_width=64", "--student_layers=1",
         "--teacher_layers=1", "--block_size=16", "--rounds=1", "--repeats=1", "--device=cpu"]  # fmt: skip
@@ -82,12 +86,41 @@ def test_the_table_of_operations():
     assert lines[0].split() == ["ours", "theirs"] and lines[1].split() == ["training", "2.000", "ms", "10.000", "ms"]
 
 
+def test_sampling(monkeypatch):
+    """On a smaller GPT: which versions there are, and that their figures agree with each other."""
+    small = GPTConfig(vocab_size=50304, block_size=64, n_layer=2, n_head=2, n_embd=16)
+    monkeypatch.setattr(sampling, "GPTConfig", lambda vocab_size: small)
+    monkeypatch.setattr(sampling, "COPIED", 1 << 16)
+    figures = sampling.compare_sampling(Runtime("cpu"), n_new=3, n_turns=1)
+    versions = ["copy", "cached, 1 row", "recomputed, 1 row", "cached, 16 rows", "recomputed, 16 rows"]
+    assert list(figures) == versions
+    for name, rows in zip(versions[1:], (1, 1, 16, 16)):
+        assert figures[name]["tokens_per_s"] == pytest.approx(3 * rows / figures[name]["seconds"])
+    one_row = figures["cached, 1 row"]
+    # 12 C**2 a block, and the head
+    read_per_token = 4 * (2 * 12 * 16 * 16 + 50304 * 16)
+    assert one_row["bytes_per_s"] == pytest.approx(read_per_token * one_row["tokens_per_s"])
+    assert one_row["share_of_copy"] == pytest.approx(one_row["bytes_per_s"] / figures["copy"]["bytes_per_s"])
+    lines = sampling.table(figures).splitlines()
+    assert [line[:20].strip() for line in lines[1:]] == versions and lines[2].endswith("%")
+
+
+def test_generation_that_is_measured_without_a_cache_gives_the_tokens_of_the_cached():
+    torch.manual_seed(0)
+    net = GPT(GPTConfig(vocab_size=50304, block_size=64, n_layer=2, n_head=2, n_embd=16)).eval()
+    idx = torch.randint(50257, (2, 5))
+    torch.manual_seed(1)
+    want = net.generate(idx, 9, vocab_size=50257)
+    torch.manual_seed(1)
+    assert torch.equal(sampling.generate_recomputed(net, idx, 9), want)
+
+
 @pytest.mark.slow
 def test_one_divergence_alone_and_errors():
     table = run_script("bench.py", *TINY, "--kl=js").stdout.splitlines()
     assert [line.split()[0] for line in table[2:]] == ["chunked"]
     for key, message in [
-        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader, gqa, muon"),
+        ("--part=body", "part='body' is not one of head, step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample"),
         ("--kl=x", "kl='x' is not one of"),
     ]:
         done = run_script("bench.py", key, ok=False)
