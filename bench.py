@@ -26,6 +26,7 @@ out what a config of train.py or distill.py would take, or of all without one (b
     recomputed        of "sample": the whole prefix again for each token, 8 at most
     copy              of "sample": a large tensor; bytes read and written, as many as a row of "cached" reads of weights
     student alone     chunked, without a teacher and without a divergence
+    own text          chunked, on text that the student has written before: half of each row, token by token
     kept              straightforward, with one thing more that the loops do: freed memory is kept (common/runtime.py);
                       in steps on the CPU, where it tells how much of the gain is that
     tokenizers        encode_batch_fast of Hugging Face's library, or its BPE trainer
@@ -55,6 +56,7 @@ from tqdm import tqdm
 from benchmarks import fit, operations, sampling
 from common.files import resident
 from common.optim import make_optimizers
+from common.own_text import write_own_text
 from common.runtime import Runtime, matmul_peak
 from head import chunked_head
 from losses import Objective, Stored, divergence, loss_terms
@@ -95,14 +97,14 @@ config = configure(globals())
 PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "fit")
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
-CHUNKED = ("chunked", "cached", "student alone")
+CHUNKED = ("chunked", "cached", "student alone", "own text")
 WEIGHT = 0.5  # of CE and of T**2 * KL
 
 
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
     at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
-    versions = ("", "straightforward", "four rows", "chunked", "cached", "student alone", "kept")
+    versions = ("", "straightforward", "four rows", "chunked", "cached", "student alone", "own text", "kept")
     versions += ("tokenizers", "tiktoken", "nanodistill")
     one_of(config, part=PARTS, version=versions)
     divergence(kl)  # an unknown name fails here
@@ -122,7 +124,7 @@ def main():
         return
     on_cuda = Runtime(device, dtype).cuda
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
-    names += ["cached", "student alone"] * (part == "step")
+    names += ["cached", "student alone", "own text"] * (part == "step")
     names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
     others = {
         "tokenizer": ["tokenizers", "nanodistill"],
@@ -319,7 +321,7 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
     Of "cached", teacher_hidden is what cached_teacher gives; of "student alone" None.
     """
     if version in CHUNKED:
-        heads = [(teacher_hidden, teacher_weight)] if version == "chunked" else []
+        heads = [(teacher_hidden, teacher_weight)] if version in ("chunked", "own text") else []
         stored = read_cached(teacher_hidden, run.device) if version == "cached" else None
         weights = {"weight_ce": WEIGHT, "weight_kl": WEIGHT * T**2}
         objective = Objective(**weights, terms=divergence(kl), temperature=T)
@@ -403,13 +405,20 @@ def step_part(run):
     taught = cached_teacher(teacher, x) if version == "cached" else None
     teacher_weight = teacher.lm_head.weight if has_teacher else None
 
+    if version == "own text":
+        flops += student.flops_per_token(block_size)  # of writing, at most
+
     def go():
+        x_step, y_step = x, y
+        if version == "own text":
+            own = written(student, x, y, run)
+            x_step, y_step = run.to_device(own.x, own.y)
         with run.autocast():
             with torch.no_grad():
-                teacher_hidden = teacher(x, hidden=True) if has_teacher else taught
-            hidden = model(x, hidden=True)
+                teacher_hidden = teacher(x_step, hidden=True) if has_teacher else taught
+            hidden = model(x_step, hidden=True)
         weight = student.lm_head.weight
-        loss = losses_of(run, hidden, weight, y, teacher_hidden, teacher_weight, body)
+        loss = losses_of(run, hidden, weight, y_step, teacher_hidden, teacher_weight, body)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in optimizers:
@@ -417,6 +426,18 @@ def step_part(run):
             optimizer.zero_grad(set_to_none=True)
 
     return go, n, n * flops, tuple(student.parameters())
+
+
+def written(student, x, y, run):
+    """Rows whose first half is that of x, and whose second the student has drawn."""
+    half = block_size // 2
+    student.eval()
+    own = write_own_text(
+        student, x.cpu(), y.cpu(), 0, seed=0, prompt_tokens=(half, half), response_tokens=half, temperature=1.0,
+        vocab_size=vocab_size, eot=0, run=run,
+    )  # fmt: skip
+    student.train()
+    return own
 
 
 def hellaswag_part(run):

@@ -77,9 +77,20 @@ def attend(q, k, v, mask=None, dropout=0.0):
     # Grouped queries read their key/value head where it lies. Expanding keys and values first takes
     # a CPU 4-8 % longer, and 2.3-3.7 times as long with a cache (bench.py --part=gqa).
     gqa = q.size(1) != k.size(1)
+    if gqa and not reads_grouped_heads(q, mask):
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, nh, Tk, hs)
+        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
+        gqa = False
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=gqa
     )
+
+
+def reads_grouped_heads(q, mask):
+    """Whether a fast kernel of torch's reads key/value heads that several query heads share."""
+    # On CUDA flash alone does. Without it torch would write out all scores, by plain matmuls, where
+    # with expanded heads its memory-efficient kernel takes fp32 and masks.
+    return not q.is_cuda or (mask is None and q.dtype in (torch.float16, torch.bfloat16))
 
 
 class KVCache:

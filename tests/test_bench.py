@@ -28,7 +28,7 @@ def test_head_prints_a_table():
 def test_step_prints_json():
     got = json.loads(run_script("bench.py", *TINY, "--part=step", "--json").stdout)
     assert (
-        list(got["medians"]) == ["straightforward", "chunked", "cached", "student alone", "kept"]
+        list(got["medians"]) == ["straightforward", "chunked", "cached", "student alone", "own text", "kept"]
         and got["config"]["vocab_size"] == 300
     )
     for m in got["medians"].values():

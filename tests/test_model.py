@@ -100,8 +100,13 @@ def test_generate_draws_from_top_k_of_the_true_vocabulary_and_stops_at_eot(make)
     assert (both[0, 3:] == eot).all()
 
 
-def test_grouped_queries_equal_keys_and_values_expanded_to_all_heads():
-    """In training, with a mask, and for the last queries of a cache: outputs and gradients."""
+@pytest.mark.parametrize("kernel_reads_them", [True, False])
+def test_grouped_queries_equal_keys_and_values_expanded_to_all_heads(kernel_reads_them, monkeypatch):
+    """In training, with a mask, and for the last queries of a cache: outputs and gradients.
+
+    Also where attend expands them itself, as on CUDA in fp32 or with a mask.
+    """
+    monkeypatch.setattr("model.reads_grouped_heads", lambda q, mask: kernel_reads_them)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, n, 9, 8, requires_grad=True) for n in (6, 2, 2))
     mask = torch.rand(2, 1, 9, 9) < 0.5
