@@ -318,7 +318,7 @@ if weight_dtype == "bfloat16":
 first_step = 0  # steps done
 rows_done = 0  # rows used
 flops_done = 0.0  # computed
-own_values = {}  # of the newest step with own text, for the log
+own_text_values = {}  # of the newest step with own text, until they are logged
 seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
@@ -330,7 +330,7 @@ if state:
     seconds = state["seconds"]
     rows_done = state.get("rows", first_step * rows_per_step)
     flops_done = state.get("flops", rows_done * block_size * flops)
-    own_values = state.get("own", {})
+    own_text_values = state.get("own", {}) if on_policy else {}
     # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
@@ -406,10 +406,10 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     return total / count, {name: value / count for name, value in zip(sums, of_all_ranks)}
 
 
-def own_text(step, micro_step):
+def write(step, micro_step):
     """What the student, as it is now, writes after the beginnings of the rows of a micro-step."""
     raw_model.eval()
-    own = write_own_text(
+    written = write_own_text(
         raw_model,
         *train_data.batch(step, micro_step),
         train_data.first_of_batch(step, micro_step),
@@ -422,7 +422,7 @@ def own_text(step, micro_step):
         run=run,
     )
     raw_model.train()
-    return own
+    return written
 
 
 peak = run.world * matmul_peak(run.device, run.dtype)
@@ -479,7 +479,7 @@ for step in range(first_step, max_steps + 1):
     if step > first_step and (last or stopping or is_time or is_new_best):
         # all ranks hold the same weights and moments: the first writes them
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"flops": flops_done, "own": own_values}
+        state |= {"flops": flops_done, "own": own_text_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         if run.is_main:
@@ -499,17 +499,17 @@ for step in range(first_step, max_steps + 1):
     # the tokens that it has drawn. It is written first, so that these are counted before anything is divided.
     own_texts = {}  # by micro-step
     for micro_step in own_micro_steps(on_policy, step, grad_accum_steps):
-        own = own_text(step, micro_step)
-        own_texts[micro_step] = own
-        batches[micro_step] = own.x, own.y
+        written = write(step, micro_step)
+        own_texts[micro_step] = written
+        batches[micro_step] = written.x, written.y
     own_share = len(own_texts) / grad_accum_steps  # of this step
     n_targets = [(y >= 0).sum().item() for _, y in batches]
     n_own = sum(n_targets[micro_step] for micro_step in own_texts)
     n_data_of_step, n_own_of_step, n_ended, n_computed, stopping = run.sum(
         sum(n_targets) - n_own,
         n_own,
-        sum(own.n_ended for own in own_texts.values()),
-        sum(own.n_computed for own in own_texts.values()),
+        sum(written.n_ended for written in own_texts.values()),
+        sum(written.n_computed for written in own_texts.values()),
         stop.number > 0,
     )
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
@@ -518,7 +518,10 @@ for step in range(first_step, max_steps + 1):
         from_own = micro_step in own_texts
         # What this micro-step's sums are divided by: the tokens of its kind, data or own text. The two means add up by
         # their shares of the step.
-        n_tokens = n_own_of_step / own_share if from_own else n_data_of_step / (1 - own_share)
+        if from_own:
+            n_tokens = n_own_of_step / own_share
+        else:
+            n_tokens = n_data_of_step / (1 - own_share)
         if loss_mean == "micro_step":
             n_tokens = n_targets[micro_step] * grad_accum_steps * run.world
         # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
@@ -539,7 +542,7 @@ for step in range(first_step, max_steps + 1):
         )  # fmt: skip
         # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
         # the residual stream is, and so are the projections.
-        cos = mse = nothing = torch.zeros((), device=run.device)
+        cos = mse = zero = torch.zeros((), device=run.device)
         valid = y.flatten() >= 0
         if weight_cos and not from_own:
             cos = reduce(mean_distance(cosine_distance, hidden, teacher_hidden), valid, n_tokens)
@@ -550,10 +553,11 @@ for step in range(first_step, max_steps + 1):
         # DDP averages over the ranks, where n_tokens asks for a sum
         (loss * run.world).backward()
         if weight_dtype == "bfloat16":
-            round_to_bfloat16(p.grad for p in params)
-        values = (loss, ce, kld, cos, mse, nothing)
+            # a projection has none in a step of own text alone
+            round_to_bfloat16(p.grad for p in params if p.grad is not None)
+        values = (loss, ce, kld, cos, mse, zero)
         if from_own:
-            values = (loss, nothing, nothing, nothing, nothing, kld)
+            values = (loss, zero, zero, zero, zero, kld)
         sums += torch.stack(values).detach()
     # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
@@ -564,7 +568,7 @@ for step in range(first_step, max_steps + 1):
     loss, *data_sums, own_sum = run.sum(*sums)
     if own_share:
         n_own_rows = own_share * rows_per_step
-        own_values = {
+        own_text_values = {
             "kl_own": own_sum / own_share,
             "own_tokens": n_own_of_step / n_own_rows,
             "own_ended": n_ended / n_own_rows,
@@ -614,15 +618,17 @@ for step in range(first_step, max_steps + 1):
                 shown += f" + {weight_mse:g} mse {mse:.4f}"
             shown_terms.append(f"{1 - own_share:g} ({shown})" if own_share else shown)
         if own_share:
-            shown_terms.append(f"{own_share:g}*{kl_factor} kl_own {own_values['kl_own']:.4f}")
-        log(step, **logged, lr=lr, norm=norm, **own_values)
-        own_text_line = ""
-        if own_values:
-            form = " | own text: kl {kl_own:.4f}, {own_tokens:.1f} tokens a row, {own_ended:.0%} ended"
-            own_text_line = form.format(**own_values)
+            shown_terms.append(f"{own_share:g}*{kl_factor} kl_own {own_text_values['kl_own']:.4f}")
+        log(step, **logged, lr=lr, norm=norm, **own_text_values)
+        about_own_text = ""
+        if own_text_values:
+            about_own_text = (
+                " | own text: kl {kl_own:.4f}, {own_tokens:.1f} tokens a row, {own_ended:.0%} ended"
+            ).format(**own_text_values)
+        own_text_values = {}
         run.say(
             f"step {step}/{max_steps} | loss {loss:.4f} = {' + '.join(shown_terms)} | lr {lr:.2e} | norm {norm:.2f}"
-            f"{own_text_line} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
+            f"{about_own_text} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
         )
 
 # ---------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """FLOPs per token, the teachers' forward passes included: what the loops' mfu counts."""
+        """FLOPs per token, the teachers' forward passes included: what the loops' mfu counts, of own text at most."""
         block_size = self.config["block_size"]
         teachers = sum(t.flops_per_token(block_size) for t in self.teachers)
         # before it learns from its own text the student writes it, which is a forward pass of prompts and responses

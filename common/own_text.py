@@ -1,8 +1,9 @@
 """The student's own text: what it writes after prompts from the data, for distill.py to learn from.
 
-On-policy distillation (GKD, arXiv:2306.13649): the student continues the beginning of a data row, and the teacher says
-of each token that was drawn what it would have said there. Everything random follows from (seed, row), where rows are
-numbered in the endless order of common/data.py: it is the same however a batch is split, and after resuming.
+On-policy distillation (GKD, arXiv:2306.13649, algorithm 1, which draws at random whether a step has own text): the
+student continues the beginning of a data row, and the teacher says of each token that was drawn what it would have said
+there. Prompt lengths and draws follow from (seed, row), rows being numbered in the endless order of common/data.py;
+which micro-steps have own text follows from their number.
 """
 
 import math
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Beside the seed, so that these numbers are others than those of the same seed elsewhere.
+# Mixed into the seed: other numbers than the same seed gives elsewhere.
 PURPOSE = 0x0171
 
 
@@ -45,6 +46,9 @@ def check_own_text(config: dict, has_cache: bool):
     if not config["weight_kl"]:
         remedy = "own text is learnt from by the divergence alone; set it over 0, or leave on_policy out"
         raise ValueError(f"on_policy={share}, but weight_kl=0: {remedy}")
+    for key in ("weight_cos", "weight_mse"):
+        if share == 1 and config[key]:
+            raise ValueError(f"on_policy=1 leaves no data, which alone {key}={config[key]:g} is of; lower one of them")
     if has_cache:
         remedy = "which no cache can know; name the teachers themselves"
         raise ValueError(f"on_policy={share} asks the teacher about text that is written during the run, {remedy}")
@@ -60,7 +64,7 @@ def own_micro_steps(share: float, step: int, micro_steps: int) -> list[int]:
     """
     chosen = []
     for micro_step in range(micro_steps):
-        number = step * micro_steps + micro_step  # counted from the first of the run
+        number = step * micro_steps + micro_step  # as if all steps before had as many
         if math.floor((number + 1) * share) > math.floor(number * share):
             chosen.append(micro_step)
     return chosen
@@ -79,14 +83,14 @@ class OwnText(NamedTuple):
 def write_own_text(
     model, x, y, first_row, *, seed, prompt_tokens, response_tokens, temperature, vocab_size, eot, run
 ) -> OwnText:
-    """Have the student continue the beginnings of the rows x (B, T), whose targets are y; of its own draws alone.
+    """Have the student continue the beginnings of the rows x (B, T), whose targets are y; its draws are the new ones.
 
-    model: the student, in eval mode when this returns too, if it was. first_row: the number of the batch's first row.
+    model: the student, in eval mode. first_row: the number of the batch's first row.
     prompt_tokens: (fewest, most) of a row that are kept. Each row draws up to response_tokens by
     softmax(logits / temperature) over the vocab_size true ids, and ends with its first `eot`, which is a target too.
     """
     B, T = x.shape
-    lengths, uniforms = plan(x, y, first_row, seed, prompt_tokens, response_tokens)
+    lengths, uniforms = prompt_lengths_and_uniforms(x, y, first_row, seed, prompt_tokens, response_tokens)
     (prompts,) = run.to_device(x)
     with run.autocast():
         ids = model.generate(
@@ -108,7 +112,9 @@ def write_own_text(
     return OwnText(x=ids[:, :-1].contiguous(), y=targets[:, 1:].contiguous(), n_ended=n_ended, n_computed=n_computed)
 
 
-def plan(x, y, first_row, seed, prompt_tokens, response_tokens) -> tuple[torch.Tensor, torch.Tensor]:
+def prompt_lengths_and_uniforms(
+    x, y, first_row, seed, prompt_tokens, response_tokens
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The length of each row's prompt, (B,), and what decides its draws, (B, response_tokens) in [0, 1)."""
     fewest, most = prompt_tokens
     lengths = []
@@ -125,8 +131,8 @@ def plan(x, y, first_row, seed, prompt_tokens, response_tokens) -> tuple[torch.T
 
 def response_mask(ids, lengths, response_tokens, eot) -> torch.Tensor:
     """Where ids (B, W) were drawn: behind the prompt, up to response_tokens of them, the first eot the last."""
-    place = torch.arange(ids.size(1))
-    is_drawn = (place >= lengths[:, None]) & (place < lengths[:, None] + response_tokens)
+    position = torch.arange(ids.size(1))
+    is_drawn = (position >= lengths[:, None]) & (position < lengths[:, None] + response_tokens)
     is_end = is_drawn & (ids == eot)
     # a prompt may hold ends of texts as well, which end nothing here
     ends_before = is_end.cumsum(dim=1) - is_end.long()

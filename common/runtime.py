@@ -119,6 +119,10 @@ class Runtime:
         if compile == "on" and self.mps:
             raise ValueError("compile='on' is not for device mps; leave it out")
         if compile == "on" or (compile == "auto" and self.cuda):
+            # A Python float that changes, as the weight of the cross-entropy does between data and own text, would
+            # become a variable of the graph, and torch up to 2.13 then computes with an older value, without a word
+            # (github.com/pytorch/pytorch/issues/194976). So floats are constants, and each value has its graph.
+            torch._dynamo.config.specialize_float = True
             return torch.compile(module)
         return module
 

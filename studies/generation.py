@@ -5,7 +5,7 @@
 The model continues the beginnings of rows of the validation split, by its own distribution (temperature 1). Prints one
 JSON object:
 
-    reverse_kl    mean of KL(model || teacher) over the drawn tokens, nats: what exact on-policy learning lowers
+    reverse_kl    mean of KL(model || teacher) over the drawn tokens, nats
     forward_kl    mean of KL(teacher || model) there
     entropy       of the model, there; teacher_entropy likewise
     repeated      share of the 4-grams of a sample that it has written before, mean over samples
@@ -41,7 +41,7 @@ def ngrams(ids: list[int], n: int) -> list[tuple]:
 
 
 def repetition(ids: list[int]) -> float:
-    """The share of 4-grams that stand further in front already: 0 of a text that never repeats itself.
+    """The share of 4-grams that occurred earlier in the text: 0 of one that never repeats itself.
 
     >>> round(repetition([1, 2, 3, 4, 1, 2, 3, 4]), 2)
     0.2
@@ -53,7 +53,7 @@ def repetition(ids: list[int]) -> float:
 def distinct(texts: list[list[int]], n: int) -> float:
     """Different n-grams / all n-grams of all texts together."""
     found = [gram for ids in texts for gram in ngrams(ids, n)]
-    return len(set(found)) / len(found)
+    return len(set(found)) / len(found) if found else 0.0
 
 
 def counts(texts: list[list[int]]) -> dict[str, float]:
@@ -78,8 +78,10 @@ def main():
     data_texts = []
     sums = dict.fromkeys(COMPARED, 0.0)
     n_drawn = 0
-    for first in range(0, samples, batch_size):
-        n = min(batch_size, samples - first)
+    # a row that came twice would lower the variety of the data, and not that of the model, which draws anew
+    n_samples = min(samples or data.n_rows, data.n_rows)
+    for first in range(0, n_samples, batch_size):
+        n = min(batch_size, n_samples - first)
         x, y = data.rows(first, n)
         own = write_own_text(
             nets["model"],
@@ -114,7 +116,7 @@ if __name__ == "__main__":
     model = ""  # model folder or a run's out_dir
     teacher = ""  # likewise
     dataset = "data/stdlib"  # folder with val.bin and meta.json
-    samples = 1000  # texts; rows beyond those of the split are its rows in another order
+    samples = 1000  # texts, one a row of the split; 0, or more than it has: all
     prompt_tokens = 32  # of a row
     response_tokens = 96  # most that the model writes
     block_size = 128  # tokens of a row: prompt and response
@@ -123,8 +125,8 @@ if __name__ == "__main__":
     device = "auto"  # "auto", "cpu" or "cuda"
     dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
     config = configure(globals())
-    at_least(config, 1, "samples prompt_tokens response_tokens block_size batch_size")
-    at_least(config, 0, "seed")
+    at_least(config, 1, "prompt_tokens response_tokens block_size batch_size")
+    at_least(config, 0, "seed samples")
     if prompt_tokens + response_tokens > block_size:
         raise ValueError(
             f"prompt_tokens={prompt_tokens} and response_tokens={response_tokens} are more than "

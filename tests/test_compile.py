@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, read_log, write_dataset
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from common.runtime import Runtime
 from head import chunked_head
 from losses import DIVERGENCES, Objective, Stored, divergence, loss_terms
 
@@ -192,3 +193,18 @@ def test_both_scripts_train_as_without_the_compiler(run):
         assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
     labels = ("train", "ce", "kl", "norm", "val", "forward_kl", "agree", "choices.jsonl")
     assert_same_log(compiled, eager, labels)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_weights_that_change_from_call_to_call_are_the_ones_computed_with():
+    """With torch's variables in the place of floats, gradients have an older weight_ce from the third value on."""
+    body = Runtime("cpu", "float32").compile(loss_terms, "on")
+    torch.manual_seed(0)
+    z, teacher, targets = torch.randn(16, 50), torch.randn(16, 50), torch.randint(50, (16,))
+    for weight_ce in (1.0, 0.0, 1.0, 0.5, 0.0, 0.25, 1.0):
+        objective = Objective(weight_ce, 4.0, divergence("forward"), temperature=2.0)
+        got = body(z.clone(), [teacher], targets, objective, torch.float32)
+        want = loss_terms(z.clone(), [teacher], targets, objective, torch.float32)
+        for a, b in zip(got, want):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

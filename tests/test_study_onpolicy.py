@@ -87,14 +87,14 @@ def test_every_student_goes_on_from_the_start_of_its_seed_for_as_many_flops(pret
         assert knobs["teacher"] == f"out/llama_seed{seed}_lr0.001_epochs6"
         share = float(knobs["on_policy"])
         assert row == knobs["kl"] + (f"_{share:g}" if share else "")
-        # three forward passes a step on data, and one more of those that are written
-        assert float(knobs["epochs"]) * (3 + share) == pytest.approx(3.0 * 3)
+        # three forward passes a step on data; a step that is written takes 0.84 of one more
+        assert float(knobs["epochs"]) * (3 + 0.84 * share) == pytest.approx(3.0 * 3)
     assert {c[0] for c in pretended().commands} == {"prepare_data.py"}
 
 
 def test_a_run_that_was_interrupted_begins_anew(pretended):
     pretended()
-    folder = Path("out/reverse_0.25_seed1_lr0.001_epochs2.76923")
+    folder = Path("out/reverse_0.25_seed1_lr0.001_epochs2.80374")
     (folder / "summary.json").unlink()
     (folder / "left").touch()
     again = [c for c in pretended().commands if c[0] == "distill.py"]
@@ -105,10 +105,10 @@ def test_a_run_that_was_interrupted_begins_anew(pretended):
 def test_the_page_has_the_means_and_errors_of_its_runs(pretended):
     pretended()
     page = Path("studies/onpolicy/README.md").read_text()
-    assert "held-out loss** (lower is better): +0.0500 ± 0.0000 with forward KL (significant at 95 %)" in page
+    assert "**Held-out loss** (lower is better): +0.0500 ± 0.0000 with forward KL (significant at 95 %)" in page
     assert "+0.0000 ± 0.0000 with reverse KL (not significant at 95 %)" in page
-    assert "own text** (lower is better): -0.2000 ± 0.0000 with forward KL" in page
-    assert "| forward KL, 50% own text | 2.0 | 4.3600 ± 0.0100 | 0.5000 ± 0.0000" in page
+    assert "own text** (lower is closer): -0.2000 ± 0.0000 with forward KL" in page
+    assert "| forward KL, 50% own text | 2.0 | 1.0 | 4.3600 ± 0.0100 | 0.5000 ± 0.0000" in page
     assert "| forward KL | -0.2000 ± 0.0000 | -0.1000 ± 0.0000 |" in page
     assert len(list(Path("studies/onpolicy/logs").iterdir())) == 3 * len(ROWS)
     assert Path("studies/onpolicy/results.png").stat().st_size > 10_000

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from common.figures import MARKERS
 from common.files import read_json, read_utf8
@@ -25,8 +26,8 @@ MIXED = ("whole", "cell64", "cell16", "cell4", "draws16", "draws50", "drop64", "
 ALONE = ("cell16_alone", "draws16_alone", "drop16_alone")
 
 
-def fidelity_table(results: dict, titles: dict, bytes_of: dict, reference: str, rows: tuple) -> str:
-    """What each row keeps of a position, and reaches; `reference`: the row that differences are to."""
+def fidelity_table(results: dict, titles: dict, kept: dict, reference: str, rows: tuple) -> str:
+    """What each row keeps of a position, {row: [bytes, tail]}, and reaches; `reference`: what differences are to."""
     lines = []
     for row in (reference, *rows):
         runs = results[row]
@@ -37,7 +38,7 @@ def fidelity_table(results: dict, titles: dict, bytes_of: dict, reference: str, 
         lines.append(
             [
                 titles[row],
-                bytes_of.get(row, ""),
+                *kept.get(row, ("", "")),
                 mean_sd(each_seed(runs, "dev")),
                 against,
                 mean_sd(each_seed(runs, "ece"), ".2f"),
@@ -45,7 +46,7 @@ def fidelity_table(results: dict, titles: dict, bytes_of: dict, reference: str, 
                 f"{statistics.median(each_seed(runs, 'speed')):,.0f}",
             ]
         )
-    head = ["", "bytes/token", "dev nats/token", "− live", "ECE, %", "− live", "tokens/s"]
+    head = ["", "bytes/token", "tail", "dev nats/token", "− live", "ECE, %", "− live", "tokens/s"]
     return grid(head, lines)
 
 
@@ -71,8 +72,10 @@ def seed_table(results: dict, titles: dict, seeds: list[int]) -> str:
     """Dev loss of every row and seed: what means, differences and errors are made of."""
     lines = []
     for row, runs in results.items():
+        title = titles[row]
         # "live teachers" stands in the table twice
-        title = titles[row] + ", KL alone" * row.endswith("_alone")
+        if row.endswith("_alone"):
+            title += ", KL alone"
         lines.append([title, *(f"{run.dev:.4f}" for run in runs), *(f"{run.ece:.2f}" for run in runs)])
     head = ["", *(f"dev, seed {seed}" for seed in seeds), *(f"ECE %, seed {seed}" for seed in seeds)]
     return grid(head, lines)
@@ -97,18 +100,19 @@ def against(dev: dict, row: str, reference="live") -> str:
 
 def is_it_as_good(dev: dict, bytes_of: dict) -> str:
     """Caches against live teachers, and against what these bring."""
-    gain, _ = paired(dev["live"], dev["control"])
     shares = []
     for n_ids in (64, 16, 4):
-        kept, _ = paired(dev[f"cell{n_ids}"], dev["control"])
-        shares.append(f"{kept / gain:.0%} with {n_ids} ids")
+        kept = []  # of each seed
+        for control, live, cell in zip(dev["control"], dev["live"], dev[f"cell{n_ids}"]):
+            kept.append((control - cell) / (control - live))
+        shares.append(f"{min(kept):.0%} to {max(kept):.0%} with {n_ids} ids")
     return (
-        "**Is a cache as good as the teachers?** Live teachers bring the student "
-        f"{difference(dev['live'], dev['control'])} nats per token of held-out text. "
-        f"With the whole distribution stored it ends {against(dev, 'whole')} from where they bring it; "
-        f"with 16 ids and the tail as a cell, {bytes_of['cell16']} bytes a token, {against(dev, 'cell16')}; "
-        f"with 16 ids and 16 draws of the tail, {against(dev, 'draws16')}. "
-        f"Of what live teachers bring, the tail as a cell keeps {', '.join(shares)}."
+        "**Is a cache as good as the teachers?** Live teachers change the student's held-out loss by "
+        f"{difference(dev['live'], dev['control'])} nats per token, against no teacher. Compared with them, the whole "
+        f"distribution stored differs by {against(dev, 'whole')}; 16 ids and the tail as a cell, "
+        f"{bytes_of['cell16']} bytes a token, by {against(dev, 'cell16')}; 16 ids and 16 draws of the tail by "
+        f"{against(dev, 'draws16')}. Of the gain from live teachers the tail as a cell keeps, over the seeds, "
+        f"{', '.join(shares)} (below 0: worse than no teacher)."
     )
 
 
@@ -185,7 +189,7 @@ def race(study, table: dict) -> str:
         ratios = [a / b for a, b in zip(live, both)]
         cells = [mean_or_unknown(seconds, ".0f", "s") for seconds in (writing, cached, both, live)]
         lines.append([study.rows[row].title, *cells, mean_or_unknown(ratios, ".2f", "×")])
-    return grid(["", "writing the cache", "run", "both", "run with live teachers", "faster"], lines)
+    return grid(["", "writing the cache", "run", "both", "run with live teachers", "live / both"], lines)
 
 
 def cache_bytes(study, cache_of: dict, seed: int) -> dict[str, int]:
@@ -194,6 +198,18 @@ def cache_bytes(study, cache_of: dict, seed: int) -> dict[str, int]:
     for row, name in cache_of.items():
         info = read_info(study.cache(name, seed) / "cache.json")
         found[row] = bytes_per_token(layout_of(info))
+    return found
+
+
+def tail_masses(study, cache_of: dict, seeds: list[int]) -> dict[str, str]:
+    """{row: the teachers' probability beyond the ids that its cache stores, mean over the training text and seeds}."""
+    found = {}
+    for row, name in cache_of.items():
+        files = [study.cache(name, seed) / "train_log_tail.bin" for seed in seeds]
+        # of the whole distribution nothing is beyond
+        if all(file.exists() for file in files):
+            masses = [np.exp(np.fromfile(file, "<f4").astype(np.float64)).mean() for file in files]
+            found[row] = f"{statistics.mean(masses):.1%}"
     return found
 
 
@@ -206,6 +222,8 @@ def write_report(study, table: dict, cache_of: dict, meta: dict):
     results = measure_all(study.out, table)
     seeds = [run.seed for run in table["live"]]
     bytes_of = cache_bytes(study, cache_of, seeds[0])
+    tails = tail_masses(study, cache_of, seeds)
+    kept = {row: (bytes_of[row], tails.get(row, "")) for row in cache_of}
     titles = {row: declared.title for row, declared in study.rows.items()}
     draw(results, bytes_of).savefig(HERE / "results.png", dpi=120)
     page = read_utf8(PAGE).format(
@@ -213,8 +231,8 @@ def write_report(study, table: dict, cache_of: dict, meta: dict):
         n=len(seeds),
         bound=bound(len(seeds)),
         meta=meta,
-        table=fidelity_table(results, titles, bytes_of, "live", MIXED),
-        alone=fidelity_table(results, titles, bytes_of, "live_alone", ALONE),
+        table=fidelity_table(results, titles, kept, "live", MIXED),
+        alone=fidelity_table(results, titles, kept, "live_alone", ALONE),
         others=others_table(results, titles),
         seeds=seed_table(results, titles, seeds),
         race=race(study, table),

@@ -44,12 +44,13 @@ def main_table(results: dict, text: dict, titles: dict) -> str:
     """What each row took and reached, means over seeds."""
     lines = []
     for row, runs in results.items():
-        cells = [titles[row], f"{runs[0].teraflop:.1f}", mean_sd(each_seed(runs, "dev"))]
+        minutes = statistics.mean(each_seed(runs, "minutes"))
+        cells = [titles[row], f"{runs[0].teraflop:.1f}", f"{minutes:.1f}", mean_sd(each_seed(runs, "dev"))]
         cells += [mean_sd(text[row][name], form) for name, form in TEXT.items()]
         lines.append(cells)
-    of_data = ["the data's continuations", "", "", "", "", ""]
+    of_data = ["the data's continuations", *[""] * 6]
     of_data += [f"{text['llama'][f'data_{name}'][0]:.4f}" for name in ("repeated", "distinct_2")]
-    return grid(["", "TFLOP", "dev nats/token", *HEADS.values()], [*lines, of_data])
+    return grid(["", "TFLOP", "core minutes", "dev nats/token", *HEADS.values()], [*lines, of_data])
 
 
 def difference_table(results: dict, text: dict, titles: dict) -> str:
@@ -79,13 +80,14 @@ def continuing_table(results: dict, titles: dict) -> str:
     return grid(["dev nats/token", "− the start", "− cross-entropy"], lines)
 
 
-def answer(results: dict, text: dict) -> str:
+def answer(results: dict, text: dict, titles: dict) -> str:
     """What the numbers say, in sentences."""
     sentences = []
-    for figure, what, lower in (
-        ("dev", "held-out loss", "better"),
-        ("reverse_kl", "divergence from the teacher on its own text", "better"),
-        ("repeated", "repetition", "less"),
+    of_data = text["llama"]["data_repeated"][0]
+    for figure, what, note in (
+        ("dev", "Held-out loss", "lower is better"),
+        ("reverse_kl", "Divergence from the teacher on its own text", "lower is closer"),
+        ("repeated", "Repeated 4-grams", f"the data has {of_data:.4f}"),
     ):
         parts = []
         for kl in KINDS:
@@ -94,9 +96,8 @@ def answer(results: dict, text: dict) -> str:
                 values, reference = each_seed(results[row], "dev"), each_seed(results[kl], "dev")
             else:
                 values, reference = text[row][figure], text[kl][figure]
-            name = {"forward": "forward KL", "reverse": "reverse KL", "js": "JS"}[kl]
-            parts.append(f"{difference(values, reference)} with {name} ({significance(values, reference)})")
-        sentences.append(f"**Its {what}** (lower is {lower}): {'; '.join(parts)}.")
+            parts.append(f"{difference(values, reference)} with {titles[kl]} ({significance(values, reference)})")
+        sentences.append(f"**{what}** ({note}): {'; '.join(parts)}.")
     return "\n\n".join(sentences)
 
 
@@ -118,8 +119,10 @@ def draw(results: dict, text: dict, titles: dict) -> plt.Figure:
         for row, mark in (("ce", "x"), ("llama", "*"), ("control", "+")):
             loss = statistics.mean(each_seed(results[row], "dev"))
             axis.plot(statistics.mean(text[row][name]), loss, "k" + mark, markersize=9, label=titles[row])
-        axis.set(xlabel=HEADS[name] + ": less is better", ylabel="dev nats/token: less is better")
+        axis.set(xlabel=HEADS[name], ylabel="dev nats/token: less is better")
         axis.grid(alpha=0.3)
+    axes[1].axvline(text["llama"]["data_repeated"][0], color="black", linewidth=0.8, linestyle=":", label="the data")
+    axes[1].legend(fontsize=8)
     axes[0].legend(fontsize=8)
     return figure
 
@@ -136,7 +139,7 @@ def write_report(study, table: dict, meta: dict):
     draw(results, text, titles).savefig(HERE / "results.png", dpi=120)
     seeds = [run.seed for run in table["ce"]]
     page = read_utf8(PAGE).format(
-        answer=answer(results, text),
+        answer=answer(results, text, titles),
         n=len(seeds),
         bound=bound(len(seeds)),
         meta=meta,
