@@ -3,11 +3,19 @@
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 
 def grid(head: list[str], rows: list[list]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def save(figure: plt.Figure, path: Path):
+    """Write a picture, and free its memory."""
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
 
 
 def copy_logs(study, runs: set, folder: Path):

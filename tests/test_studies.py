@@ -13,15 +13,16 @@ import pytest
 from conftest import ROOT, parameters
 
 from configurator import read_config_file
-from studies import measuring
+from studies import babylm_small, measuring
 from studies.babyllama import __main__ as babyllama
-from studies.babyllama.__main__ import BOTH, ROWS, passages
+from studies.babyllama.__main__ import BOTH, ROWS
+from studies.babylm_small import passages
 from studies.engine import Study, Trained
 
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
 
 
-@pytest.mark.parametrize("module", [babyllama, measuring])
+@pytest.mark.parametrize("module", [babylm_small, measuring])
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -134,8 +135,8 @@ def pretended(tmp_path, monkeypatch):
         "files": {},
         "domains": {"cbt": {}},
     }
-    monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(babyllama, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
+    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
     knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
 
     def make(**changed):

@@ -14,8 +14,7 @@ from conftest import ROOT
 from common.data import TokenData
 from common.pretrained import load_pretrained
 from configurator import read_config_file
-from studies import calibration
-from studies.babyllama import __main__ as babyllama
+from studies import babylm_small, calibration
 from studies.cache import __main__ as study_cache
 from studies.cache.__main__ import CACHE_OF, CACHES, ROWS, CacheStudy
 
@@ -84,8 +83,8 @@ def pretended(tmp_path, monkeypatch):
     Path("studies").mkdir()
     Path("config").symlink_to(ROOT / "config")
     meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(study_cache, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
+    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
     for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
         monkeypatch.setattr(study_cache, name, value, raising=False)
 

@@ -10,8 +10,7 @@ import pytest
 from conftest import ROOT
 
 from configurator import read_config_file
-from studies import generation
-from studies.babyllama import __main__ as babyllama
+from studies import babylm_small, generation
 from studies.onpolicy import __main__ as study_onpolicy
 from studies.onpolicy.__main__ import ROWS, OwnTextStudy
 
@@ -52,8 +51,8 @@ def pretended(tmp_path, monkeypatch):
     Path("studies").mkdir()
     Path("config").symlink_to(ROOT / "config")
     meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr(babyllama, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(study_onpolicy, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
+    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
     for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
         monkeypatch.setattr(study_onpolicy, name, value, raising=False)
 
@@ -82,19 +81,19 @@ def test_every_student_goes_on_from_the_start_of_its_seed_for_as_many_flops(pret
             continue
         assert knobs["init_from"] == f"out/control_seed{seed}_lr0.003_epochs6" and knobs["learning_rate"] == "0.001"
         if row == "ce":
-            assert "teacher" not in knobs and knobs["epochs"] == "3.0"
+            assert "teacher" not in knobs and knobs["epochs"] == "2.0"
             continue
         assert knobs["teacher"] == f"out/llama_seed{seed}_lr0.001_epochs6"
         share = float(knobs["on_policy"])
         assert row == knobs["kl"] + (f"_{share:g}" if share else "")
         # three forward passes a step on data; a step that is written takes 0.84 of one more
-        assert float(knobs["epochs"]) * (3 + 0.84 * share) == pytest.approx(3.0 * 3)
+        assert float(knobs["epochs"]) * (3 + 0.84 * share) == pytest.approx(2.0 * 3)
     assert {c[0] for c in pretended().commands} == {"prepare_data.py"}
 
 
 def test_a_run_that_was_interrupted_begins_anew(pretended):
     pretended()
-    folder = Path("out/reverse_0.25_seed1_lr0.001_epochs2.80374")
+    folder = Path("out/reverse_0.25_seed1_lr0.001_epochs1.86916")
     (folder / "summary.json").unlink()
     (folder / "left").touch()
     again = [c for c in pretended().commands if c[0] == "distill.py"]
@@ -128,6 +127,6 @@ def test_a_model_that_is_its_teacher_does_not_differ_from_it(dataset, teacher):
     command = [sys.executable, "-m", "studies.generation", *keys]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     found = json.loads(done.stdout)
-    assert found["samples"] == 30 and found["tokens"] == 30 * 12 and found["agree"] == 1
+    assert found["samples"] == 30 and 30 * 6 < found["tokens"] <= 30 * 12 and found["agree"] == 1
     assert abs(found["reverse_kl"]) < 1e-6 and found["entropy"] == pytest.approx(found["teacher_entropy"])
     assert 0 < found["distinct_2"] <= found["distinct_3"] <= 1

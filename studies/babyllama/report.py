@@ -23,7 +23,7 @@ from studies.measuring import (
     significance,
     verdict,
 )
-from studies.report import copy_logs, grid
+from studies.report import copy_logs, grid, save
 
 HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")
@@ -304,8 +304,8 @@ def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
     runs = set(chain(*table.values(), *points.values(), *trials.values()))
     copy_logs(study, runs, HERE / "logs")
     results = measure_all(study.out, table)
-    draw_rows(study, results).savefig(HERE / "results.png", dpi=120)
-    draw_first_seed(study, table).savefig(HERE / "curves.png", dpi=120)
+    save(draw_rows(study, results), HERE / "results.png")
+    save(draw_first_seed(study, table), HERE / "curves.png")
 
     # teachers and data are given in units of the student
     size = results["student"][0].parameters

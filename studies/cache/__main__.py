@@ -19,10 +19,9 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 
-from common.data import read_meta
 from common.files import write_json
-from studies.babyllama import __main__ as babyllama
-from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, DATA, FORMULA_CONFIG, GPT_CONFIG, LLAMA_CONFIG
+from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, FORMULA_CONFIG, GPT_CONFIG, LLAMA_CONFIG
+from studies.babylm_small import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.cache.report import write_report
 from studies.engine import Row, Study, Trained
 
@@ -154,8 +153,8 @@ def timed(folder: Path):
 
 
 def main():
-    numbers = babyllama.parse_seeds(seeds)
-    babyllama.check_corpus(corpus)
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
     study = CacheStudy(
         rows=ROWS,
         trial_rates={},
@@ -167,13 +166,10 @@ def main():
         jobs=jobs,
     )
     # after the lock that Study takes: another study may be reading the data
-    babyllama.cut_corpus(corpus, babyllama.EVERY_TRAIN, babyllama.EVERY_DEV)
-    study.call(["prepare_data.py", "config/babyllama_small/data.py"])
-    meta = read_meta(DATA)
-    babyllama.record_corpus(study, meta)
+    meta = prepare(study, corpus)
+    record_corpus(study, meta)
     for row, (rate, epochs) in SETTINGS.items():
         study.chosen[row] = Trained(row, numbers[0], rate, epochs)
-    meta["corpus"] = Path(corpus or "babylm").name  # by name only: the page is published
     write_report(study, run_all(study, numbers), CACHE_OF, meta)
 
 

@@ -16,7 +16,7 @@ from common.figures import MARKERS
 from common.files import read_json, read_utf8
 from common.teacher_cache import bytes_per_token, layout_of, read_info
 from studies.measuring import bound, difference, each_seed, mean_sd, measure_all, paired, significance
-from studies.report import copy_logs, grid
+from studies.report import copy_logs, grid, save
 
 HERE = Path("studies/cache")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")
@@ -225,7 +225,7 @@ def write_report(study, table: dict, cache_of: dict, meta: dict):
     tails = tail_masses(study, cache_of, seeds)
     kept = {row: (bytes_of[row], tails.get(row, "")) for row in cache_of}
     titles = {row: declared.title for row, declared in study.rows.items()}
-    draw(results, bytes_of).savefig(HERE / "results.png", dpi=120)
+    save(draw(results, bytes_of), HERE / "results.png")
     page = read_utf8(PAGE).format(
         answer=answer(results, bytes_of),
         n=len(seeds),

@@ -17,9 +17,8 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-from common.data import read_meta
-from studies.babyllama import __main__ as babyllama
-from studies.babyllama.__main__ import CONTROL_CONFIG, DATA, FORMULA_CONFIG, LLAMA_CONFIG
+from studies.babyllama.__main__ import CONTROL_CONFIG, FORMULA_CONFIG, LLAMA_CONFIG
+from studies.babylm_small import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.engine import Row, Study, Trained
 from studies.onpolicy.report import write_report
 
@@ -69,7 +68,7 @@ for kl in DIVERGENCES:
         ROWS[row_name(kl, share)] = continued(kl, share)
 
 # learning rate and epochs: of teacher and start as the study of Baby Llama chose them; of what follows not tuned
-SETTINGS = {"llama": (1e-3, 6.0), "control": (3e-3, 6.0), "continued": (1e-3, 3.0)}
+SETTINGS = {"llama": (1e-3, 6.0), "control": (3e-3, 6.0), "continued": (1e-3, 2.0)}
 
 # ---------------------------------------------------------------------------------------------
 # the study
@@ -104,8 +103,8 @@ class OwnTextStudy(Study):
 
 
 def main():
-    numbers = babyllama.parse_seeds(seeds)
-    babyllama.check_corpus(corpus)
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
     study = OwnTextStudy(
         rows=ROWS,
         trial_rates={},
@@ -117,10 +116,8 @@ def main():
         jobs=jobs,
     )
     # after the lock that Study takes: another study may be reading the data
-    babyllama.cut_corpus(corpus, babyllama.EVERY_TRAIN, babyllama.EVERY_DEV)
-    study.call(["prepare_data.py", "config/babyllama_small/data.py"])
-    meta = read_meta(DATA)
-    babyllama.record_corpus(study, meta)
+    meta = prepare(study, corpus)
+    record_corpus(study, meta)
     for row, (rate, epochs) in SETTINGS.items():
         study.chosen[row] = Trained(row, numbers[0], rate, epochs)
     table = {}
@@ -131,7 +128,6 @@ def main():
     study.run(table["control"], blimp=False)
     # all rows of one seed before the next, so that a study that is stopped has whole columns
     study.run(list(chain(*zip(*table.values()))), blimp=False)
-    meta["corpus"] = Path(corpus or "babylm").name  # by name only: the page is published
     write_report(study, table, meta)
 
 

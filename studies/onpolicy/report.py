@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from common.figures import MARKERS
 from common.files import read_json, read_utf8
 from studies.measuring import bound, difference, each_seed, mean_sd, measure_all, paired, significance
-from studies.report import copy_logs, grid
+from studies.report import copy_logs, grid, save
 
 HERE = Path("studies/onpolicy")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")
@@ -136,7 +136,7 @@ def write_report(study, table: dict, meta: dict):
     results = measure_all(study.out, table)
     text = read_text_figures(study.out, table)
     titles = {row: declared.title for row, declared in study.rows.items()}
-    draw(results, text, titles).savefig(HERE / "results.png", dpi=120)
+    save(draw(results, text, titles), HERE / "results.png")
     seeds = [run.seed for run in table["ce"]]
     page = read_utf8(PAGE).format(
         answer=answer(results, text, titles),
