@@ -592,7 +592,8 @@ def test_two_that_write_one_folder(args, tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_at_ten_moments_and_the_same_bytes_in_the_end(args, tmp_path):
-    data = write_dataset(tmp_path / "data", tokens=40_000)
+    # so many that writing takes several times FLUSH_SECONDS: what is done before the first flush is not kept
+    data = write_dataset(tmp_path / "data", tokens=120_000)
     more = [f"--dataset={data}", "--batch_size=2", "--draws=2"]
     command = [sys.executable, str(ROOT / "cache_teacher.py")]
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
