@@ -15,7 +15,7 @@ from common.generate import decode_growing, stream_text, write_text
 from common.pretrained import find_model, load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
-from model import GPT, GPTConfig, LLaMA, LLaMAConfig, draw, sample
+from model import GPT, GPTConfig, Linear, LLaMA, LLaMAConfig, draw, sample
 
 SHAPE = dict(vocab_size=100, block_size=32, n_layer=2, n_head=4, n_embd=64)
 MODELS = {
@@ -279,3 +279,26 @@ def test_an_empty_prompt_after_a_corpus_of_one_document(tmp_path):
     run_script("train.py", *shape, f"--dataset={data}", f"--out_dir={out}", "--max_steps=2", "--device=cpu")
     done = run_script("sample.py", f"--model={out}", "--max_tokens=3", "--device=cpu")
     assert done.stdout.startswith("e") and "starting from 'e'" in done.stderr
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_positions_have_the_products_of_many(bias):
+    """model.Linear in generation against nn.Linear: none to 40 rows, even and odd numbers of outputs."""
+    torch.manual_seed(0)
+    for n_out in (1024, 1025):
+        layer = Linear(512, n_out, bias=bias)
+        plain = torch.nn.Linear(512, n_out, bias=bias)
+        plain.load_state_dict(layer.state_dict())
+        for shape in ((1, 1), (1, 2), (3, 1), (4, 8), (5, 8), (0, 1), (1,)):
+            x = torch.randn(*shape, 512)
+            with torch.no_grad():
+                got = layer(x)
+            assert got.shape == (*shape, n_out)
+            torch.testing.assert_close(got, plain(x).detach(), rtol=1e-5, atol=1e-5)
+            # with a graph it is nn.Linear itself
+            assert torch.equal(layer(x), plain(x))
+    # weights that lie transposed, as a checkpoint may have them
+    layer = Linear(512, 1024, bias=bias)
+    layer.weight = torch.nn.Parameter(torch.randn(512, 1024).T)
+    with torch.no_grad():
+        assert layer(torch.randn(1, 1, 512)).shape == (1, 1, 1024)
