@@ -16,8 +16,8 @@ from configurator import read_config_file
 from studies import babylm_small, measuring
 from studies.babyllama import __main__ as babyllama
 from studies.babyllama.__main__ import BOTH, ROWS
-from studies.babylm_small import passages
-from studies.engine import Study, Trained
+from studies.corpus import passages
+from studies.runs import Study, Trained
 
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
 

@@ -17,8 +17,8 @@ import sys
 from itertools import chain, product
 
 from studies.babyllama.report import write_report
-from studies.babylm_small import DATA, EVERY_DEV, EVERY_TRAIN, check_corpus, parse_seeds, prepare, record_corpus
-from studies.engine import Row, Study
+from studies.corpus import DATA, EVERY_DEV, EVERY_TRAIN, check_corpus, parse_seeds, prepare, record_corpus
+from studies.runs import Row, Study
 from tasks.loading import load_tasks
 
 # ---------------------------------------------------------------------------------------------

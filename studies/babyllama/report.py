@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from common.figures import draw_curves
 from common.files import read_utf8
 from plot import read_log
-from studies.measuring import (
+from studies.stats import (
     Measured,
     bound,
     difference,

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from common.files import write_json
 from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, FORMULA_CONFIG, GPT_CONFIG, LLAMA_CONFIG
-from studies.babylm_small import DATA, check_corpus, parse_seeds, prepare, record_corpus
+from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.cache.report import write_report
-from studies.engine import Row, Study, Trained
+from studies.runs import Row, Study, Trained
 
 # ---------------------------------------------------------------------------------------------
 # rows

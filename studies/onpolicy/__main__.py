@@ -18,8 +18,8 @@ from itertools import chain
 from pathlib import Path
 
 from studies.babyllama.__main__ import CONTROL_CONFIG, FORMULA_CONFIG, LLAMA_CONFIG
-from studies.babylm_small import DATA, check_corpus, parse_seeds, prepare, record_corpus
-from studies.engine import Row, Study, Trained
+from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
+from studies.runs import Row, Study, Trained
 from studies.onpolicy.report import write_report
 
 # ---------------------------------------------------------------------------------------------

@@ -1,20 +1,34 @@
-"""What the studies on the BabyLM subset share: the cut of the corpus, and the knobs that name it.
+"""What is cut from a corpus of BabyLM's form for the studies, and the knobs that name it.
 
-Each cuts the same passages from the corpus and prepares them with config/babyllama_small/data.py, one study at a time.
+Two data sets, each used by one study at a time:
+
+data/babylm_small     a 150th of the training text, in passages of 4 KB (config/babyllama_small/data.py)
+data/babylm_medium    a 20th, in documents of 60 bytes to 3 KB (config/babylm_medium/data.py); what trials are
+                      chosen by is its held-out split. data/babylm_medium_test holds out other documents, for the pages
 """
 
 from pathlib import Path
 
+import numpy as np
+
 from common.data import read_meta
 from common.files import read_json, write_json
+from corpora.readers import END_OF_TEXT
 from corpora.sources import find_files
-from studies.engine import Study
+from studies.runs import Study
 
 TEXT = Path("data/babylm_small_text")
 DATA = Path("data/babylm_small")
 PASSAGE = 4096  # bytes
 EVERY_TRAIN = 150  # one of so many passages is kept
 EVERY_DEV = 20
+
+MEDIUM = Path("data/babylm_medium")
+MEDIUM_TEST = Path("data/babylm_medium_test")
+MEDIUM_TEXT = Path("data/babylm_medium_text")
+MEDIUM_TEST_TEXT = Path("data/babylm_medium_test_text")
+SHORTEST, LONGEST = 60, 3000  # bytes of a document, which is some whole lines
+EVERY_DOCUMENT = 20  # one of so many is kept, of every split
 
 # ---------------------------------------------------------------------------------------------
 # the subset
@@ -56,8 +70,7 @@ def cut_corpus(folder: str, every_train: int, every_dev: int):
     for file in corpus_files(folder):
         kept = ""
         if file.split in every_of_split:
-            text = file.path.read_text(encoding="utf-8", errors="replace")
-            kept = passages(text, every_of_split[file.split])
+            kept = passages(read_text(file), every_of_split[file.split])
         if not kept:
             needed = PASSAGE * (every_of_split.get(file.split, 0) // 2 + 1)  # bytes
             raise ValueError(
@@ -65,14 +78,23 @@ def cut_corpus(folder: str, every_train: int, every_dev: int):
                 f"<domain>.dev, of more than {needed:,} bytes, or --every_train and --every_dev are smaller"
             )
         texts[file.path.name] = kept
-    TEXT.mkdir(parents=True, exist_ok=True)
+    write_texts(TEXT, texts)
+
+
+def read_text(file) -> str:
+    return file.path.read_text(encoding="utf-8", errors="replace")
+
+
+def write_texts(folder: Path, texts: dict[str, str]):
+    """Write {name of file: text} to a folder, and nothing else there."""
+    folder.mkdir(parents=True, exist_ok=True)
     # files of another corpus would be prepared with these
-    for path in TEXT.iterdir():
+    for path in folder.iterdir():
         if path.name not in texts:
             path.unlink()
     # a file that is the same keeps its time, by which prepare_data.py sees that nothing is new
     for name, kept in texts.items():
-        path = TEXT / name
+        path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != kept:
             path.write_text(kept, encoding="utf-8")
 
@@ -81,9 +103,78 @@ def prepare(study: Study, corpus: str, every_train=EVERY_TRAIN, every_dev=EVERY_
     """Cut the subset and prepare it as DATA, which the study has locked; its meta.json, with the corpus's name."""
     cut_corpus(corpus, every_train, every_dev)
     study.call(["prepare_data.py", "config/babyllama_small/data.py"])
-    meta = read_meta(DATA)
+    return named_meta(DATA, corpus)
+
+
+def named_meta(data: Path, corpus: str) -> dict:
+    """meta.json of a data set, and the name of the corpus that it was cut from."""
+    meta = read_meta(data)
     # by name only: pages are published, and a path would say nothing to their readers
     meta["corpus"] = Path(corpus or "babylm").name
+    return meta
+
+
+# ---------------------------------------------------------------------------------------------
+# the larger one, of documents
+
+
+def documents(text: str) -> list[str]:
+    """A text in documents of whole lines: as many short ones as long ones, on a logarithmic scale.
+
+    >>> "".join(documents("a line\\n" * 1000)) == "a line\\n" * 1000
+    True
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    lines = []
+    size = 0
+    wanted = 0.0  # bytes of the next document
+    for line in text.splitlines(keepends=True):
+        lines.append(line)
+        size += len(line.encode())
+        if size >= wanted:
+            found.append("".join(lines))
+            lines = []
+            size = 0
+            wanted = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST)))
+    if lines:
+        found.append("".join(lines))
+    return found
+
+
+def joined(kept: list[str]) -> str:
+    """Documents as one text, of which --document_separator=eot makes them again."""
+    return "".join(document + END_OF_TEXT for document in kept)
+
+
+def cut_documents(folder: str):
+    """Write the kept documents of each file to MEDIUM_TEXT and MEDIUM_TEST_TEXT, and nothing else there.
+
+    ValueError, with nothing written, where a file is too short.
+    """
+    texts = {}
+    test_texts = {}
+    for file in corpus_files(folder):
+        found = documents(read_text(file))
+        # far from each other in the text, so that no document of one lies beside one of the other
+        kept = found[EVERY_DOCUMENT // 2 :: EVERY_DOCUMENT]
+        others = found[::EVERY_DOCUMENT]
+        if not kept:
+            raise ValueError(f"{file.path} has {len(found)} documents, of which one in {EVERY_DOCUMENT} is kept: none")
+        texts[file.path.name] = joined(kept)
+        # prepare_data.py wants something to learn from in every data set: a document
+        test_texts[file.path.name] = joined(kept[:1] if file.split == "train" else others)
+    write_texts(MEDIUM_TEXT, texts)
+    write_texts(MEDIUM_TEST_TEXT, test_texts)
+
+
+def prepare_medium(study: Study, corpus: str) -> dict:
+    """Cut the documents and prepare MEDIUM, which the study has locked, and MEDIUM_TEST; as `prepare`."""
+    cut_documents(corpus)
+    study.call(["prepare_data.py", "config/babylm_medium/data.py"])
+    study.call(["prepare_data.py", "config/babylm_medium/test.py"])
+    meta = named_meta(MEDIUM, corpus)
+    meta["test_tokens"] = read_meta(MEDIUM_TEST)["val_tokens"]
     return meta
 
 
@@ -119,7 +210,7 @@ def record_corpus(study: Study, meta: dict):
     record = study.out / "data.json"
     if record.exists() and read_json(record) != meta["files"]:
         raise ValueError(
-            f"{study.out} holds runs on another corpus than {DATA} has now; delete it, "
+            f"{study.out} holds runs on another corpus than {study.data} has now; delete it, "
             "choose another --out_dir, or give --corpus, --every_train and --every_dev as they were"
         )
     write_json(record, meta["files"])

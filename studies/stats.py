@@ -2,11 +2,7 @@
 
 import math
 import statistics
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from common.files import read_json
-from plot import read_log
+from dataclasses import dataclass
 
 # Student's t, two-sided at 95 %, by the number of seeds (its degrees of freedom are one less).
 # With few seeds it is far above the 1.96 of the normal distribution.
@@ -18,70 +14,82 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 
 @dataclass
 class Measured:
-    """What one run took and reached."""
+    """What one run took and reached, from the record that its study kept of it (Study.record in studies/runs.py)."""
 
-    parameters: int
-    tokens: int  # trained on, each epoch counted
-    teraflop: float  # of the run, its teachers' forward passes included
-    minutes: float
+    record: dict
 
-    # nats per token of the whole dev split, at T = 1 whatever the run was trained with
-    dev: float
-    # bits per byte of the same text
-    bits: float
-    # {domain: nats per token}
-    domains: dict[str, float]
+    @property
+    def parameters(self) -> int:
+        return self.record["parameters"]
 
-    # % of pairs whose better sentence is the likelier; chance is 50
-    blimp: float = math.nan
-    # {field: the same as a share of 1}
-    fields: dict[str, float] = field(default_factory=dict)
+    @property
+    def tokens(self) -> int:
+        """Trained on, each epoch counted."""
+        return self.record["tokens"]
 
-    # expected calibration error of the likeliest token, % (studies/calibration.py)
-    ece: float = math.nan
+    @property
+    def teraflop(self) -> float:
+        """Of the run, its teachers' forward passes included."""
+        return self.record["flops"] / 1e12
+
+    @property
+    def minutes(self) -> float:
+        """Of training, on one core."""
+        return self.record["seconds"] / 60
 
     @property
     def speed(self) -> float:
         """Tokens a second while training."""
-        return self.tokens / (60 * self.minutes)
+        return self.tokens / self.record["seconds"]
 
+    @property
+    def wall(self) -> float:
+        """Seconds of the whole process; NaN where it was interrupted."""
+        return self.record.get("wall", math.nan)
 
-def measure(folder: Path) -> Measured:
-    """Read the files of a finished run."""
-    run = read_json(folder / "summary.json")
-    # the run's own evaluations are of a few rows; this one is of all
-    dev = read_json(folder / "dev/summary.json")
-    domains = {}
-    for label, (_, losses) in read_log(str(folder / "dev")).items():
-        if label.startswith("val/"):
-            domains[label.removeprefix("val/")] = losses[0]
-    measured = Measured(
-        parameters=run["parameters"],
-        tokens=run["tokens"],
-        teraflop=run["flops"] / 1e12,
-        minutes=run["seconds"] / 60,
-        dev=dev["val"],
-        bits=dev["bits_per_byte"],
-        domains=domains,
-    )
-    if (folder / "calibration.json").exists():
-        measured.ece = 100 * read_json(folder / "calibration.json")["ece"]
-    # trials that were not chosen are not scored on BLiMP
-    if (folder / "blimp.json").exists():
-        (blimp,) = read_json(folder / "blimp.json")["results"]
-        measured.blimp = 100 * blimp["metrics"]["acc"]["value"]
+    @property
+    def dev(self) -> float:
+        """Nats per token of the whole dev split, at T = 1 whatever the run was trained with."""
+        return self.record["dev"]["val"]
+
+    @property
+    def test(self) -> float:
+        """The same of the test split, by which nothing was chosen."""
+        return self.record["test"]["val"]
+
+    @property
+    def bits(self) -> float:
+        """Bits per byte of the dev split."""
+        return self.record["dev"]["bits_per_byte"]
+
+    @property
+    def domains(self) -> dict[str, float]:
+        """{domain: nats per token} of the dev split."""
+        return self.record["dev"]["domains"]
+
+    @property
+    def blimp(self) -> float:
+        """% of pairs whose better sentence is the likelier; chance is 50. NaN of a run that was not scored."""
+        if "blimp" not in self.record:
+            return math.nan
+        return 100 * self.record["blimp"]["results"][0]["metrics"]["acc"]["value"]
+
+    @property
+    def fields(self) -> dict[str, float]:
+        """{field of BLiMP: the same as a share of 1}."""
+        by_field = self.record["blimp"]["results"][0]["parts"]["field"]
         # by name: the order of the file is that of the paradigms
-        for name, (share, _) in sorted(blimp["parts"]["field"].items()):
-            measured.fields[name] = share
-    return measured
+        return {name: share for name, (share, _) in sorted(by_field.items())}
 
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the likeliest token, % (studies/calibration.py)."""
+        return 100 * self.record["calibration"]["ece"]
 
-def measure_all(out_dir: Path, table: dict) -> dict[str, list[Measured]]:
-    """{row: what each of its runs reached} of {row: its runs}."""
-    results = {}
-    for row, runs in table.items():
-        results[row] = [measure(out_dir / run.name) for run in runs]
-    return results
+    def metric(self, task: str, name: str) -> float:
+        """A metric of evaluate.py: metric("lambada", "word_ppl"). The record keeps its JSON under "tasks"."""
+        (result,) = [result for result in self.record["tasks"]["results"] if result["task"] == task]
+        return result["metrics"][name]["value"]
 
 
 def each_seed(runs: list[Measured], name: str) -> list:

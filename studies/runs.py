@@ -1,20 +1,20 @@
-"""The engine of a study: runs of train.py and distill.py, a few at a time, each on one core.
+"""The runs of a study: those of train.py and distill.py, a few at a time, each on one core.
 
 A study names the rows of its table. The engine tries learning rates and epochs for some of them,
-trains every row with every seed, and scores each run on the whole dev split and on BLiMP. What is
-finished is not run again: stopped at any instant, the same command continues the study.
+trains every row with every seed, and scores each run. What is finished is not run again: stopped at
+any instant, the same command continues the study. `publish` keeps all that a page is made of.
 """
 
-import dataclasses
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
@@ -29,7 +29,7 @@ class Row:
     """A row of the table: a script, its config, and what is changed in it.
 
     tuned_as: the row whose trials choose its learning rate and epochs.
-    teachers: the rows whose runs of the same seed teach it.
+    teachers: the rows whose runs of the same seed teach it. cache: the cache that teaches it instead. start: the row whose run of the same seed it goes on from.
     """
 
     title: str
@@ -39,11 +39,34 @@ class Row:
     overrides: tuple[str, ...] = ()
     teachers: tuple[str, ...] = ()
     epochs_factor: float = 1.0
+    start: str = ""
+    cache: str = ""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What the runs of these rows, of the same seed, say of the data: the arguments of cache_teacher.py."""
+
+    teachers: tuple[str, ...]
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of a finished run: a script that prints one JSON object, kept as <name>.json.
+
+    command: (the study, the run) -> the script and its arguments. expected: what the object says of its settings, so
+    that one of other settings is scored anew.
+    """
+
+    name: str
+    command: Callable
+    expected: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One run: a row, a seed, and the learning rate and epochs it is given."""
+    """One run: a row, a seed, and the learning rate and epochs it is given (0 epochs: its config's steps)."""
 
     row: str
     seed: int
@@ -59,9 +82,9 @@ class Trained:
 class Study:
     """The runs of a study, `jobs` at a time, each in a folder of out_dir.
 
-    rows: {name: Row}. trial_rates: {row: the learning rates to try}. trial_epochs: the epochs to
-    try with each of them. data: the folder of the prepared data set. blimp_limit: as --limit of
-    evaluate.py.
+    rows: {name: Row}. caches: {name: Cache}. splits: {name: a data set, whose held-out split every run is scored on};
+    "dev" is what trials are chosen by. scores: further ones. trial_rates: {row: the learning rates to try}.
+    trial_epochs: the epochs to try with each of them. data: the folder of the prepared data set.
     Raises OSError while another study, or a run it left behind, uses the data.
     """
 
@@ -69,22 +92,24 @@ class Study:
         self,
         *,
         rows: dict[str, Row],
-        trial_rates: dict[str, tuple],
-        trial_epochs: tuple,
         data: Path,
         out_dir: str,
-        eval_dir: str,
-        blimp_limit: int,
         jobs: int,
+        caches: dict[str, Cache] | None = None,
+        splits: dict[str, Path] | None = None,
+        scores: tuple[Score, ...] = (),
+        trial_rates: dict[str, tuple] | None = None,
+        trial_epochs: tuple = (),
     ):
         self.rows = rows
-        self.trial_rates = trial_rates
-        self.trial_epochs = trial_epochs
         self.data = data
         self.out = Path(out_dir)
-        self.eval_dir = eval_dir
-        self.blimp_limit = blimp_limit
         self.jobs = jobs
+        self.caches = caches or {}
+        self.splits = splits or {"dev": data}
+        self.scores = scores
+        self.trial_rates = trial_rates or {}
+        self.trial_epochs = trial_epochs
 
         # a study that continues finds them again, from the files of its trials
         self.chosen = {}  # {row: its trial with the lowest dev loss}
@@ -109,7 +134,7 @@ class Study:
         """
         trials = {row: self.trials(row, seed) for row in rows}
         # in one call with the others, so that no core waits for the last trial
-        self.run([*chain(*trials.values()), *others], blimp=False)
+        self.run([*chain(*trials.values()), *others], scored=False)
         for row, runs in trials.items():
             self.chosen[row] = min(runs, key=self.dev_loss)
         return trials
@@ -120,6 +145,11 @@ class Study:
         settings = product(self.trial_rates[row], self.trial_epochs)
         return [Trained(row, seed, rate, epochs) for rate, epochs in settings]
 
+    def settle(self, settings: dict[str, tuple[float, float]]):
+        """Give rows a learning rate and epochs that are not tried: {row: (learning rate, epochs)}."""
+        for row, (rate, epochs) in settings.items():
+            self.chosen[row] = Trained(row, 0, rate, epochs)
+
     def settled(self, row: str, seed: int) -> Trained:
         """The run of a row with the chosen learning rate and epochs."""
         # tuning takes several runs a row, so that a variant has the settings of the row it varies
@@ -129,9 +159,35 @@ class Study:
     # -----------------------------------------------------------------------------------------
     # running them
 
-    def run(self, runs: list[Trained], blimp: bool):
-        """Train and score the runs that are not there yet."""
-        self.do([partial(self.run_one, run, blimp) for run in runs])
+    def run(self, runs: list[Trained], scored: bool = True):
+        """Train the runs that are not there yet, and score them: on the dev split, or by all scores."""
+        self.do([partial(self.run_one, run, scored) for run in runs])
+
+    def run_table(self, rows: list[str], seeds: list[int]) -> dict[str, list[Trained]]:
+        """Train and score these rows with every seed, teachers and starts before those who need them.
+
+        Caches are written as soon as their teachers are there. Returns {row: its runs}.
+        """
+        table = {row: [self.settled(row, seed) for seed in seeds] for row in rows}
+        waiting = list(rows)
+        while waiting:
+            ready = [row for row in waiting if not self.needs(row) & set(waiting)]
+            # all rows of one seed before the next: a study that is stopped has whole columns, and whatever else the
+            # machine does meanwhile meets all rows alike
+            self.run(list(chain(*zip(*(table[row] for row in ready)))))
+            waiting = [row for row in waiting if row not in ready]
+            # each once: those that learn from it wait for its teachers
+            written = [name for name, cache in self.caches.items() if set(cache.teachers) & set(ready)]
+            self.write_caches(written, seeds)
+        return table
+
+    def needs(self, row: str) -> set[str]:
+        """The rows whose runs this one learns from or goes on from."""
+        declared = self.rows[row]
+        needed = {*declared.teachers, declared.start} - {""}
+        if declared.cache:
+            needed |= set(self.caches[declared.cache].teachers)
+        return needed
 
     def do(self, tasks: list[Callable]):
         """Call the tasks, `jobs` at a time.
@@ -152,15 +208,18 @@ class Study:
                     child.terminate()
                 raise
 
-    def run_one(self, run: Trained, blimp: bool):
+    def run_one(self, run: Trained, scored: bool):
         """Train, then score; each step is skipped where its result is there."""
         folder = self.out / run.name
         started = time.perf_counter()
         self.train(run, folder)
-        self.score_dev(folder)
+        self.score_split("dev", folder)
         # trials are chosen by the dev loss alone
-        if blimp:
-            self.score_blimp(folder)
+        if scored:
+            for name in self.splits:
+                self.score_split(name, folder)
+            for score in self.scores:
+                self.write_score(score, run)
         self.say(f"{run.name}: dev {self.dev_loss(run):.4f} nats/token", started)
 
     def say(self, done: str, started: float):
@@ -175,39 +234,71 @@ class Study:
         # before anything is skipped: a finished run of other settings must not enter the table
         command = self.command(run, folder)
         checkpoints = by_step(folder)
+        # resumed it would no longer say what it began from
+        if self.rows[run.row].start and checkpoints and not (folder / "summary.json").exists():
+            shutil.rmtree(folder)
+            checkpoints = []
         self.check_same(folder, checkpoints, command)
         if (folder / "summary.json").exists():
             return
         if checkpoints:
             command = [*command, "--init_from=resume"]
+        started = time.perf_counter()
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.call(command, folder / "output.txt")
         # so that a config that was refused leaves nothing that looks like a run
         finally:
             remove_if_empty(folder)
+        self.note_time(folder, started, is_new)
+
+    def note_time(self, folder: Path, started: float, is_new: bool):
+        """Write how long the process took that filled a folder; of work that was interrupted it is not known."""
+        if is_new:
+            write_json(folder / "wall.json", {"seconds": time.perf_counter() - started})
 
     def command(self, run: Trained, folder: Path) -> list[str]:
         """The script and its arguments."""
         row = self.rows[run.row]
-        arguments = [
-            f"--out_dir={folder}",
-            f"--seed={run.seed}",
-            f"--learning_rate={run.rate}",
-            f"--epochs={run.epochs}",
-        ]
-        if row.teachers:
+        arguments = [f"--out_dir={folder}", f"--seed={run.seed}", f"--learning_rate={run.rate}"]
+        if run.epochs:
+            arguments.append(f"--epochs={run.epochs}")
+        if row.start:
+            arguments.append(f"--init_from={self.folder_of(row.start, run.seed)}")
+        if row.teachers or row.cache:
             arguments.append(f"--teacher={self.teacher(run)}")
         return [row.script, row.config, *arguments, *row.overrides]
 
+    def folder_of(self, row: str, seed: int) -> Path:
+        """Where the settled run of a row lies."""
+        return self.out / self.settled(row, seed).name
+
     def teacher(self, run: Trained) -> str:
-        """The knob `teacher` of a run."""
-        # a seed has its own teachers, of the learning rate and epochs chosen on the first seed
-        folders = []
-        for name in self.rows[run.row].teachers:
-            teacher = dataclasses.replace(self.chosen[name], seed=run.seed)
-            folders.append(str(self.out / teacher.name))
-        return ",".join(folders)
+        """The knob `teacher` of a run: its teachers of the same seed, or their cache."""
+        row = self.rows[run.row]
+        if row.cache:
+            return str(self.cache_folder(row.cache, run.seed))
+        return ",".join(str(self.folder_of(name, run.seed)) for name in row.teachers)
+
+    def cache_folder(self, name: str, seed: int) -> Path:
+        return self.out / "caches" / f"{name}_seed{seed}"
+
+    def write_caches(self, names: list[str], seeds: list[int]):
+        """Run cache_teacher.py for these caches, and each seed."""
+        self.do([partial(self.write_cache, name, seed) for seed, name in product(seeds, names)])
+
+    def write_cache(self, name: str, seed: int):
+        folder = self.cache_folder(name, seed)
+        cache = self.caches[name]
+        teachers = ",".join(str(self.folder_of(row, seed)) for row in cache.teachers)
+        started = time.perf_counter()
+        is_new = not folder.exists()
+        # a finished cache says that it is one, and is left as it is
+        arguments = [f"--teacher={teachers}", f"--dataset={self.data}", f"--out_dir={folder}", *cache.arguments]
+        self.call(["cache_teacher.py", *arguments])
+        self.note_time(folder, started, is_new)
+        self.say(folder.name, started)
 
     def check_same(self, folder: Path, checkpoints: list[Path], command: list[str]):
         """ValueError if a run, finished or begun, has other settings than its command.
@@ -232,15 +323,15 @@ class Study:
                     "delete it, or choose another --out_dir"
                 )
 
-    def score_dev(self, folder: Path):
-        """The loss on all rows of the dev split, and of each domain."""
-        if (folder / "dev/summary.json").exists():
+    def score_split(self, name: str, folder: Path):
+        """The loss on all rows of the held-out split of a data set, and of each domain."""
+        if (folder / name / "summary.json").exists():
             return
         # no step, only the evaluation that ends a run, of all rows (eval_rows=0)
         arguments = [
             f"--init_from={folder}",
-            f"--out_dir={folder}/dev",
-            f"--dataset={self.data}",
+            f"--out_dir={folder / name}",
+            f"--dataset={self.splits[name]}",
             "--max_steps=0",
             "--block_size=128",
             "--eval_rows=0",
@@ -248,22 +339,17 @@ class Study:
         ]
         self.call(["train.py", *arguments])
 
-    def score_blimp(self, folder: Path):
-        # another limit scores other pairs
-        scores = folder / "blimp.json"
-        if scores.exists() and read_json(scores)["limit"] == self.blimp_limit:
-            return
-        arguments = [
-            f"--model={folder}",
-            "--tasks=blimp",
-            f"--data_dir={self.eval_dir}",
-            f"--limit={self.blimp_limit}",
-            "--json=true",
-        ]
+    def write_score(self, score: Score, run: Trained):
+        """Score a run, unless it is scored."""
+        path = self.out / run.name / f"{score.name}.json"
+        if path.exists():
+            found = read_json(path)
+            if all(found[key] == value for key, value in score.expected.items()):
+                return
         # written aside and renamed, so that a kill leaves no half of it under the final name
-        aside = scores.with_suffix(".writing")
-        self.call(["evaluate.py", *arguments], aside)
-        aside.rename(scores)
+        aside = path.with_suffix(".writing")
+        self.call(score.command(self, run), aside)
+        aside.rename(path)
 
     def call(self, command: list[str], log: str | Path = os.devnull):
         """Run a script on one core, its output in a file.
@@ -300,9 +386,56 @@ class Study:
         """In nats per token of the whole dev split."""
         return read_json(self.out / run.name / "dev/summary.json")["val"]
 
+    def record(self, run: Trained) -> dict:
+        """All that a page may say of a run, in one object."""
+        folder = self.out / run.name
+        summary = read_json(folder / "summary.json")
+        record = {"row": run.row, "seed": run.seed, "learning_rate": run.rate, "epochs": run.epochs}
+        record |= {name: summary[name] for name in ("parameters", "tokens", "flops", "seconds")}
+        if (folder / "wall.json").exists():
+            record["wall"] = read_json(folder / "wall.json")["seconds"]
+        # trials have the dev split alone
+        for name in self.splits:
+            if (folder / name / "summary.json").exists():
+                record[name] = split_record(folder / name)
+        for score in self.scores:
+            if (folder / f"{score.name}.json").exists():
+                record[score.name] = read_json(folder / f"{score.name}.json")
+        return record
+
+    def publish(self, folder: Path, table: dict, meta: dict, *, trials=None, points=None, **more):
+        """Fill `folder` with the logs and records of all runs, and study.json, which says what they are.
+
+        table, trials, points: {row: its runs}. meta: of the data. more: what else the page says.
+        """
+        groups = {"table": table, "trials": trials or {}, "points": points or {}}
+        # emptied first: a log of a run that is no longer in the table would look like evidence for it
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        about = {"titles": {row: declared.title for row, declared in self.rows.items()}}
+        for group, runs_of in groups.items():
+            about[group] = {row: [run.name for run in runs] for row, runs in runs_of.items()}
+            for run in chain(*runs_of.values()):
+                shutil.copy(self.out / run.name / "log.txt", folder / f"{run.name}.txt")
+                write_json(folder / f"{run.name}.json", self.record(run))
+        about["chosen"] = {row: run.name for row, run in self.chosen.items()}
+        about |= {"jobs": self.jobs, "seconds": self.seconds(), "meta": meta, **more}
+        write_json(folder / "study.json", about)
+
     def seconds(self) -> float:
         """What the study has taken, this time and the times before."""
         return self.seconds_before + time.perf_counter() - self.started
+
+
+def split_record(folder: Path) -> dict:
+    """What an evaluation of a whole split found: nats per token and bits per byte, and the former of each domain."""
+    summary = read_json(folder / "summary.json")
+    domains = {}
+    for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines():
+        _, label, value = line.split()
+        if label.startswith("val/"):
+            domains[label.removeprefix("val/")] = float(value)
+    return {"val": summary["val"], "bits_per_byte": summary["bits_per_byte"], "domains": domains}
 
 
 def lock_data(data: Path):
