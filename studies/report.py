@@ -1,6 +1,7 @@
 """What the pages of all studies are made with.
 
-A study keeps its logs and records in its folder logs/ (Study.publish in studies/runs.py); its page is made of these alone.
+A study keeps its logs and records in its folder logs/ (Study.publish in studies/runs.py); its page is made of these
+alone.
 """
 
 import statistics

@@ -29,7 +29,8 @@ class Row:
     """A row of the table: a script, its config, and what is changed in it.
 
     tuned_as: the row whose trials choose its learning rate and epochs.
-    teachers: the rows whose runs of the same seed teach it. cache: the cache that teaches it instead. start: the row whose run of the same seed it goes on from.
+    teachers: the rows whose runs of the same seed teach it. cache: the cache that teaches it instead.
+    start: the row whose run of the same seed it goes on from.
     """
 
     title: str

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from common.figures import draw_curves
 from common.files import read_utf8
 from plot import read_log
+from studies.report import copy_logs, grid, save
 from studies.stats import (
     Measured,
     bound,
@@ -23,7 +24,6 @@ from studies.stats import (
     significance,
     verdict,
 )
-from studies.report import copy_logs, grid, save
 
 HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from common.files import write_json
 from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, FORMULA_CONFIG, GPT_CONFIG, LLAMA_CONFIG
-from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.cache.report import write_report
+from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.runs import Row, Study, Trained
 
 # ---------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import numpy as np
 from common.figures import MARKERS
 from common.files import read_json, read_utf8
 from common.teacher_cache import bytes_per_token, layout_of, read_info
-from studies.stats import bound, difference, each_seed, mean_sd, measure_all, paired, significance
 from studies.report import copy_logs, grid, save
+from studies.stats import bound, difference, each_seed, mean_sd, measure_all, paired, significance
 
 HERE = Path("studies/cache")  # where it is written; the study runs in the repository's root
 PAGE = Path(__file__).with_name("page.md")

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from studies.babyllama.__main__ import CONTROL_CONFIG, FORMULA_CONFIG, LLAMA_CONFIG
 from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
-from studies.runs import Row, Study, Trained
 from studies.onpolicy.report import write_report
+from studies.runs import Row, Study, Trained
 
 # ---------------------------------------------------------------------------------------------
 # rows
