@@ -171,15 +171,20 @@ class Study:
         """
         table = {row: [self.settled(row, seed) for seed in seeds] for row in rows}
         waiting = list(rows)
+        caches = {self.rows[row].cache for row in rows} - {""}
+        unwritten = [name for name in self.caches if name in caches]
         while waiting:
+            # each once, when the last of its teachers is there
+            ready = [name for name in unwritten if not set(self.caches[name].teachers) & set(waiting)]
+            self.write_caches(ready, seeds)
+            unwritten = [name for name in unwritten if name not in ready]
+
             ready = [row for row in waiting if not self.needs(row) & set(waiting)]
+            assert ready, f"these rows wait for one another: {waiting}"
             # all rows of one seed before the next: a study that is stopped has whole columns, and whatever else the
             # machine does meanwhile meets all rows alike
             self.run(list(chain(*zip(*(table[row] for row in ready)))))
             waiting = [row for row in waiting if row not in ready]
-            # each once: those that learn from it wait for its teachers
-            written = [name for name, cache in self.caches.items() if set(cache.teachers) & set(ready)]
-            self.write_caches(written, seeds)
         return table
 
     def needs(self, row: str) -> set[str]:
