@@ -1,6 +1,7 @@
-"""The study of Baby Llama: its subset, the order and choice of its runs, what it makes of their numbers."""
+"""The engine of the studies and the study of Baby Llama: data, order and choice of the runs, what becomes of them."""
 
 import doctest
+import importlib
 import json
 import shutil
 import subprocess
@@ -12,19 +13,32 @@ import numpy as np
 import pytest
 from conftest import ROOT, parameters
 
+from common.files import read_json
 from configurator import read_config_file
-from studies import babylm_small, measuring
 from studies.babyllama import __main__ as babyllama
 from studies.babyllama.__main__ import BOTH, ROWS
-from studies.corpus import passages
-from studies.runs import Study, Trained
+from studies.babyllama.report import write_report
+from studies.corpus import (
+    END_OF_TEXT,
+    MEDIUM,
+    MEDIUM_TEST,
+    MEDIUM_TEST_TEXT,
+    MEDIUM_TEXT,
+    cut_documents,
+    documents,
+    joined,
+    passages,
+    prepare_medium,
+)
+from studies.report import read_results
+from studies.runs import Cache, Row, Score, Study, Trained
 
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
 
 
-@pytest.mark.parametrize("module", [babylm_small, measuring])
+@pytest.mark.parametrize("module", ["studies.corpus", "studies.stats"])
 def test_examples_of_the_docstrings(module):
-    found = doctest.testmod(module)
+    found = doctest.testmod(importlib.import_module(module))
     assert found.attempted and not found.failed
 
 
@@ -36,21 +50,74 @@ def test_passages_are_whole_lines_spread_over_the_text():
     assert passages("".join(lines), 1) == "".join(lines) and passages("short\n", 1) == ""
 
 
-def small_corpus(folder: Path) -> Path:
+def test_documents_are_whole_lines_and_as_often_short_as_long():
+    """On a logarithmic scale of 60 to 3,000 bytes: a quarter of them below each of three equal steps."""
+    text = "".join(f"{i:06}\n" for i in range(200_000))
+    found = documents(text)
+    assert "".join(found) == text and all(document.endswith("\n") for document in found)
+    sizes = np.array([len(document) for document in found[1:-1]])  # the first is a line, the last the rest
+    assert sizes.min() >= 60 and sizes.max() < 3000 + 7
+    for quarter in (1, 2, 3):
+        edge = 60 * (3000 / 60) ** (quarter / 4)
+        assert np.mean(sizes < edge) == pytest.approx(quarter / 4, abs=0.03)
+    assert documents(text) == found  # the same each time: a study that continues cuts its data again
+    assert joined(["a\n", "b\n"]) == f"a\n{END_OF_TEXT}b\n{END_OF_TEXT}"
+
+
+def small_corpus(folder: Path, factor=1) -> Path:
     folder.mkdir()
     for domain in ("cbt", "wikipedia"):
-        for split, n in (("train", 3000), ("dev", 800)):
+        for split, n in (("train", 3000 * factor), ("dev", 800 * factor)):
             letters = np.random.default_rng(n).integers(97, 123, size=(n, 5, 6), dtype=np.uint8)
             text = "".join(" ".join(word.tobytes().decode() for word in line) + "\n" for line in letters)
             (folder / f"{domain}.{split}").write_text(text)
     return folder
 
 
-def study_of(args, tmp_path, ok=True):
-    """The study as a process of its own, in a copy of the repository: it writes beside its scripts."""
+def test_what_pages_report_is_no_text_that_trials_are_chosen_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = small_corpus(tmp_path / "corpus", factor=10)
+    cut_documents(str(found))
+    for name in ("cbt.dev", "wikipedia.dev"):
+        lines = (found / name).read_text().splitlines()
+        places = []
+        for folder in (MEDIUM_TEXT, MEDIUM_TEST_TEXT):
+            kept = (folder / name).read_text().replace(END_OF_TEXT, "").splitlines()
+            assert 0.02 < len(kept) / len(lines) < 0.1
+            places.append({lines.index(line) for line in kept})
+        dev, test = places
+        assert not dev & test
+        # nor beside it
+        assert not dev & {place + 1 for place in test} and not test & {place + 1 for place in dev}
+
+
+@pytest.mark.slow
+def test_what_pages_report_is_in_the_tokens_of_the_training_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_of_the_repository(tmp_path))
+    study = Study(rows={}, data=MEDIUM, out_dir="out", jobs=1)
+    meta = prepare_medium(study, str(small_corpus(tmp_path / "corpus", factor=10)))
+    study.data_lock.close()
+    dev, test = (read_json(folder / "meta.json") for folder in (MEDIUM, MEDIUM_TEST))
+    assert dev["tokenizer_hash"] == test["tokenizer_hash"] and dev["vocab_size"] == test["vocab_size"] == 2048
+    assert dev["files"]["val.bin"]["sha256"] != test["files"]["val.bin"]["sha256"]
+    assert meta["test_tokens"] == test["val_tokens"] > 1000 and meta["corpus"] == "corpus"
+    # every document is one again: an end of text stands between them
+    text = (MEDIUM_TEXT / "cbt.train").read_text() + (MEDIUM_TEXT / "wikipedia.train").read_text()
+    tokens = np.fromfile(MEDIUM / "train.bin", "<u2")
+    assert (tokens == dev["eot"]).sum() == text.count(END_OF_TEXT) > 20
+
+
+def copy_of_the_repository(tmp_path) -> Path:
+    """For what writes beside the scripts."""
     copy = tmp_path / "copy"
     if not copy.exists():
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "out", "data", "results", "tests", "shared"))
+    return copy
+
+
+def study_of(args, tmp_path, ok=True):
+    """The study as a process of its own, in a copy of the repository."""
+    copy = copy_of_the_repository(tmp_path)
     command = [sys.executable, "-m", "studies.babyllama", *args]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
@@ -109,11 +176,11 @@ class Pretended(Study):
             return
         folder = Path(knobs["out_dir"])
         folder.mkdir(exist_ok=True)
-        name = folder.parent.name if folder.name == "dev" else folder.name
+        name = folder.parent.name if folder.name in self.splits else folder.name
         row, rest = name.rsplit("_seed", 1)
         seed, rate, epochs = int(rest[0]), float(rest.split("_lr")[1].split("_")[0]), float(rest.split("epochs")[1])
         val = QUALITY.get(row, 4.35) + 0.01 * seed * (row != "control") + abs(rate - 3e-3) + 0.01 * abs(epochs - 6)
-        config = read_config_file(command[1]) if folder.name != "dev" else {}
+        config = read_config_file(command[1]) if folder.name not in self.splits else {}
         config |= {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
         whole = {"parameters": 100, "tokens": 1000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
         (folder / "summary.json").write_text(json.dumps(whole | {"config": config}))
@@ -124,7 +191,8 @@ class Pretended(Study):
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its report; each call as a new process would."""
     monkeypatch.chdir(tmp_path)
-    Path("studies").mkdir()
+    Path("studies/babyllama").mkdir(parents=True)
+    shutil.copy(ROOT / "studies/babyllama/page.md", "studies/babyllama")
     Path("config").symlink_to(ROOT / "config")
     monkeypatch.setattr(babyllama, "load_tasks", lambda *a: None)
     meta = {
@@ -135,8 +203,8 @@ def pretended(tmp_path, monkeypatch):
         "files": {},
         "domains": {"cbt": {}},
     }
-    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
+    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
     knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
 
     def make(**changed):
@@ -157,6 +225,20 @@ def pretended(tmp_path, monkeypatch):
 def prepared(call):
     """`call`, but for prepare_data.py, whose work is not done here."""
     return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
+
+
+@pytest.mark.slow
+def test_the_page_is_made_of_the_logs_alone(pretended, tmp_path):
+    pretended()
+    page = (tmp_path / "studies/babyllama/README.md").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    for made in ("README.md", "results.png", "curves.png"):
+        (tmp_path / "studies/babyllama" / made).unlink()
+    write_report(read_results(Path("studies/babyllama/logs")))
+    assert (tmp_path / "studies/babyllama/README.md").read_bytes() == page
+    (tmp_path / "studies/babyllama/logs/study.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"study\.json is not there; first run: make study-babyllama"):
+        read_results(Path("studies/babyllama/logs"))
 
 
 @pytest.mark.slow
@@ -203,12 +285,152 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert "on BLiMP it is +0.00 ± 0.00 points (not significant at 95 %)" in page
     assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
     assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
-    assert "| student ← both | 100 | 1,000 | 2 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.0 ± 1.0 |" in page
+    assert "| student ← both | 100 | 1,000 | 2.0 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.00 ± 1.00 |" in page
     assert "| student ← both | 4.3000 | 4.3100 | 4.3200 | 60.00 | 61.00 | 62.00 |" in page  # by seed
     assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
-    logs = list((tmp_path / "studies/babyllama/logs").iterdir())
-    assert len(logs) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
+    logs = tmp_path / "studies/babyllama/logs"
+    n_runs = 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
+    assert len(list(logs.glob("*.txt"))) == n_runs and len(list(logs.glob("*.json"))) == n_runs + 1
+    assert f"data, {n_runs} runs, scores" in page
     assert all((tmp_path / f"studies/babyllama/{name}.png").stat().st_size > 10_000 for name in ("results", "curves"))
+
+
+class Small(Pretended):
+    """Rows that need one another, one run at a time; each finds what it needs finished."""
+
+    def call(self, command, log="unused"):
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        needed = [*knobs.get("teacher", "").split(","), knobs.get("init_from", "")]
+        for folder in needed:
+            assert not folder or any((Path(folder) / name).exists() for name in ("summary.json", "cache.json"))
+        if command[0] == "cache_teacher.py":
+            self.commands = [*getattr(self, "commands", []), command]
+            Path(knobs["out_dir"]).mkdir(parents=True, exist_ok=True)
+            (Path(knobs["out_dir"]) / "cache.json").write_text("{}")
+        elif command[0] == "-m":
+            self.commands = [*getattr(self, "commands", []), command]
+            Path(log).write_text(json.dumps({"half": 0.5, "of": knobs["of"]}))
+        else:
+            super().call(command, log)
+
+    def places(self) -> list[str]:
+        """The names of the folders that were filled, but for evaluations."""
+        folders = [Path(a.removeprefix("--out_dir=")) for c in self.commands for a in c if a.startswith("--out_dir=")]
+        return [folder.name.split("_lr")[0] for folder in folders if folder.name not in self.splits]
+
+
+def small_row(title: str, script="distill.py", **more) -> Row:
+    return Row(title, script=script, config="config/babyllama_small/control.py", tuned_as="all", **more)
+
+
+# in the table students come before those they need
+SMALL_ROWS = {
+    "going_on": small_row("goes on from the student", start="student"),
+    "student": small_row("learns from both", cache="both"),
+    "second": small_row("learns from the first", teachers=("first",)),
+    "first": small_row("first", script="train.py"),
+}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A study of them; call it again for what a new process would do. `of`: what its score is to say of itself."""
+    monkeypatch.chdir(ROOT)
+
+    def make(of="1") -> Small:
+        score = Score("half", lambda study, run: ["-m", "half", f"--of={of}"], {"of": of})
+        caches = {"both": Cache(("first", "second"), ("--top_k=4",)), "unused": Cache(("first",), ())}
+        splits = {"dev": tmp_path / "dev", "test": tmp_path / "test"}
+        study = Small(
+            rows=SMALL_ROWS,
+            data=tmp_path / "data",
+            out_dir=str(tmp_path / "out"),
+            jobs=1,
+            caches=caches,
+            splits=splits,
+            scores=(score,),
+        )
+        study.settle({"all": (3e-3, 6.0)})
+        study.data_lock.close()
+        return study
+
+    return make
+
+
+def test_what_a_row_needs_comes_first_and_each_cache_once(small):
+    study = small()
+    table = study.run_table(list(SMALL_ROWS), [0, 1])
+    rows = ["first", "second", "both", "student", "going_on"]
+    assert study.places() == [f"{row}_seed{seed}" for row in rows for seed in (0, 1)]
+    assert list(table) == list(SMALL_ROWS) and [run.seed for run in table["first"]] == [0, 1]
+    (command,) = [c for c in study.commands if c[0] == "cache_teacher.py" and "both_seed1" in c[3]]
+    out, name = study.out, "seed1_lr0.003_epochs6"
+    assert f"--teacher={out}/first_{name},{out}/second_{name}" in command and "--top_k=4" in command
+
+    again = small()
+    again.run_table(list(SMALL_ROWS), [0, 1])
+    # finished caches are called, and say themselves that they are
+    assert {c[0] for c in again.commands} == {"cache_teacher.py"}
+
+
+def test_rows_that_wait_for_one_another_are_an_error(small):
+    study = small()
+    study.rows = {"a": small_row("a", teachers=("b",)), "b": small_row("b", start="a")}
+    with pytest.raises(AssertionError, match="wait for one another"):
+        study.run_table(["a", "b"], [0])
+
+
+def test_a_run_that_goes_on_from_another_and_was_interrupted_begins_anew(small):
+    """Resumed it would no longer say what it began from."""
+    study = small()
+    (run, _) = study.run_table(list(SMALL_ROWS), [0, 1])["going_on"]
+    folder = study.out / run.name
+    (folder / "summary.json").unlink()
+    (folder / "step_000100").mkdir()
+    again = small()
+    again.run([run])
+    (command,) = [c for c in again.commands if c[0] == "distill.py"]
+    assert f"--init_from={study.out / 'student_seed0_lr0.003_epochs6'}" in command
+    assert "--init_from=resume" not in command and not (folder / "step_000100").exists()
+
+
+def test_a_score_of_other_settings_is_made_anew(small):
+    runs = [Trained("first", 0, 3e-3, 6.0)]
+    small().run(runs)
+    same, other = small(), small(of="2")
+    same.run(runs)
+    other.run(runs)
+    assert not hasattr(same, "commands") and [c[0] for c in other.commands] == ["-m"]
+
+
+def test_what_is_published_is_read_again(small, tmp_path):
+    study = small()
+    table = study.run_table(["first", "second"], [0, 1])
+    tried = Trained("first", 0, 1e-3, 6.0)
+    study.run([tried], scored=False)
+    trials = {"first": [tried, table["first"][0]]}
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "left.txt").touch()  # of a run that is no longer in the table
+    study.publish(logs, table, {"train_tokens": 23}, trials=trials, kept={"both": 4})
+    results = read_results(logs)
+    assert results.seeds == [0, 1] and results.n_runs == 5 and results.titles["second"] == "learns from the first"
+    assert results.meta == {"train_tokens": 23} and results.about["kept"] == {"both": 4}
+    assert (
+        [run.dev for run in results.table["first"]]
+        == pytest.approx([4.35, 4.36])
+        == [study.dev_loss(run) for run in table["first"]]
+    )
+    (first, _) = results.table["first"]
+    assert (first.parameters, first.tokens, first.teraflop, first.minutes) == (100, 1000, 2.0, 1.0)
+    assert first.test == first.dev and first.domains == {"cbt": first.dev} and first.wall >= 0
+    assert first.record["half"] == {"half": 0.5, "of": "1"}
+    # trials are not scored
+    assert "half" not in results.trials["first"][0].record and "test" not in results.trials["first"][0].record
+    assert results.name("trials", "first", 0) == "first_seed0_lr0.001_epochs6"
+    log = logs / f"{results.name('table', 'second', 1)}.txt"
+    assert log.read_bytes() == (study.out / table["second"][1].name / "log.txt").read_bytes()
+    assert len(list(logs.iterdir())) == 2 * 5 + 1  # and nothing of other runs
 
 
 def bare_study(data, out_dir):
@@ -219,8 +441,6 @@ def bare_study(data, out_dir):
         trial_epochs=babyllama.TRIAL_EPOCHS,
         data=data,
         out_dir=str(out_dir),
-        eval_dir="",
-        blimp_limit=1,
         jobs=2,
     )
 
@@ -237,7 +457,7 @@ def test_a_run_that_fails_stops_the_study_and_says_why(tmp_path, monkeypatch):
     )
     started = time.perf_counter()
     with pytest.raises(ValueError, match=r"train.py --dataset=.*none.* is not there; first run: python prepare"):
-        study.run([Trained("gpt", seed, 1e-3, 1.0) for seed in (0, 1)], blimp=False)
+        study.run([Trained("gpt", seed, 1e-3, 1.0) for seed in (0, 1)], scored=False)
     assert time.perf_counter() - started < 50 and not study.children
     assert not list((tmp_path / "out").iterdir())  # neither wrote anything
     with pytest.raises(OSError, match="is in use by another study, or by a run it left behind"):

@@ -16,9 +16,10 @@ import signal
 import sys
 from itertools import chain, product
 
-from studies.babyllama.report import write_report
+from studies.babyllama.report import HERE, write_report
 from studies.corpus import DATA, EVERY_DEV, EVERY_TRAIN, check_corpus, parse_seeds, prepare, record_corpus
-from studies.runs import Row, Study
+from studies.report import read_results
+from studies.runs import Row, Score, Study
 from tasks.loading import load_tasks
 
 # ---------------------------------------------------------------------------------------------
@@ -35,35 +36,16 @@ BOTH = ("gpt", "llama")
 LARGER = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256")
 
 
-def control(title: str, *overrides: str, epochs_factor=1.0) -> Row:
+def control(title: str, *overrides: str, **more) -> Row:
     """The student without a teacher."""
-    return Row(
-        title,
-        script="distill.py",
-        config=CONTROL_CONFIG,
-        tuned_as="control",
-        overrides=overrides,
-        epochs_factor=epochs_factor,
-    )
+    settings = dict(script="distill.py", config=CONTROL_CONFIG, tuned_as="control")
+    return Row(title, **settings, overrides=overrides, **more)
 
 
-def student(
-    title: str,
-    *overrides: str,
-    config=FORMULA_CONFIG,
-    teachers=BOTH,
-    epochs_factor=1.0,
-) -> Row:
+def student(title: str, *overrides: str, config=FORMULA_CONFIG, teachers=BOTH, **more) -> Row:
     """A taught student. All take the learning rate and epochs of "student ← both"."""
-    return Row(
-        title,
-        script="distill.py",
-        config=config,
-        tuned_as="student",
-        overrides=overrides,
-        teachers=teachers,
-        epochs_factor=epochs_factor,
-    )
+    settings = dict(script="distill.py", config=config, tuned_as="student", teachers=teachers)
+    return Row(title, **settings, overrides=overrides, **more)
 
 
 # a control for each change that is not the teacher's: without it, its effect would pass as distillation
@@ -91,13 +73,19 @@ POINTS = {
 }
 
 # lower ones for the GPT: at 3e-3 it ended at 5.38 nats/token, at 1e-3 at 4.76 (6 epochs, LOG.md)
-TRIAL_RATES = {
-    "gpt": (5e-4, 1e-3),
-    "llama": (1e-3, 3e-3),
-    "control": (1e-3, 3e-3),
-    "student": (1e-3, 3e-3),
-}
+TRIAL_RATES = {"gpt": (5e-4, 1e-3), "llama": (1e-3, 3e-3), "control": (1e-3, 3e-3), "student": (1e-3, 3e-3)}
 TRIAL_EPOCHS = (4.0, 6.0)  # of the published teachers, of the published student
+
+
+def blimp(eval_dir: str, limit: int) -> Score:
+    """The first `limit` pairs of each paradigm of BLiMP; another limit scores other pairs."""
+    arguments = ["--tasks=blimp", f"--data_dir={eval_dir}", f"--limit={limit}", "--json=true"]
+    return Score(
+        "blimp",
+        command=lambda study, run: ["evaluate.py", f"--model={study.out / run.name}", *arguments],
+        expected={"limit": limit},
+    )
+
 
 # ---------------------------------------------------------------------------------------------
 # the study
@@ -108,13 +96,12 @@ def main():
     check_corpus(corpus)
     study = Study(
         rows=ROWS | POINTS,
-        trial_rates=TRIAL_RATES,
-        trial_epochs=TRIAL_EPOCHS,
         data=DATA,
         out_dir=out_dir,
-        eval_dir=eval_dir,
-        blimp_limit=blimp_limit,
         jobs=jobs,
+        scores=(blimp(eval_dir, blimp_limit),),
+        trial_rates=TRIAL_RATES,
+        trial_epochs=TRIAL_EPOCHS,
     )
     # after the lock that Study takes: another study may be reading the data
     meta = prepare(study, corpus, every_train, every_dev)
@@ -125,35 +112,20 @@ def main():
     record_corpus(study, meta)
     load_tasks("blimp", eval_dir, 1)  # downloaded now, not after the first hour
 
-    table, points, trials = run_all(study, numbers)
-    meta["every_train"] = every_train
-    meta["every_dev"] = every_dev
-    write_report(study, table, points, trials, meta)
-
-
-def run_all(study: Study, numbers: list[int]) -> tuple[dict, dict, dict]:
-    """Train and score everything.
-
-    Returns the table, the further points and the trials, {row: its runs} each.
-    """
     first, *others = numbers
     trials = study.choose(["gpt", "llama", "control"], first)
-
     # Students are tried with the teachers of the first seed, which the trials above have trained.
     # The teachers of the other seeds are trained beside: students of these seeds need them below.
     teachers = [study.settled(row, seed) for row, seed in product(BOTH, others)]
     trials |= study.choose(["student"], first, teachers)
-
-    table = {}
-    for row in ROWS:
-        table[row] = [study.settled(row, seed) for seed in numbers]
-    # all rows of one seed before the next, so that a study that is stopped has whole columns
-    by_seed = chain(*zip(*table.values()))
-    study.run(list(by_seed), blimp=True)
-
+    table = study.run_table(list(ROWS), numbers)
     points = {row: [study.settled(row, first)] for row in POINTS}
-    study.run(list(chain(*points.values())), blimp=True)
-    return table, points, trials
+    study.run(list(chain(*points.values())))
+
+    meta |= {"every_train": every_train, "every_dev": every_dev}
+    pairs = blimp_limit or 1000  # of each paradigm
+    study.publish(HERE / "logs", table, meta, trials=trials, points=points, pairs=pairs)
+    write_report(read_results(HERE / "logs"))
 
 
 if __name__ == "__main__":

@@ -1,100 +1,55 @@
-"""The page of the Baby Llama study: answer, tables and pictures, all from the files of its runs.
+"""The page of the Baby Llama study: answer, tables and pictures, all from the files of logs/.
+
+    python -m studies.babyllama.report
 
 The text is in page.md, whose fields `write_report` fills in; sentences that depend on the
 numbers are made here, by paired t-tests over the seeds.
 """
 
+from configurator import end_in_one_line  # isort: split
+
 import statistics
-from itertools import chain
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from common.figures import draw_curves
-from common.files import read_utf8
 from plot import read_log
-from studies.report import copy_logs, grid, save
-from studies.stats import (
-    Measured,
-    bound,
-    difference,
-    each_seed,
-    mean_sd,
-    measure_all,
-    significance,
-    verdict,
+from studies.report import (
+    Figure,
+    Results,
+    cost_columns,
+    difference_table,
+    draw_rows,
+    grid,
+    mean_table,
+    read_results,
+    save,
+    seed_table,
+    trial_table,
+    write_page,
 )
+from studies.stats import Measured, bound, difference, each_seed, significance, verdict
 
 HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
-PAGE = Path(__file__).with_name("page.md")
+
+DEV = Figure("dev nats/token", lambda run: run.dev)
+BITS = Figure("bits/byte", lambda run: run.bits)
+BLIMP = Figure("BLiMP", lambda run: run.blimp, ".2f")
+PARAMETERS = Figure("parameters", lambda run: run.parameters, ",.0f")
 
 # ---------------------------------------------------------------------------------------------
-# tables
+# tables of this study alone
 
 
-def main_table(study, results: dict) -> str:
-    """What each row took and reached, means over seeds."""
-    rows = []
-    for row, runs in results.items():
-        # the first three do not depend on the seed
-        cost = [
-            f"{runs[0].parameters:,}",
-            f"{runs[0].tokens:,}",
-            f"{runs[0].teraflop:,.0f}",
-            f"{statistics.mean(each_seed(runs, 'minutes')):.1f}",
-        ]
-        scores = [
-            mean_sd(each_seed(runs, "dev")),
-            mean_sd(each_seed(runs, "bits")),
-            mean_sd(each_seed(runs, "blimp"), ".1f"),
-        ]
-        # cost beside scores: a student that is better for more compute has not distilled anything
-        rows.append([study.rows[row].title, *cost, *scores])
-    head = ["", "parameters", "tokens", "TFLOP", "core minutes"]
-    head += ["dev nats/token", "bits/byte", "BLiMP"]
-    return grid(head, rows)
-
-
-def difference_table(study, results: dict) -> str:
-    """Each student against its control and both teachers, paired by seed."""
-    rows = []
-    for row, runs in results.items():
-        # these three are what the others are compared with
-        if row in ("gpt", "llama", "control"):
-            continue
-        cells = [study.rows[row].title]
-        # of losses, a negative difference is the better one
-        for other in ("control", "gpt", "llama"):
-            cells.append(difference(each_seed(runs, "dev"), each_seed(results[other], "dev")))
-        control = each_seed(results["control"], "blimp")
-        cells.append(difference(each_seed(runs, "blimp"), control, "+.2f"))
-        rows.append(cells)
-    head = ["dev nats/token", "− control", "− GPT teacher", "− LLaMA teacher", "BLiMP, − control"]
-    return grid(head, rows)
-
-
-def seed_table(study, results: dict, seeds: list[int]) -> str:
-    """Dev loss and BLiMP of every row and seed: what means, differences and errors are made of."""
-    head = [""]
-    head += [f"dev, seed {seed}" for seed in seeds]
-    head += [f"BLiMP, seed {seed}" for seed in seeds]
-    rows = []
-    for row, runs in results.items():
-        cells = [study.rows[row].title]
-        cells += [f"{run.dev:.4f}" for run in runs]
-        cells += [f"{run.blimp:.2f}" for run in runs]
-        rows.append(cells)
-    return grid(head, rows)
-
-
-def parts_table(study, results: dict, figure: str, form: str, factor=1.0) -> str:
+def parts_table(results: Results, figure: str, form: str, factor=1.0) -> str:
     """Means over seeds of the parts of a figure ("domains" or "fields"), a column each."""
-    first_run = next(iter(results.values()))[0]
+    first_run = next(iter(results.table.values()))[0]
     # every run was scored on the same files, and so has the same parts
     names = list(getattr(first_run, figure))
     rows = []
-    for row, runs in results.items():
-        cells = [study.rows[row].title]
+    for row, runs in results.table.items():
+        cells = [results.titles[row]]
         for name in names:
             mean = statistics.mean(parts[name] for parts in each_seed(runs, figure))
             cells.append(f"{factor * mean:{form}}")
@@ -102,40 +57,22 @@ def parts_table(study, results: dict, figure: str, form: str, factor=1.0) -> str
     return grid(["", *names], rows)
 
 
-def trial_table(study, trials: dict) -> str:
-    """Dev loss of every trial, a line for each row and learning rate; what was kept in bold."""
-    lines = {}  # {(title, learning rate): {epochs: dev loss}}
-    for row, runs in trials.items():
-        for run in runs:
-            shown = f"{study.dev_loss(run):.4f}"
-            if run == study.chosen[row]:
-                shown = f"**{shown}**"
-            line = lines.setdefault((study.rows[row].title, f"{run.rate:g}"), {})
-            line[f"{run.epochs:g} epochs"] = shown
-    # all rows were tried with the same epochs
-    epochs = next(iter(lines.values()))
-    rows = [[*line, *cells.values()] for line, cells in lines.items()]
-    return grid(["dev nats/token", "learning rate", *epochs], rows)
-
-
-def point_table(study, results: dict, points: dict[str, list[Measured]]) -> str:
+def point_table(results: Results) -> str:
     """The further points, one seed each, against the rows of that seed."""
+    controls = [f"control_{row}" for row in results.points]
     rows = []
-    for row, (point,) in points.items():
+    for row, (point,) in results.points.items():
         # the control of the same size and epochs, where there is one
-        control = points.get(f"control_{row}", results["control"])[0]
-        against_control = ""
-        if study.rows[row].teachers:
-            against_control = f"{point.dev - control.dev:+.4f}"
+        (control, *_) = results.points.get(f"control_{row}", results.table["control"])
         rows.append(
             [
-                study.rows[row].title,
+                results.titles[row],
                 f"{point.parameters:,}",
                 f"{point.tokens:,}",
                 f"{point.dev:.4f}",
-                against_control,
-                f"{point.dev - results['gpt'][0].dev:+.4f}",
-                f"{point.dev - results['llama'][0].dev:+.4f}",
+                "" if row in controls else f"{point.dev - control.dev:+.4f}",
+                f"{point.dev - results.table['gpt'][0].dev:+.4f}",
+                f"{point.dev - results.table['llama'][0].dev:+.4f}",
                 f"{point.blimp:.1f}",
             ]
         )
@@ -148,7 +85,7 @@ def point_table(study, results: dict, points: dict[str, list[Measured]]) -> str:
 # the answer
 
 
-def answer(results: dict) -> str:
+def answer(results: dict[str, list[Measured]]) -> str:
     """The claim, part by part, as the numbers have it."""
     # each sentence is about dev losses, and pairs them by seed
     dev = {row: each_seed(runs, "dev") for row, runs in results.items()}
@@ -162,7 +99,7 @@ def answer(results: dict) -> str:
     return "\n\n".join(paragraphs)
 
 
-def does_it_distil(results: dict) -> str:
+def does_it_distil(results: dict[str, list[Measured]]) -> str:
     """The student of both teachers against its control, with what it costs."""
     student = each_seed(results["student"], "dev")
     control = each_seed(results["control"], "dev")
@@ -249,88 +186,64 @@ def other_choices(dev: dict[str, list[float]]) -> str:
 # pictures and the page
 
 
-def draw_rows(study, results: dict) -> plt.Figure:
-    """A line for each row, with a mark for each seed and a bar at their mean.
-
-    Left the dev loss, right BLiMP.
-    """
-    size = (11, 0.8 + 0.38 * len(results))  # inches
-    figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
-    # teachers, controls and students are told apart in print, too, where colours are not
-    marks = {"gpt": "s", "llama": "D", "control": "x", "control_offset": "x"}
-    for axis, name in ((left, "dev"), (right, "blimp")):
-        for place, (row, runs) in enumerate(results.items()):
-            values = each_seed(runs, name)
-            axis.plot(
-                values,
-                [place] * len(values),
-                marks.get(row, "o"),
-                color="black",
-                markerfacecolor="none",
-                markersize=6,
-            )
-            # beside the seeds, not instead of them: a mean alone would hide how far they scatter
-            mean = statistics.mean(values)
-            axis.plot([mean, mean], [place - 0.3, place + 0.3], color="C0", linewidth=2)
-        control = statistics.mean(each_seed(results["control"], name))
-        axis.axvline(control, color="black", linewidth=0.8, linestyle=":")
-        axis.grid(axis="x", alpha=0.3)
-    left.set_yticks(range(len(results)), [study.rows[row].title for row in results])
-    left.invert_yaxis()  # the first row on top, as in the table
-    left.set(xlabel="dev loss, nats per token: less is better")
-    left.set(title="a mark a seed, a bar their mean")
-    right.set(xlabel="BLiMP, % of pairs: more is better")
-    right.set(title="dotted: the control's mean")
-    return figure
-
-
-def draw_first_seed(study, table: dict) -> plt.Figure:
+def draw_first_seed(results: Results) -> plt.Figure:
     """The losses while training."""
     # one seed and the main rows: all of them would hide one another
     curves = {}
     for row in ("gpt", "llama", "control", "student", "published", "reverse"):
-        first_run = table[row][0]
-        curves[study.rows[row].title] = read_log(str(study.out / first_run.name))
+        log = results.logs / f"{results.name('table', row, 0)}.txt"
+        curves[results.titles[row]] = read_log(str(log))
     return draw_curves(curves, curve="")
 
 
-def write_report(study, table: dict, points: dict, trials: dict, meta: dict):
-    """README.md, results.png and curves.png, and every log in logs/, all of them in studies/babyllama.
+def draw_all_seeds(results: Results) -> plt.Figure:
+    """Dev loss and BLiMP of every row and seed."""
+    figures = [
+        Figure("dev loss, nats per token: less is better", lambda run: run.dev),
+        Figure("BLiMP, % of pairs: more is better", lambda run: run.blimp),
+    ]
+    return draw_rows(results, list(results.table), figures, ["control"])
 
-    table, points, trials: {row: its runs}.
-    meta: meta.json of the data, and what was cut from which corpus.
-    """
-    # a set, as a trial that was chosen is also the first seed's run in the table
-    runs = set(chain(*table.values(), *points.values(), *trials.values()))
-    copy_logs(study, runs, HERE / "logs")
-    results = measure_all(study.out, table)
-    save(draw_rows(study, results), HERE / "results.png")
-    save(draw_first_seed(study, table), HERE / "curves.png")
 
-    # teachers and data are given in units of the student
-    size = results["student"][0].parameters
-    seeds = [run.seed for run in table["student"]]
-    page = read_utf8(PAGE).format(
-        answer=answer(results),
-        n=len(seeds),
-        bound=bound(len(seeds)),
-        val=meta["val_tokens"],
-        pairs=study.blimp_limit or 1000,
-        rows=main_table(study, results),
-        differences=difference_table(study, results),
-        seeds=seed_table(study, results, seeds),
-        meta=meta,
-        names=", ".join(f"`{name}`" for name in meta["domains"]),
-        gpt=results["gpt"][0].parameters / size,
-        llama=results["llama"][0].parameters / size,
-        share=meta["train_tokens"] / size,
-        trials=trial_table(study, trials),
-        points=point_table(study, results, measure_all(study.out, points)),
-        domains=parts_table(study, results, "domains", ".3f"),
-        fields=parts_table(study, results, "fields", ".1f", factor=100),
-        runs=len(runs),
-        jobs=study.jobs,
-        minutes=study.seconds() / 60,
-    )
-    (HERE / "README.md").write_text(page, encoding="utf-8")
-    print(f"{HERE / 'README.md'}, after {study.seconds() / 60:.0f} minutes")
+def write_report(results: Results):
+    """README.md, results.png and curves.png, all of them in studies/babyllama."""
+    save(draw_all_seeds(results), HERE / "results.png")
+    save(draw_first_seed(results), HERE / "curves.png")
+
+    table = results.table
+    rows = list(table)
+    # these three are what the others are compared with
+    compared = [row for row in rows if row not in ("gpt", "llama", "control")]
+    size = table["student"][0].parameters
+    fields = {
+        "answer": answer(table),
+        "n": len(results.seeds),
+        "bound": bound(len(results.seeds)),
+        "val": results.meta["val_tokens"],
+        "pairs": results.about["pairs"],
+        # cost beside scores: a student that is better for more compute has not distilled anything
+        "rows": mean_table(results, rows, [DEV, BITS, BLIMP], [PARAMETERS, *cost_columns()]),
+        # of losses, a negative difference is the better one
+        "differences": difference_table(results, compared, ["control", "gpt", "llama"], [DEV]),
+        "blimp_differences": difference_table(results, compared, ["control"], [BLIMP]),
+        "seeds": seed_table(results, rows, [DEV, BLIMP]),
+        "meta": results.meta,
+        "names": ", ".join(f"`{name}`" for name in results.meta["domains"]),
+        # teachers and data are given in units of the student
+        "gpt": table["gpt"][0].parameters / size,
+        "llama": table["llama"][0].parameters / size,
+        "share": results.meta["train_tokens"] / size,
+        "trials": trial_table(results, DEV),
+        "points": point_table(results),
+        "domains": parts_table(results, "domains", ".3f"),
+        "fields": parts_table(results, "fields", ".1f", factor=100),
+        "runs": results.n_runs,
+        "jobs": results.about["jobs"],
+        "minutes": results.minutes,
+    }
+    write_page(HERE, fields)
+
+
+if __name__ == "__main__":
+    end_in_one_line()
+    write_report(read_results(HERE / "logs"))
