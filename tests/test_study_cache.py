@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ from conftest import ROOT
 from common.data import TokenData
 from common.pretrained import load_pretrained
 from configurator import read_config_file
-from studies import babylm_small, calibration
+from studies import calibration
 from studies.cache import __main__ as study_cache
-from studies.cache.__main__ import CACHE_OF, CACHES, ROWS, CacheStudy
+from studies.cache.__main__ import CACHES, ROWS
+from studies.cache.report import write_report
+from studies.report import read_results
+from studies.runs import Study
 
 # made-up dev losses of seed 0; each seed adds 0.01
 DEV = {"control": 4.5, "live": 4.4, "whole": 4.4, "cell16": 4.41, "drop16": 4.44, "live_alone": 4.6}
@@ -48,7 +52,7 @@ def made_up_cache(knobs: dict) -> dict:
     }
 
 
-class Pretended(CacheStudy):
+class Pretended(Study):
     """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
 
     def call(self, command, log="unused"):
@@ -80,17 +84,18 @@ class Pretended(CacheStudy):
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
     monkeypatch.chdir(tmp_path)
-    Path("studies").mkdir()
+    Path("studies/cache").mkdir(parents=True)
+    shutil.copy(ROOT / "studies/cache/page.md", "studies/cache")
     Path("config").symlink_to(ROOT / "config")
     meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
+    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
     for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
         monkeypatch.setattr(study_cache, name, value, raising=False)
 
     def make():
         made = []
-        monkeypatch.setattr(study_cache, "CacheStudy", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
+        monkeypatch.setattr(study_cache, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
         try:
             study_cache.main()
         finally:
@@ -109,16 +114,21 @@ def test_each_student_learns_from_the_cache_of_its_row_and_seed(pretended):
         seed = out_dir[-1]
         teachers = [f"out/gpt_seed{seed}_lr0.0005_epochs6", f"out/llama_seed{seed}_lr0.001_epochs6"]
         assert f"--teacher={','.join(teachers)}" in command
+        assert "--block_size=128" in command and "--eval_rows=64" in command
     students = [c for c in commands if c[0] == "distill.py"]
     assert len(students) == 3 * (len(ROWS) - 2)
     for command in students:
         (out_dir,) = (a for a in command if a.startswith("--out_dir="))
         row, rest = Path(out_dir.removeprefix("--out_dir=")).name.rsplit("_seed", 1)
         named = [a for a in command if a.startswith("--teacher=")]
-        if row in CACHE_OF:
-            assert named == [f"--teacher=out/caches/{CACHE_OF[row]}_seed{rest[0]}"]
+        if ROWS[row].cache:
+            assert named == [f"--teacher=out/caches/{ROWS[row].cache}_seed{rest[0]}"]
         else:
             assert len(named) == (row != "control")
+        # what the row says of ids and draws is what its cache keeps
+        kept = CACHES[ROWS[row].cache].arguments if ROWS[row].cache else ()
+        for n_ids in ("64", "16", "4"):
+            assert (f"--top_k={n_ids}" in kept) == ROWS[row].title.startswith(f"{n_ids} ids")
         # a row with draws or without a tail says so, and a cell is the default
         expected = {"draws": "--tail=draws", "drop": "--tail=drop"}.get(row.rstrip("0123456789").split("1")[0], "")
         assert not expected or expected in command, row
@@ -137,8 +147,15 @@ def test_the_page_has_the_means_and_errors_of_its_runs(pretended):
     assert "| live teachers |  |  | 4.4100 ± 0.0100 |  | 3.00 ± 1.00 | +0.00 ± 0.00 | 100 |" in page
     assert "| 16 ids and 16 draws | 104 | 25.0% | 4.4600 ± 0.0100 | +0.0500" in page
     assert "| live teachers, KL alone | 4.6000 | 4.6100 | 4.6200 | 2.00 | 3.00 | 4.00 |" in page
-    assert len(list(Path("studies/cache/logs").iterdir())) == 3 * len(ROWS)
+    logs = Path("studies/cache/logs")
+    assert len(list(logs.glob("*.txt"))) == 3 * len(ROWS) and len(list(logs.glob("*.json"))) == 3 * len(ROWS) + 1
     assert Path("studies/cache/results.png").stat().st_size > 10_000
+    # the page is made of the logs alone
+    Path("out").rename("elsewhere")
+    Path("studies/cache/README.md").unlink()
+    write_report(read_results(logs))
+    assert Path("studies/cache/README.md").read_text() == page
+    Path("elsewhere").rename("out")
     # the time of a run that was interrupted is not known, and not made up
     Path("out/live_seed0_lr0.003_epochs6/wall.json").unlink()
     pretended()

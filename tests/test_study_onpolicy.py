@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,16 +11,19 @@ import pytest
 from conftest import ROOT
 
 from configurator import read_config_file
-from studies import babylm_small, generation
+from studies import generation
 from studies.onpolicy import __main__ as study_onpolicy
-from studies.onpolicy.__main__ import ROWS, OwnTextStudy
+from studies.onpolicy.__main__ import ROWS
+from studies.onpolicy.report import write_report
+from studies.report import read_results
+from studies.runs import Study
 
 # made-up dev losses of seed 0; each seed adds 0.01
 DEV = {"control": 4.5, "ce": 4.4, "forward": 4.3, "forward_0.5": 4.35, "reverse": 4.45, "reverse_0.5": 4.45}
 FIGURES = ("reverse_kl", "forward_kl", "entropy", "repeated", "distinct_2", "distinct_3")
 
 
-class Pretended(OwnTextStudy):
+class Pretended(Study):
     """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
 
     def call(self, command, log="unused"):
@@ -28,6 +32,8 @@ class Pretended(OwnTextStudy):
             return
         knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
         if command[0] == "-m":
+            # a teacher that is not there yet cannot be compared with
+            assert (Path(knobs["teacher"]) / "summary.json").exists()
             row = Path(knobs["model"]).name.split("_seed")[0]
             figures = dict.fromkeys(FIGURES, 0.5 if row.endswith("_0.5") else 0.7)
             data = {f"data_{name}": 0.1 for name in FIGURES}
@@ -48,17 +54,18 @@ class Pretended(OwnTextStudy):
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
     monkeypatch.chdir(tmp_path)
-    Path("studies").mkdir()
+    Path("studies/onpolicy").mkdir(parents=True)
+    shutil.copy(ROOT / "studies/onpolicy/page.md", "studies/onpolicy")
     Path("config").symlink_to(ROOT / "config")
     meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr(babylm_small, "cut_corpus", lambda *a: None)
-    monkeypatch.setattr(babylm_small, "read_meta", lambda folder: dict(meta))
+    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
+    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
     for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
         monkeypatch.setattr(study_onpolicy, name, value, raising=False)
 
     def make():
         made = []
-        monkeypatch.setattr(study_onpolicy, "OwnTextStudy", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
+        monkeypatch.setattr(study_onpolicy, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
         try:
             study_onpolicy.main()
         finally:
@@ -95,21 +102,27 @@ def test_a_run_that_was_interrupted_begins_anew(pretended):
     pretended()
     folder = Path("out/reverse_0.25_seed1_lr0.001_epochs1.86916")
     (folder / "summary.json").unlink()
-    (folder / "left").touch()
+    (folder / "step_000100").mkdir()
     again = [c for c in pretended().commands if c[0] == "distill.py"]
     assert len(again) == 1 and not any(a.startswith("--init_from=resume") for a in again[0])
-    assert not (folder / "left").exists()
+    assert not (folder / "step_000100").exists()
 
 
 def test_the_page_has_the_means_and_errors_of_its_runs(pretended):
     pretended()
     page = Path("studies/onpolicy/README.md").read_text()
-    assert "**Held-out loss** (lower is better): +0.0500 ± 0.0000 with forward KL (significant at 95 %)" in page
-    assert "+0.0000 ± 0.0000 with reverse KL (not significant at 95 %)" in page
-    assert "own text** (lower is closer): -0.2000 ± 0.0000 with forward KL" in page
+    assert "**Held-out loss** (lower is better): with forward KL +0.0500 ± 0.0000 (significant at 95 %)" in page
+    assert "with reverse KL +0.0000 ± 0.0000 (not significant at 95 %)" in page
+    assert "own text** (lower is closer): with forward KL -0.2000 ± 0.0000" in page
     assert "| forward KL, 50% own text | 2.0 | 1.0 | 4.3600 ± 0.0100 | 0.5000 ± 0.0000" in page
-    assert "| forward KL | -0.2000 ± 0.0000 | -0.1000 ± 0.0000 |" in page
-    assert len(list(Path("studies/onpolicy/logs").iterdir())) == 3 * len(ROWS)
+    assert "| forward KL | -0.2000 ± 0.0000 (significant at 95 %) | -0.1000 ± 0.0000 (significant at 95 %) |" in page
+    logs = Path("studies/onpolicy/logs")
+    assert len(list(logs.glob("*.txt"))) == 3 * len(ROWS) and len(list(logs.glob("*.json"))) == 3 * len(ROWS) + 1
+    # the page is made of the logs alone
+    shutil.rmtree("out")
+    Path("studies/onpolicy/README.md").unlink()
+    write_report(read_results(logs))
+    assert Path("studies/onpolicy/README.md").read_text() == page
     assert Path("studies/onpolicy/results.png").stat().st_size > 10_000
 
 

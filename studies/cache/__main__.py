@@ -12,178 +12,118 @@ the same command continues the study.
 from configurator import at_least, configure  # isort: split
 
 import signal
+import statistics
 import sys
-import time
-from contextlib import contextmanager
-from functools import partial
-from itertools import chain, product
 from pathlib import Path
 
-from common.files import write_json
+import numpy as np
+
+from common.files import read_json
+from common.teacher_cache import bytes_per_token, layout_of, read_info
 from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, FORMULA_CONFIG, GPT_CONFIG, LLAMA_CONFIG
-from studies.cache.report import write_report
+from studies.cache.report import HERE, write_report
 from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
-from studies.runs import Row, Study, Trained
+from studies.report import read_results
+from studies.runs import Cache, Row, Score, Study
 
 # ---------------------------------------------------------------------------------------------
 # rows
 
-# what each cache keeps of a position
+
+def cache(*kept: str) -> Cache:
+    """A cache of both teachers. kept: what it keeps of a position."""
+    return Cache(BOTH, ("--block_size=128", "--eval_rows=64", *kept))  # as the student's config
+
+
 CACHES = {
-    "whole": ("--top_k=-1",),
-    "k64": ("--top_k=64",),
-    "k16": ("--top_k=16",),
-    "k4": ("--top_k=4",),
-    "k16_draws16": ("--top_k=16", "--draws=16"),
-    "draws50": ("--top_k=0", "--draws=50"),
+    "whole": cache("--top_k=-1"),
+    "k64": cache("--top_k=64"),
+    "k16": cache("--top_k=16"),
+    "k4": cache("--top_k=4"),
+    "k16_draws16": cache("--top_k=16", "--draws=16"),
+    "draws50": cache("--top_k=0", "--draws=50"),
 }
 
 
-def student(title: str, *overrides: str) -> Row:
-    """A student of both teachers."""
-    return Row(
-        title, script="distill.py", config=FORMULA_CONFIG, tuned_as="student", overrides=overrides, teachers=BOTH
-    )
+def student(title: str, *overrides: str, **teacher) -> Row:
+    """A student. teacher: teachers=BOTH, or cache=<the name of one>."""
+    settings = dict(script="distill.py", config=FORMULA_CONFIG, tuned_as="student")
+    return Row(title, **settings, overrides=overrides, **teacher)
 
 
 KL_ALONE = ("--weight_ce=0", "--weight_kl=1")
+DRAWS = "--tail=draws"
+DROP = "--tail=drop"
 ROWS = {
     "gpt": Row("GPT teacher", script="train.py", config=GPT_CONFIG, tuned_as="gpt"),
     "llama": Row("LLaMA teacher", script="train.py", config=LLAMA_CONFIG, tuned_as="llama"),
     "control": Row("control: no teacher", script="distill.py", config=CONTROL_CONFIG, tuned_as="student"),
-    "live": student("live teachers"),
-    "whole": student("whole distribution"),
-    "cell64": student("64 ids, tail as a cell"),
-    "cell16": student("16 ids, tail as a cell"),
-    "cell4": student("4 ids, tail as a cell"),
-    "draws16": student("16 ids and 16 draws", "--tail=draws"),
-    "draws50": student("50 draws alone", "--tail=draws"),
-    "drop64": student("64 ids, tail dropped", "--tail=drop"),
-    "drop16": student("16 ids, tail dropped", "--tail=drop"),
-    "drop4": student("4 ids, tail dropped", "--tail=drop"),
+    "live": student("live teachers", teachers=BOTH),
+    "whole": student("whole distribution", cache="whole"),
+    "cell64": student("64 ids, tail as a cell", cache="k64"),
+    "cell16": student("16 ids, tail as a cell", cache="k16"),
+    "cell4": student("4 ids, tail as a cell", cache="k4"),
+    "draws16": student("16 ids and 16 draws", DRAWS, cache="k16_draws16"),
+    "draws50": student("50 draws alone", DRAWS, cache="draws50"),
+    "drop64": student("64 ids, tail dropped", DROP, cache="k64"),
+    "drop16": student("16 ids, tail dropped", DROP, cache="k16"),
+    "drop4": student("4 ids, tail dropped", DROP, cache="k4"),
     # cross-entropy with the data mends a part of what a dropped tail does: these learn from the teachers alone
-    "live_alone": student("live teachers", *KL_ALONE),
-    "cell16_alone": student("16 ids, tail as a cell", *KL_ALONE),
-    "draws16_alone": student("16 ids and 16 draws", "--tail=draws", *KL_ALONE),
-    "drop16_alone": student("16 ids, tail dropped", "--tail=drop", *KL_ALONE),
-}
-
-# the cache that a row learns from; the others have live teachers, or none
-CACHE_OF = {
-    "whole": "whole",
-    "cell64": "k64",
-    "cell16": "k16",
-    "cell4": "k4",
-    "draws16": "k16_draws16",
-    "draws50": "draws50",
-    "drop64": "k64",
-    "drop16": "k16",
-    "drop4": "k4",
-    "cell16_alone": "k16",
-    "draws16_alone": "k16_draws16",
-    "drop16_alone": "k16",
+    "live_alone": student("live teachers, KL alone", *KL_ALONE, teachers=BOTH),
+    "cell16_alone": student("16 ids, tail as a cell, KL alone", *KL_ALONE, cache="k16"),
+    "draws16_alone": student("16 ids and 16 draws, KL alone", DRAWS, *KL_ALONE, cache="k16_draws16"),
+    "drop16_alone": student("16 ids, tail dropped, KL alone", DROP, *KL_ALONE, cache="k16"),
 }
 
 # learning rate and epochs, as the study of Baby Llama chose them; the student's for all students and the control
 SETTINGS = {"gpt": (5e-4, 6.0), "llama": (1e-3, 6.0), "student": (3e-3, 6.0)}
 
+CALIBRATION = Score(
+    "calibration",
+    command=lambda study, run: [
+        *("-m", "studies.calibration"),
+        f"--model={study.out / run.name}",
+        f"--dataset={study.data}",
+    ],
+)
+
 # ---------------------------------------------------------------------------------------------
 # the study
 
 
-class CacheStudy(Study):
-    """A study whose students may learn from a cache, with the wall time of each run and cache."""
-
-    def teacher(self, run: Trained) -> str:
-        """The knob `teacher` of a run: the cache of its row and seed, or the teachers themselves."""
-        if run.row in CACHE_OF:
-            return str(self.cache(CACHE_OF[run.row], run.seed))
-        return super().teacher(run)
-
-    def cache(self, name: str, seed: int) -> Path:
-        """The folder of a cache of the teachers of a seed."""
-        return self.out / "caches" / f"{name}_seed{seed}"
-
-    def write_cache(self, name: str, seed: int):
-        """Run cache_teacher.py for the teachers of a seed."""
-        folder = self.cache(name, seed)
-        # any student of live teachers names them
-        teachers = super().teacher(self.settled("live", seed))
-        arguments = [
-            f"--teacher={teachers}",
-            f"--dataset={self.data}",
-            "--block_size=128",
-            "--eval_rows=64",  # as the student's config
-            f"--out_dir={folder}",
-        ]
-        started = time.perf_counter()
-        # a finished cache says that it is one, and is left as it is
-        with timed(folder):
-            self.call(["cache_teacher.py", *arguments, *CACHES[name]])
-        self.say(folder.name, started)
-
-    def train(self, run: Trained, folder: Path):
-        """Start or resume a run, unless it is finished."""
-        with timed(folder):
-            super().train(run, folder)
-
-    def score_dev(self, folder: Path):
-        """The loss on all rows of the dev split, and the calibration there."""
-        super().score_dev(folder)
-        scores = folder / "calibration.json"
-        if scores.exists():
-            return
-        # written aside and renamed, so that a kill leaves no half of it under the final name
-        aside = scores.with_suffix(".writing")
-        self.call(["-m", "studies.calibration", f"--model={folder}", f"--dataset={self.data}"], aside)
-        aside.rename(scores)
+def describe_cache(folders: list[Path]) -> dict:
+    """What a cache keeps of a position, and took: of the folders of its seeds."""
+    found = {"bytes": bytes_per_token(layout_of(read_info(folders[0] / "cache.json")))}
+    # the teachers' probability beyond the stored ids, mean over the training text; the whole distribution has none
+    files = [folder / "train_log_tail.bin" for folder in folders]
+    if all(file.exists() for file in files):
+        found["tail"] = statistics.mean(np.exp(np.fromfile(file, "<f4").astype(np.float64)).mean() for file in files)
+    # seconds of each seed's process; of one that was interrupted they are not known
+    walls = [folder / "wall.json" for folder in folders]
+    found["wall"] = [read_json(path)["seconds"] if path.exists() else None for path in walls]
+    return found
 
 
-@contextmanager
-def timed(folder: Path):
-    """Write to wall.json of the folder how long the process took that fills it.
-
-    Not for a folder that is there already: of work that was interrupted the time is not known.
-    """
-    is_new = not folder.exists()
-    started = time.perf_counter()
-    yield
-    if is_new:
-        write_json(folder / "wall.json", {"seconds": time.perf_counter() - started})
+def publish(study: Study, table: dict, meta: dict, numbers: list[int]):
+    """Logs and records of all runs, and what the caches take: each of `caches` of the rows by its name."""
+    caches = {}
+    for name in CACHES:
+        caches[name] = describe_cache([study.cache_folder(name, seed) for seed in numbers])
+    cache_of = {row: declared.cache for row, declared in ROWS.items() if declared.cache}
+    study.publish(HERE / "logs", table, meta, caches=caches, cache_of=cache_of)
 
 
 def main():
     numbers = parse_seeds(seeds)
     check_corpus(corpus)
-    study = CacheStudy(
-        rows=ROWS,
-        trial_rates={},
-        trial_epochs=(),
-        data=DATA,
-        out_dir=out_dir,
-        eval_dir="",
-        blimp_limit=0,
-        jobs=jobs,
-    )
+    study = Study(rows=ROWS, data=DATA, out_dir=out_dir, jobs=jobs, caches=CACHES, scores=(CALIBRATION,))
     # after the lock that Study takes: another study may be reading the data
     meta = prepare(study, corpus)
     record_corpus(study, meta)
-    for row, (rate, epochs) in SETTINGS.items():
-        study.chosen[row] = Trained(row, numbers[0], rate, epochs)
-    write_report(study, run_all(study, numbers), CACHE_OF, meta)
-
-
-def run_all(study: CacheStudy, numbers: list[int]) -> dict[str, list[Trained]]:
-    """Train and score everything: {row: its runs}."""
-    table = {}
-    for row in ROWS:
-        table[row] = [study.settled(row, seed) for seed in numbers]
-    study.run([run for row in ("gpt", "llama", "control") for run in table[row]], blimp=False)
-    study.do([partial(study.write_cache, name, seed) for seed, name in product(numbers, CACHES)])
-    # all rows of one seed before the next, so that what is on the machine meanwhile meets all rows alike
-    by_seed = chain(*zip(*table.values()))
-    study.run(list(by_seed), blimp=False)
-    return table
+    study.settle(SETTINGS)
+    table = study.run_table(list(ROWS), numbers)
+    publish(study, table, meta, numbers)
+    write_report(read_results(HERE / "logs"))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ and logs/. What is finished is not run again: stopped at any instant, the same c
 # before torch, so that Ctrl-C while it loads ends in one line
 from configurator import at_least, configure  # isort: split
 
-import shutil
 import signal
 import sys
-from itertools import chain
-from pathlib import Path
 
 from studies.babyllama.__main__ import CONTROL_CONFIG, FORMULA_CONFIG, LLAMA_CONFIG
 from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
-from studies.onpolicy.report import write_report
-from studies.runs import Row, Study, Trained
+from studies.onpolicy.report import HERE, write_report
+from studies.report import read_results
+from studies.runs import Row, Score, Study, Trained
 
 # ---------------------------------------------------------------------------------------------
 # rows
@@ -40,20 +38,15 @@ def continued(kl: str, share: float) -> Row:
 
     So that all rows have the student's FLOPs in common, its epochs are fewer. The teacher's are saved with the steps.
     """
+    alone = ("--weight_ce=0", "--weight_kl=1", "--temperature=1")
     return Row(
         DIVERGENCES[kl] + (f", {share:.0%} own text" if share else ""),
         script="distill.py",
         config=FORMULA_CONFIG,
         tuned_as="continued",
-        overrides=(
-            "--weight_ce=0",
-            "--weight_kl=1",
-            "--temperature=1",
-            f"--kl={kl}",
-            f"--on_policy={share:g}",
-            *OWN_TEXT,
-        ),
+        overrides=(*alone, f"--kl={kl}", f"--on_policy={share:g}", *OWN_TEXT),
         teachers=("llama",),
+        start="control",
         epochs_factor=1 / (1 + WRITING * share),
     )
 
@@ -61,7 +54,7 @@ def continued(kl: str, share: float) -> Row:
 ROWS = {
     "llama": Row("LLaMA teacher", script="train.py", config=LLAMA_CONFIG, tuned_as="llama"),
     "control": Row("the start: no teacher", script="distill.py", config=CONTROL_CONFIG, tuned_as="control"),
-    "ce": Row("cross-entropy", script="distill.py", config=CONTROL_CONFIG, tuned_as="continued"),
+    "ce": Row("cross-entropy", script="distill.py", config=CONTROL_CONFIG, tuned_as="continued", start="control"),
 }
 for kl in DIVERGENCES:
     for share in SHARES:
@@ -70,65 +63,31 @@ for kl in DIVERGENCES:
 # learning rate and epochs: of teacher and start as the study of Baby Llama chose them; of what follows not tuned
 SETTINGS = {"llama": (1e-3, 6.0), "control": (3e-3, 6.0), "continued": (1e-3, 2.0)}
 
+
+def own_text(study: Study, run: Trained) -> list[str]:
+    """How a run's own text is judged: by the teacher of its seed."""
+    teacher = study.folder_of("llama", run.seed)
+    arguments = [f"--model={study.out / run.name}", f"--teacher={teacher}", f"--dataset={study.data}"]
+    return ["-m", "studies.generation", *arguments]
+
+
 # ---------------------------------------------------------------------------------------------
 # the study
-
-
-class OwnTextStudy(Study):
-    """A study whose students go on from the control of their seed, and are judged by their own text as well."""
-
-    def command(self, run: Trained, folder: Path) -> list[str]:
-        command = super().command(run, folder)
-        if self.rows[run.row].tuned_as == "continued":
-            command.append(f"--init_from={self.out / self.settled('control', run.seed).name}")
-        return command
-
-    def train(self, run: Trained, folder: Path):
-        # one that was interrupted begins anew: resumed it would no longer say what it began from
-        if folder.exists() and not (folder / "summary.json").exists():
-            shutil.rmtree(folder)
-        super().train(run, folder)
-
-    def run_one(self, run: Trained, blimp: bool):
-        super().run_one(run, blimp)
-        scores = self.out / run.name / "generation.json"
-        if scores.exists():
-            return
-        teacher = self.out / self.settled("llama", run.seed).name
-        # written aside and renamed, so that a kill leaves no half of it under the final name
-        aside = scores.with_suffix(".writing")
-        arguments = [f"--model={self.out / run.name}", f"--teacher={teacher}", f"--dataset={self.data}"]
-        self.call(["-m", "studies.generation", *arguments], aside)
-        aside.rename(scores)
 
 
 def main():
     numbers = parse_seeds(seeds)
     check_corpus(corpus)
-    study = OwnTextStudy(
-        rows=ROWS,
-        trial_rates={},
-        trial_epochs=(),
-        data=DATA,
-        out_dir=out_dir,
-        eval_dir="",
-        blimp_limit=0,
-        jobs=jobs,
-    )
+    study = Study(rows=ROWS, data=DATA, out_dir=out_dir, jobs=jobs, scores=(Score("generation", own_text),))
     # after the lock that Study takes: another study may be reading the data
     meta = prepare(study, corpus)
     record_corpus(study, meta)
-    for row, (rate, epochs) in SETTINGS.items():
-        study.chosen[row] = Trained(row, numbers[0], rate, epochs)
-    table = {}
-    for row in ROWS:
-        table[row] = [study.settled(row, seed) for seed in numbers]
-    # the teachers first: all text is compared with theirs
-    study.run(table["llama"], blimp=False)
-    study.run(table["control"], blimp=False)
-    # all rows of one seed before the next, so that a study that is stopped has whole columns
-    study.run(list(chain(*zip(*table.values()))), blimp=False)
-    write_report(study, table, meta)
+    study.settle(SETTINGS)
+    # the teachers before all others, their starts too: all text is compared with theirs
+    study.run_table(["llama"], numbers)
+    table = study.run_table(list(ROWS), numbers)
+    study.publish(HERE / "logs", table, meta)
+    write_report(read_results(HERE / "logs"))
 
 
 if __name__ == "__main__":
