@@ -3,13 +3,14 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama study-cache study-onpolicy check test clean
+.PHONY: help quickstart study-babyllama study-cache study-onpolicy report check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
 	@echo "make study-onpolicy CORPUS=<folder>    does its own text teach a student more? writes studies/onpolicy/README.md (about an hour)"
+	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
@@ -59,6 +60,10 @@ study-onpolicy: .venv/done
 
 study-cache: .venv/done
 	$(RUN) -m studies.cache --corpus=$(CORPUS)
+
+# of every study that has published what its page is made of
+report: .venv/done
+	@for study in $(patsubst studies/%/logs/study.json,%,$(wildcard studies/*/logs/study.json)); do $(RUN) -m studies.$$study.report || exit 1; done
 
 clean:
 	rm -rf data/stdlib $(Q)

@@ -433,6 +433,18 @@ def test_what_is_published_is_read_again(small, tmp_path):
     assert len(list(logs.iterdir())) == 2 * 5 + 1  # and nothing of other runs
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.parts[-3] for path in ROOT.glob("studies/*/logs/study.json")))
+def test_the_committed_page_is_that_of_the_committed_logs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("studies") / name
+    shutil.copytree(ROOT / folder, folder)
+    page = (folder / "README.md").read_bytes()
+    (folder / "README.md").unlink()
+    importlib.import_module(f"studies.{name}.report").write_report(read_results(folder / "logs"))
+    assert (folder / "README.md").read_bytes() == page
+
+
 def bare_study(data, out_dir):
     """A study of the real rows, two runs at a time."""
     return Study(
