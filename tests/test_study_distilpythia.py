@@ -20,6 +20,7 @@ from studies.runs import Study
 # made-up test losses and perplexities of seed 0; each seed adds to the former and multiplies the latter
 LOSS = {"teacher": 4.0, "start": 4.3, "published": 4.4, "mended": 4.2, "control": 4.25}
 PERPLEXITY = {"start": 100.0, "published": 200.0, "float32": 90.0, "no_mask": 500.0, "rate_10": 350.0}
+ACCURACY = {"all": 0.1}
 SEED_PLUS = (0.0, 0.013, 0.021)
 
 
@@ -36,7 +37,7 @@ class Pretended(pretraining.PythiaStudy):
         if command[0] == "evaluate.py":
             row, seed = re.match(r"(.*)_seed(\d)", Path(knobs["model"]).name).groups()
             value = PERPLEXITY.get(row, 200.0) * math.exp(SEED_PLUS[int(seed)])
-            metrics = {"word_ppl": {"value": value}, "word_acc": {"value": 0.1}}
+            metrics = {"word_ppl": {"value": value}, "word_acc": {"value": ACCURACY["all"]}}
             content = {"limit": 1000, "results": [{"task": "lambada", "metrics": metrics}]}
             Path(log).write_text(json.dumps(content))
         elif command[1] == "studies.distilpythia.updates":
@@ -134,7 +135,8 @@ def test_the_page_has_the_verdicts_of_its_numbers(pretended):
     pretended()
     page = Path("page/README.md").read_text()
     assert "worse? Yes, it does** by LAMBADA: its perplexity is multiplied by 2.00 (published: 2.99)" in page
-    assert "the test loss by +0.1000 ± 0.0000 (significant at 95 %) nats per token" in page
+    assert "The test loss changes by +0.1000 ± 0.0000 (significant at 95 %) nats per token" in page
+    assert "LAMBADA's accuracy changes by +0.00 ± 0.00 (not significant at 95 %) points from 10.00 %" in page
     assert "Changes that lower it against the published recipe: *float32 weights*; that raise it: *padding" in page
     assert "Single changes that remove this regression: *float32 weights*." in page
     # of the rates; one row at the published rate has five times the perplexity, and is none
@@ -161,8 +163,10 @@ def test_a_recipe_that_does_no_harm_is_called_so(pretended, monkeypatch):
     monkeypatch.setitem(PERPLEXITY, "published", 50.0)
     monkeypatch.setitem(LOSS, "published", 4.3)
     monkeypatch.setitem(LOSS, "mended", 4.5)
+    monkeypatch.setitem(ACCURACY, "all", 0.0)
     pretended()
     page = Path("page/README.md").read_text()
+    assert "LAMBADA's accuracy is 0.00 % before: at this size its published fall cannot be seen." in page
     assert "worse? No: it ends better than it began** by LAMBADA" in page
     assert page.count("So there is no regression here that a single change could remove.") == 2
     assert "It ends at a rate of 0.0003 above it" in page
