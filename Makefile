@@ -3,12 +3,13 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama study-cache study-onpolicy report check test clean
+.PHONY: help quickstart study-babyllama study-cache study-distilpythia study-onpolicy report check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
+	@echo "make study-distilpythia CORPUS=<folder> why did it get worse? writes studies/distilpythia/README.md (about 45 minutes)"
 	@echo "make study-onpolicy CORPUS=<folder>    does its own text teach a student more? writes studies/onpolicy/README.md (about an hour)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
@@ -57,6 +58,9 @@ study-babyllama: .venv/done
 
 study-onpolicy: .venv/done
 	$(RUN) -m studies.onpolicy --corpus=$(CORPUS)
+
+study-distilpythia: .venv/done
+	$(RUN) -m studies.distilpythia --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
 
 study-cache: .venv/done
 	$(RUN) -m studies.cache --corpus=$(CORPUS)

@@ -1,0 +1,9 @@
+# DistilPythia's control for two CPU cores: mended, without a teacher, config/distilpythia/control.py in small.
+# python distill.py config/distilpythia_small/control.py
+# First: config/distilpythia_small/start.py with train.py
+# Hardware: 2 CPU cores. Result: see studies/distilpythia.
+
+from config.distilpythia_small.student_fixed import *
+
+out_dir = "out/distilpythia_small/control"
+weight_ce, weight_kl = 1.0, 0.0  # the teacher is not loaded

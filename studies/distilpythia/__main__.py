@@ -1,0 +1,141 @@
+"""Why did DistilPythia's student get worse? Its recipe in small, taken apart and mended, over several seeds.
+
+    python -m studies.distilpythia --corpus=<folder of <domain>.train and <domain>.dev>
+
+A small and a larger model of Pythia's form are pretrained on the same text. The small one goes on from there for 64
+steps: as published, as published with one thing changed, and mended, with a teacher and without. Writes README.md
+beside this file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command
+continues.
+"""
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepare_medium, record_corpus
+from studies.distilpythia.pretraining import PythiaStudy
+from studies.distilpythia.report import write_report
+from studies.report import read_results
+from studies.runs import Row, Score, Study, Trained
+
+HERE = Path(__file__).parent
+CONFIGS = "config/distilpythia_small"
+
+# ---------------------------------------------------------------------------------------------
+# rows
+
+
+def pretrained(title: str, config: str) -> Row:
+    return Row(title, script="train.py", config=f"{CONFIGS}/{config}.py", tuned_as=config)
+
+
+def taught(title: str, config: str, *overrides: str, script="distill.py", tuned_as="published") -> Row:
+    """A student that goes on from the start of its seed."""
+    return Row(
+        title,
+        script=script,
+        config=f"{CONFIGS}/{config}.py",
+        tuned_as=tuned_as,
+        overrides=overrides,
+        teachers=("teacher",),
+        start="start",
+    )
+
+
+def alone(title: str, config: str, *overrides: str, tuned_as="published") -> Row:
+    """The same without a teacher."""
+    return replace(taught(title, config, *overrides, tuned_as=tuned_as), teachers=())
+
+
+EQUAL_FLOPS = "--max_steps=136"  # of the control: 64 steps of a student that has a teacher take 2.12 times its FLOPs
+
+ROWS = {
+    "teacher": pretrained("teacher", "teacher"),
+    "start": pretrained("student before", "start"),
+    "published": taught("as published", "student"),
+    "float32": taught("float32 weights", "student", "--weight_dtype=float32"),
+    "warmup": taught("warm-up of 8 steps", "student", "--warmup_steps=8"),
+    "packed": taught("packed rows", "student_constant"),
+    "token_mean": taught("mean over tokens", "student", "--loss_mean=token"),
+    # -m and the module in one word, as a row's script is one
+    "mask_by_id": taught("end-of-text masked", "student", script="-mstudies.distilpythia.mask_by_id"),
+    "no_mask": taught("padding trained on", "student", script="-mstudies.distilpythia.no_mask"),
+    "temperature_1": taught("temperature 1", "student", "--temperature=1"),
+    "no_teacher": alone("no teacher", "student", "--weight_ce=1", "--weight_kl=0"),
+    "rate_0.1": taught("rate / 10", "student", tuned_as="rate_0.1"),
+    "rate_3": taught("rate x 3", "student", tuned_as="rate_3"),
+    "rate_10": taught("rate x 10", "student", tuned_as="rate_10"),
+    "rate_30": taught("rate x 30", "student", tuned_as="rate_30"),
+    "mended": taught("mended", "student_fixed"),
+    "control": alone("mended, no teacher", "control"),
+    "mended_tuned": taught("mended, best rate", "student_fixed", tuned_as="mended_tuned"),
+    "control_tuned": alone("mended, no teacher, best rate", "control", tuned_as="control_tuned"),
+    "control_flops": alone("the same, equal FLOPs", "control", EQUAL_FLOPS, tuned_as="control_tuned"),
+}
+
+# learning rate and epochs (0: the config's steps) that are not tried
+SETTINGS = {"teacher": (3e-3, 2.0), "start": (3e-3, 2.0), "published": (3e-4, 0)}
+SETTINGS |= {"rate_0.1": (3e-5, 0), "rate_3": (9e-4, 0), "rate_10": (3e-3, 0), "rate_30": (9e-3, 0)}
+TRIAL_RATES = {row: (1e-4, 3e-4, 1e-3) for row in ("mended_tuned", "control_tuned")}
+
+# ---------------------------------------------------------------------------------------------
+# the study
+
+
+def lambada(study: Study, run: Trained) -> list[str]:
+    arguments = [f"--model={study.out / run.name}", "--tasks=lambada", f"--limit={lambada_limit}", "--json"]
+    return ["evaluate.py", *arguments, *([f"--data_dir={eval_dir}"] if eval_dir else [])]
+
+
+def updates(study: Study, run: Trained) -> list[str]:
+    """Against where the run began: for the pretrained that is what it ends as, and nothing is changed."""
+    row = study.rows[run.row]
+    before = study.folder_of(row.start, run.seed) if row.start else study.out / run.name
+    return ["-m", "studies.distilpythia.updates", f"--before={before}", f"--after={study.out / run.name}"]
+
+
+def main():
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
+    study = PythiaStudy(
+        rows=ROWS,
+        data=MEDIUM,
+        out_dir=out_dir,
+        jobs=jobs,
+        splits={"dev": MEDIUM, "test": MEDIUM_TEST},
+        scores=(Score("tasks", lambada, {"limit": lambada_limit}), Score("updates", updates)),
+        trial_rates=TRIAL_RATES,
+        trial_epochs=(0,),  # the config's 64 steps
+    )
+    # after the lock that Study takes: another study may be reading the data
+    meta = prepare_medium(study, corpus)
+    record_corpus(study, meta)
+    if only == "data":
+        return
+    study.settle(SETTINGS)
+    # the trials are of the first seed, and need its teacher and start
+    study.run([study.settled(row, numbers[0]) for row in ("teacher", "start")])
+    trials = study.choose(list(TRIAL_RATES), numbers[0])
+    table = study.run_table(list(ROWS), numbers)
+    study.publish(HERE / "logs", table, meta, trials=trials, lambada_limit=lambada_limit)
+    write_report(read_results(HERE / "logs"))
+
+
+if __name__ == "__main__":
+    corpus = ""  # folder of <domain>.train and <domain>.dev; "": BabyLM of 2023 is downloaded
+    eval_dir = ""  # folder with lambada/; "": data/eval, where it is fetched
+    lambada_limit = 1000  # its first passages; 0: all 5,153
+    seeds = "0,1,2"  # of weights, order and teachers
+    jobs = 2  # runs at a time, on one core each
+    out_dir = "out/distilpythia_study"
+    only = ""  # "data": prepare the data and stop
+    config = configure(globals())
+    at_least(config, 1, "jobs")
+    at_least(config, 0, "lambada_limit")
+    one_of(config, only=("", "data"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    main()
