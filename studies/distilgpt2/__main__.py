@@ -1,0 +1,171 @@
+"""What did DistilGPT2 gain from its teacher? Its recipe in small, its losses one by one, and the control nobody ran.
+
+    python -m studies.distilgpt2 --corpus=<folder of <domain>.train and <domain>.dev>
+    python -m studies.distilgpt2 --only=data --corpus=<folder>    # the small configs' data, no runs
+
+A GPT of twelve blocks is trained; students begin as six of its blocks, and learn by the published three losses, by
+some of them, or by the cross-entropy alone, in a short run and in one of eight times that. Writes README.md beside
+this file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command
+continues.
+"""
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of, read_config_file  # isort: split
+
+import signal
+import sys
+from pathlib import Path
+
+from common.files import read_json
+from model import GPT, GPTConfig
+from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepare_medium, record_corpus
+from studies.distilgpt2.report import write_report
+from studies.report import read_results
+from studies.runs import Row, Score, Study, Trained
+
+HERE = Path("studies/distilgpt2")  # where its page is written; the study runs in the repository's root
+CONFIGS = "config/distilgpt2_small"
+
+# ---------------------------------------------------------------------------------------------
+# rows
+
+LONG = 480  # steps: half an epoch, a quarter of what the teacher has read
+SHORT = LONG // 8
+
+
+def equal_flops() -> float:
+    """How many times the steps of the student the control can make with the student's FLOPs, its teacher's included."""
+    shape = read_config_file(f"{CONFIGS}/teacher.py")
+    n_blocks = len(read_config_file(f"{CONFIGS}/student.py")["init_layers"].split(","))
+    vocab_size = read_config_file("config/babylm_medium/data.py")["vocab_size"]
+    flops = {}  # {blocks: FLOPs of a forward pass, of one token}
+    for n_layer in (n_blocks, shape["n_layer"]):
+        config = GPTConfig(
+            vocab_size=vocab_size,
+            block_size=shape["block_size"],
+            n_layer=n_layer,
+            n_head=shape["n_head"],
+            n_embd=shape["n_embd"],
+        )
+        flops[n_layer] = GPT(config).flops_per_token(shape["block_size"])
+    step = 3 * flops[n_blocks]  # backward is twice forward
+    return (step + flops[shape["n_layer"]]) / step
+
+
+def weights(ce: float, kl: float, cos: float) -> tuple[str, ...]:
+    return f"--weight_ce={ce:g}", f"--weight_kl={kl:g}", f"--weight_cos={cos:g}"
+
+
+# not copied: embeddings, norms and head are drawn with the blocks, and the positions have to be learnt
+RANDOM = ("--init_layers=", "--freeze=", "--arch=gpt", "--n_layer=6", "--n_head=4", "--n_embd=96", "--vocab_multiple=1")
+
+# {row: its title, config, row whose learning rate it takes, what is changed}
+STUDENTS = {
+    "three": ("three losses, 5/2/1", "student_fixed", "three", ()),
+    "no_kl": ("without KL", "student_fixed", "three", weights(ce=2, kl=0, cos=1)),
+    "no_ce": ("without CE", "student_fixed", "three", weights(ce=0, kl=5, cos=1)),
+    "no_cos": ("without cosine", "student_fixed", "three", weights(ce=2, kl=5, cos=0)),
+    "kl": ("KL alone", "student_fixed", "three", weights(ce=0, kl=1, cos=0)),
+    "cos": ("cosine alone", "student_fixed", "three", weights(ce=0, kl=0, cos=1)),
+    "equal": ("three losses, 1/1/1", "student_fixed", "three", weights(ce=1, kl=1, cos=1)),
+    "random": ("random blocks and embeddings", "student_fixed", "random", RANDOM),
+    "unfrozen": ("positions trained", "student_fixed", "three", ("--freeze=",)),
+    "published": ("rows and mean as published", "student", "three", ()),
+    "control": ("control: CE alone", "control", "control", ()),
+    "control_flops": ("control, equal FLOPs", "control", "control", ()),
+}
+
+
+def student(name: str, length: str, steps: int) -> Row:
+    title, config, tuned_as, changed = STUDENTS[name]
+    if name == "control_flops":
+        steps = round(steps * equal_flops())
+    return Row(
+        f"{title}, {length}",
+        script="distill.py",
+        config=f"{CONFIGS}/{config}.py",
+        tuned_as=tuned_as,
+        overrides=(*changed, f"--max_steps={steps}", f"--warmup_steps={round(0.05 * steps)}"),
+        teachers=("teacher",),  # of a control's: its blocks alone
+    )
+
+
+ROWS = {
+    "teacher": Row("teacher", script="train.py", config=f"{CONFIGS}/teacher.py", tuned_as="teacher"),
+    "copied": student("control", "0 steps", steps=0),
+}
+for name in STUDENTS:
+    ROWS[name] = student(name, "long", LONG)
+for name in STUDENTS:
+    ROWS[f"{name}_short"] = student(name, "short", SHORT)
+
+TEACHER = (3e-3, 2.0)  # learning rate and epochs, not tried here (LOG.md)
+TRIAL_RATES = {row: (1e-3, 3e-3, 1e-2) for row in ("three", "control", "random")}  # of the long runs
+
+# ---------------------------------------------------------------------------------------------
+# the study
+
+
+def tasks(study: Study, run: Trained) -> list[str]:
+    arguments = [f"--model={study.out / run.name}", "--tasks=wikitext,ptb,lambada", f"--limit={limit}", "--json=True"]
+    return ["evaluate.py", *arguments, f"--data_dir={eval_dir}"]
+
+
+def sampling_speed(study: Study, table: dict) -> list[dict]:
+    """What studies/distilgpt2/speed.py finds of each seed's teacher and student."""
+    found = []
+    for teacher, taught in zip(table["teacher"], table["three"]):
+        path = study.out / f"speed_seed{teacher.seed}.json"
+        if not path.exists():
+            aside = path.with_suffix(".writing")
+            arguments = [f"--teacher={study.out / teacher.name}", f"--student={study.out / taught.name}"]
+            # one after the other, when no run is at work
+            study.call(["-m", "studies.distilgpt2.speed", *arguments], aside)
+            aside.rename(path)
+        found.append(read_json(path))
+    return found
+
+
+def main():
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
+    study = Study(
+        rows=ROWS,
+        data=MEDIUM,
+        out_dir=out_dir,
+        jobs=jobs,
+        splits={"dev": MEDIUM, "test": MEDIUM_TEST},
+        scores=(Score("tasks", tasks, {"limit": limit}),),
+        trial_rates=TRIAL_RATES,
+        trial_epochs=(0,),  # the row's steps
+    )
+    # after the lock that Study takes: another study may be reading the data
+    meta = prepare_medium(study, corpus)
+    record_corpus(study, meta)
+    if only == "data":
+        return
+    study.settle({"teacher": TEACHER})
+    # the trials are of the first seed, and need its teacher; the others' are trained beside
+    study.run([study.settled("teacher", seed) for seed in numbers], scored=False)
+    trials = study.choose(list(TRIAL_RATES), numbers[0])
+    table = study.run_table(list(ROWS), numbers)
+    speed = sampling_speed(study, table)
+    steps = {"long": LONG, "short": SHORT}
+    study.publish(HERE / "logs", table, meta, trials=trials, speed=speed, steps=steps, limit=limit)
+    write_report(read_results(HERE / "logs"))
+
+
+if __name__ == "__main__":
+    corpus = ""  # folder of <domain>.train and <domain>.dev; "": BabyLM of 2023 is downloaded
+    eval_dir = "data/eval"  # where WikiText-2, PTB and LAMBADA lie, or are downloaded to
+    limit = 400  # their first lines; 0: all
+    seeds = "0,1,2"  # of weights, order, dropout and teachers
+    jobs = 2  # runs at a time, on one core each
+    out_dir = "out/distilgpt2_study"
+    only = ""  # "data": prepare the data and stop
+    config = configure(globals())
+    at_least(config, 1, "jobs")
+    at_least(config, 0, "limit")
+    one_of(config, only=("", "data"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    main()
