@@ -14,7 +14,7 @@ vocab_multiple = 1
 batch_size = 8
 epochs = 2.0
 
-learning_rate, min_lr = 3e-3, 0.0  # cosine to 0
+learning_rate, min_lr = 1e-3, 0.0  # cosine to 0
 warmup_steps = 100  # 5 %
 weight_decay = 0.1
 beta2 = 0.98

@@ -11,8 +11,25 @@ import time
 
 import torch
 
+from common.files import read_json
 from common.pretrained import load_pretrained
 from configurator import at_least, configure
+
+
+def each_seeds_speed(study, table: dict) -> list[dict]:
+    """The JSON object of each seed's teacher and its student of the three losses, kept in the study's folder."""
+    found = []
+    for taught_by, taught in zip(table["teacher"], table["three"]):
+        path = study.out / f"speed_seed{taught.seed}.json"
+        if not path.exists():
+            # written aside and renamed, so that a kill leaves no half of it under the final name
+            aside = path.with_suffix(".writing")
+            arguments = [f"--teacher={study.out / taught_by.name}", f"--student={study.out / taught.name}"]
+            # one at a time, when no run is at work
+            study.call(["-m", "studies.distilgpt2.speed", *arguments], aside)
+            aside.rename(path)
+        found.append(read_json(path))
+    return found
 
 
 def seconds_to_write(net, n: int) -> float:
