@@ -92,10 +92,8 @@ ROWS = {
     "teacher": Row("teacher", script="train.py", config=f"{CONFIGS}/teacher.py", tuned_as="teacher"),
     "copied": replace(student("control", "", steps=0), title="six blocks, not trained on"),
 }
-for name in STUDENTS:
-    ROWS[name] = student(name, "long", LONG)
-for name in STUDENTS:
-    ROWS[f"{name}_short"] = student(name, "short", SHORT)
+ROWS |= {name: student(name, "long", LONG) for name in STUDENTS}
+ROWS |= {f"{name}_short": student(name, "short", SHORT) for name in STUDENTS}
 
 TEACHER = (1e-3, 2.0)  # learning rate and epochs: of 160 steps at 3e-3 the loss was 0.3 nats higher (LOG.md)
 TRIAL_RATES = {row: (3e-4, 1e-3, 3e-3) for row in ("three", "control", "random")}  # of the long runs
@@ -132,9 +130,8 @@ def main():
     study.run([study.settled("teacher", seed) for seed in numbers], scored=False)
     trials = study.choose(list(TRIAL_RATES), numbers[0])
     table = study.run_table(list(ROWS), numbers)
-    speed = each_seeds_speed(study, table)
-    steps = {"long": LONG, "short": SHORT}
-    study.publish(HERE / "logs", table, meta, trials=trials, speed=speed, steps=steps, limit=limit)
+    more = {"steps": {"long": LONG, "short": SHORT}, "limit": limit, "speed": each_seeds_speed(study, table)}
+    study.publish(HERE / "logs", table, meta, trials=trials, **more)
     write_report(read_results(HERE / "logs"))
 
 
