@@ -3,13 +3,14 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama study-cache study-onpolicy check test clean
+.PHONY: help quickstart study-babyllama study-cache study-onpolicy study-distilgpt2 check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
 	@echo "make study-onpolicy CORPUS=<folder>    does its own text teach a student more? writes studies/onpolicy/README.md (about an hour)"
+	@echo "make study-distilgpt2 CORPUS=<folder>  what does a copied student gain from its teacher? writes studies/distilgpt2/README.md (about an hour)"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
 	@echo "make clean        delete the quickstart's data and runs"
@@ -56,6 +57,9 @@ study-babyllama: .venv/done
 
 study-onpolicy: .venv/done
 	$(RUN) -m studies.onpolicy --corpus=$(CORPUS)
+
+study-distilgpt2: .venv/done
+	$(RUN) -m studies.distilgpt2 --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
 
 study-cache: .venv/done
 	$(RUN) -m studies.cache --corpus=$(CORPUS)

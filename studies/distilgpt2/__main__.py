@@ -3,10 +3,9 @@
     python -m studies.distilgpt2 --corpus=<folder of <domain>.train and <domain>.dev>
     python -m studies.distilgpt2 --only=data --corpus=<folder>    # the small configs' data, no runs
 
-A GPT of twelve blocks is trained; students begin as six of its blocks, and learn by the published three losses, by
-some of them, or by the cross-entropy alone, in a short run and in one of eight times that. Writes README.md beside
-this file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command
-continues.
+A GPT of twelve blocks is trained; students begin as six of its blocks, and learn by the published three losses, by some
+of them, or by the cross-entropy alone, in a short run and in one of eight times that. Writes README.md beside this
+file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command continues.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -57,7 +56,7 @@ def weights(ce: float, kl: float, cos: float) -> tuple[str, ...]:
 # not copied: embeddings, norms and head are drawn with the blocks, and the positions have to be learnt
 RANDOM = ("--init_layers=", "--freeze=", "--arch=gpt", "--n_layer=6", "--n_head=4", "--n_embd=96", "--vocab_multiple=1")
 
-# {row: its title, config, row whose learning rate it takes, what is changed}
+# {row: its title, config, whose learning rate it takes, what is changed}
 STUDENTS = {
     "three": ("three losses, 5/2/1", "student_fixed", "three", ()),
     "no_kl": ("without KL", "student_fixed", "three", weights(ce=2, kl=0, cos=1)),
