@@ -3,14 +3,18 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama study-cache study-distilpythia study-onpolicy report check test clean
+.PHONY: help quickstart report check test clean
+.PHONY: study-babyllama study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
-	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
-	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
-	@echo "make study-distilpythia CORPUS=<folder> why did it get worse? writes studies/distilpythia/README.md (about 45 minutes)"
-	@echo "make study-onpolicy CORPUS=<folder>    does its own text teach a student more? writes studies/onpolicy/README.md (about an hour)"
+	@echo "studies of CORPUS=<folder>, each with a page in studies/, on 2 cores:"
+	@echo "make study-babyllama      does it distil? (under 2 hours)"
+	@echo "make study-cache          what does a cached teacher cost? (about an hour)"
+	@echo "make study-distilgpt2     what do six blocks of a teacher gain from it? (about an hour)"
+	@echo "make study-distilpythia   why did the student get worse? (about an hour)"
+	@echo "make study-microlm        does reverse KL hurt, and where does it stop? (about an hour)"
+	@echo "make study-onpolicy       does its own text teach a student more? (half an hour)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
@@ -52,18 +56,15 @@ $(Q)/forward_kl/summary.json: | $(Q)/teacher/summary.json
 $(Q)/reverse_kl/summary.json: | $(Q)/teacher/summary.json
 	$(RUN) distill.py config/quickstart/student.py --out_dir=$(@D) --kl=reverse $(RESUME)
 
-# CORPUS: folder of <domain>.train and <domain>.dev, else BabyLM of 2023 is downloaded; EVAL: folder with blimp/, likewise
-study-babyllama: .venv/done
-	$(RUN) -m studies.babyllama --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
+# CORPUS: folder of <domain>.train and <domain>.dev, else BabyLM of 2023 is downloaded; EVAL: folder with blimp/, lambada/
+# and so on, likewise
+STUDY = $(RUN) -m studies.$(@:study-%=%) --corpus=$(CORPUS)
 
-study-onpolicy: .venv/done
-	$(RUN) -m studies.onpolicy --corpus=$(CORPUS)
+study-babyllama study-distilgpt2 study-distilpythia: .venv/done
+	$(STUDY) $(if $(EVAL),--eval_dir=$(EVAL))
 
-study-distilpythia: .venv/done
-	$(RUN) -m studies.distilpythia --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
-
-study-cache: .venv/done
-	$(RUN) -m studies.cache --corpus=$(CORPUS)
+study-cache study-microlm study-onpolicy: .venv/done
+	$(STUDY)
 
 # of every study that has published what its page is made of
 report: .venv/done

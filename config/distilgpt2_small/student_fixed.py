@@ -1,0 +1,11 @@
+# DistilGPT2 for two CPU cores, mended: config/distilgpt2/student_fixed.py in small.
+# python distill.py config/distilgpt2_small/student_fixed.py
+# First: python train.py config/distilgpt2_small/teacher.py
+# Hardware: 2 CPU cores. Result: see studies/distilgpt2.
+
+from config.distilgpt2_small.student import *
+
+out_dir = "out/distilgpt2_small/student_fixed"
+packing = "constant"
+batch_size = 8  # 1 micro-step
+loss_mean = "token"
