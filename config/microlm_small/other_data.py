@@ -1,4 +1,4 @@
-# The text of config/babylm_medium/data.py in another tokenizer of as many ids, for config/microlm_small/other_teacher.py.
+# The text of config/babylm_medium/data.py in another tokenizer of as many ids: what the other teacher learns from.
 # python prepare_data.py config/microlm_small/other_data.py
 # First: config/babylm_medium/data.py and config/microlm_small/other_tokenizer.py, likewise
 # Hardware: 2 CPU cores. Result: see studies/microlm.

@@ -8,5 +8,3 @@ from config.microlm_small.pretrain import *
 out_dir = "out/microlm_small/teacher"
 n_layer, n_head, n_embd, n_inner = 6, 5, 160, 448
 epochs = 2.0
-
-learning_rate, min_lr = 2e-3, 2e-4

@@ -26,86 +26,73 @@ from studies.runs import Row, Score
 
 CONFIGS = "config/microlm_small"
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")
-EPOCHS = 0.2  # of the second stage
 
 
 def forward_flops(config: str) -> float:
     """Of a token, through the model of a config."""
-    knobs = read_config_file(config)
+    knobs = read_config_file(f"{CONFIGS}/{config}.py")
     shape = {name: knobs[name] for name in SHAPE}
     return LLaMA(LLaMAConfig(vocab_size=2048, block_size=128, **shape)).flops_per_token(128)
 
 
-STUDENT_FLOPS = forward_flops(f"{CONFIGS}/pretrain.py")
 # what a live teacher's forward pass adds to the three of a step of the student
-EQUAL_FLOPS = 1 + forward_flops(f"{CONFIGS}/teacher.py") / (3 * STUDENT_FLOPS)
+EQUAL_FLOPS = 1 + forward_flops("teacher") / (3 * forward_flops("pretrain"))
 
 
-def taught(title: str, config="reverse_kl", *overrides: str, teacher="strong", factor=1.0, tuned_as="second") -> Row:
-    """The start, trained on with a teacher."""
+def second(title: str, config="reverse_kl", *overrides: str, teacher="strong", factor=1.0, tuned_as="second") -> Row:
+    """The start, trained on, without a teacher where there is no teacher's name."""
     return Row(
         title,
         script="distill.py",
         config=f"{CONFIGS}/{config}.py",
         tuned_as=tuned_as,
         overrides=overrides,
-        teachers=(teacher,),
+        teachers=(teacher,) if teacher else (),
         epochs_factor=factor,
         start="start",
     )
 
 
-def untaught(title: str, factor=1.0, tuned_as="second") -> Row:
-    """The start, trained on without a teacher."""
-    config = f"{CONFIGS}/control.py"
-    return Row(title, "distill.py", config, tuned_as=tuned_as, epochs_factor=factor, start="start")
-
-
-def base(title: str, config: str, name: str, *overrides: str) -> Row:
+def first(title: str, config: str, tuned_as: str, *overrides: str) -> Row:
     """The start, or a teacher."""
-    return Row(title, script="train.py", config=f"{CONFIGS}/{config}.py", tuned_as=name, overrides=overrides)
+    return Row(title, script="train.py", config=f"{CONFIGS}/{config}.py", tuned_as=tuned_as, overrides=overrides)
 
 
 MIXED = ("--weight_ce=0.5", "--weight_kl=0.5")
 # one evaluation, of all rows: of its own tokens, as this teacher meets others once it is done
 OTHER = ("--eval_interval=0", "--eval_rows=0")
 ROWS = {
-    "start": base("the start: the control run", "pretrain", "start"),
-    "strong": base("strong teacher", "teacher", "strong"),
-    "medium": base("medium teacher", "teacher", "medium"),
-    "weak": base("weak teacher", "teacher", "weak"),
-    "other": base("teacher of another tokenizer, read by id", "other_teacher", "medium", *OTHER),
-    "ce": untaught("CE on, same tokens"),
-    "ce_flops": untaught("CE on, same FLOPs", factor=EQUAL_FLOPS),
-    "ce_tuned": untaught("CE on, tuned rate", tuned_as="ce_tuned"),
-    "reverse": taught("reverse KL (as published)"),
-    "reverse_long": taught("reverse KL, as many tokens as CE of the same FLOPs", factor=EQUAL_FLOPS),
-    "reverse_tuned": taught("reverse KL, tuned rate", tuned_as="reverse_tuned"),
-    "reverse_t2": taught("reverse KL, T = 2", "reverse_kl", "--temperature=2"),
-    "reverse_ce": taught("0.5 reverse KL + 0.5 CE", "reverse_kl", *MIXED),
-    "forward": taught("forward KL", "forward_kl"),
-    "forward_tuned": taught("forward KL, tuned rate", "forward_kl", tuned_as="forward_tuned"),
-    "forward_t2": taught("forward KL, T = 2", "forward_kl", "--temperature=2"),
-    "forward_ce": taught("0.5 forward KL + 0.5 CE", "forward_kl", *MIXED),
-    "js": taught("JS", "js"),
-    "reverse_medium": taught("reverse KL, medium teacher", teacher="medium"),
-    "forward_medium": taught("forward KL, medium teacher", "forward_kl", teacher="medium"),
-    "reverse_weak": taught("reverse KL, weak teacher", teacher="weak"),
-    "forward_weak": taught("forward KL, weak teacher", "forward_kl", teacher="weak"),
-    "reverse_own": taught("reverse KL, 25 % own text", "on_policy"),
-    "reverse_own_all": taught("reverse KL, own text alone", "on_policy", "--on_policy=1"),
-    "reverse_other": taught("reverse KL, teacher of another tokenizer", teacher="other"),
-    "forward_other": taught("forward KL, teacher of another tokenizer", "forward_kl", teacher="other"),
+    "start": first("the start: the control run", "pretrain", "start"),
+    "strong": first("strong teacher", "teacher", "strong"),
+    "medium": first("medium teacher", "teacher", "medium"),
+    "weak": first("weak teacher", "teacher", "weak"),
+    "other": first("teacher of another tokenizer, read by id", "other_teacher", "medium", *OTHER),
+    "ce": second("CE on, same tokens", "control", teacher=""),
+    "ce_flops": second("CE on, same FLOPs", "control", teacher="", factor=EQUAL_FLOPS),
+    "ce_tuned": second("CE on, tuned rate", "control", teacher="", tuned_as="ce_tuned"),
+    "reverse": second("reverse KL (as published)"),
+    "reverse_long": second("reverse KL, as many tokens as CE of the same FLOPs", factor=EQUAL_FLOPS),
+    "reverse_tuned": second("reverse KL, tuned rate", tuned_as="reverse_tuned"),
+    "reverse_t2": second("reverse KL, T = 2", "reverse_kl", "--temperature=2"),
+    "reverse_ce": second("0.5 reverse KL + 0.5 CE", "reverse_kl", *MIXED),
+    "forward": second("forward KL", "forward_kl"),
+    "forward_tuned": second("forward KL, tuned rate", "forward_kl", tuned_as="forward_tuned"),
+    "forward_t2": second("forward KL, T = 2", "forward_kl", "--temperature=2"),
+    "forward_ce": second("0.5 forward KL + 0.5 CE", "forward_kl", *MIXED),
+    "js": second("JS", "js"),
+    "reverse_medium": second("reverse KL, medium teacher", teacher="medium"),
+    "forward_medium": second("forward KL, medium teacher", "forward_kl", teacher="medium"),
+    "reverse_weak": second("reverse KL, weak teacher", teacher="weak"),
+    "forward_weak": second("forward KL, weak teacher", "forward_kl", teacher="weak"),
+    "reverse_own": second("reverse KL, 25 % own text", "on_policy"),
+    "reverse_own_all": second("reverse KL, own text alone", "on_policy", "--on_policy=1"),
+    "reverse_other": second("reverse KL, teacher of another tokenizer", teacher="other"),
+    "forward_other": second("forward KL, teacher of another tokenizer", "forward_kl", teacher="other"),
 }
 
 # learning rate and epochs of what is not tried; the second stage starts at the peak of the first again, as published
-SETTINGS = {
-    "start": (3e-3, 2.0),
-    "strong": (2e-3, 2.0),
-    "medium": (2e-3, 1.0),
-    "weak": (2e-3, 0.5),
-    "second": (3e-3, EPOCHS),
-}
+EPOCHS = {"start": 2.0, "strong": 2.0, "medium": 1.0, "weak": 0.5, "second": 0.2}
+SETTINGS = {name: (3e-3, epochs) for name, epochs in EPOCHS.items()}
 # as many for the control as for the students
 TRIAL_RATES = dict.fromkeys(("ce_tuned", "reverse_tuned", "forward_tuned"), (3e-3, 1e-3, 3e-4))
 
@@ -113,15 +100,9 @@ TRIAL_RATES = dict.fromkeys(("ce_tuned", "reverse_tuned", "forward_tuned"), (3e-
 # the study
 
 
-def asked(study: TrapStudy, run, module: str, *arguments: str) -> list[str]:
-    """The command that compares a run with the strong teacher of its seed on the test split."""
-    folders = [f"--model={study.out / run.name}", f"--teacher={study.folder_of('strong', run.seed)}"]
-    return ["-m", module, *folders, f"--dataset={MEDIUM_TEST}", *arguments]
-
-
 SCORES = (
-    Score("compared", lambda study, run: asked(study, run, "studies.microlm.compare")),
-    Score("generation", lambda study, run: asked(study, run, "studies.generation", "--samples=200")),
+    Score("compared", lambda study, run: study.beside_strong(run, "studies.microlm.compare")),
+    Score("generation", lambda study, run: study.beside_strong(run, "studies.generation", "--samples=200")),
 )
 
 
@@ -136,7 +117,7 @@ def main():
         splits={"dev": MEDIUM, "test": MEDIUM_TEST},
         scores=SCORES,
         trial_rates=TRIAL_RATES,
-        trial_epochs=(EPOCHS,),
+        trial_epochs=(EPOCHS["second"],),
     )
     # after the lock that Study takes: another study may be reading the data
     meta = prepare_medium(study, corpus)

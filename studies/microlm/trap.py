@@ -13,7 +13,7 @@ from common.data import tokenizer_meta
 from common.files import read_json, write_json
 from common.pretrained import find_model
 from common.tokenizer import load_tokenizer
-from studies.corpus import MEDIUM, MEDIUM_TEXT
+from studies.corpus import MEDIUM, MEDIUM_TEST, MEDIUM_TEXT
 from studies.runs import Study, Trained
 
 SUBTITLES_TEXT = Path("data/babylm_medium_subtitles_text")
@@ -42,6 +42,11 @@ class TrapStudy(Study):
     def command(self, run: Trained, folder: Path) -> list[str]:
         # every schedule ends at a tenth of its peak
         return [*super().command(run, folder), f"--min_lr={run.rate / 10:g}"]
+
+    def beside_strong(self, run: Trained, module: str, *arguments: str) -> list[str]:
+        """A script that compares a run with the strong teacher of its seed on the test split."""
+        folders = [f"--model={self.out / run.name}", f"--teacher={self.folder_of('strong', run.seed)}"]
+        return ["-m", module, *folders, f"--dataset={MEDIUM_TEST}", *arguments]
 
     def train(self, run: Trained, folder: Path):
         super().train(run, folder)
