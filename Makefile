@@ -3,12 +3,13 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart study-babyllama study-cache study-onpolicy check test clean
+.PHONY: help quickstart study-babyllama study-cache study-microlm study-onpolicy check test clean
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "make study-babyllama CORPUS=<folder>   does it distil? writes studies/babyllama/README.md (under 2 hours on 2 cores)"
 	@echo "make study-cache CORPUS=<folder>       what does a cached teacher cost? writes studies/cache/README.md (about an hour)"
+	@echo "make study-microlm CORPUS=<folder>     does reverse KL hurt? writes studies/microlm/README.md (under 2 hours on 2 cores)"
 	@echo "make study-onpolicy CORPUS=<folder>    does its own text teach a student more? writes studies/onpolicy/README.md (about an hour)"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests (about 15 minutes on 2 cores)"
@@ -59,6 +60,9 @@ study-onpolicy: .venv/done
 
 study-cache: .venv/done
 	$(RUN) -m studies.cache --corpus=$(CORPUS)
+
+study-microlm: .venv/done
+	$(RUN) -m studies.microlm --corpus=$(CORPUS)
 
 clean:
 	rm -rf data/stdlib $(Q)

@@ -202,8 +202,8 @@ def what_the_trap_does(results: Results) -> str:
         )
     return (
         "**And a teacher of another tokenizer, as wide?** distill.py refuses it: exit code "
-        f"{refused[0]['exit_code']}, in {len(refused)} of {len(results.seeds)} seeds. Given the tokenizer files of the data "
-        f"it passes. In its own tokens it needs {own} bits per byte of the dev text, the medium teacher "
+        f"{refused[0]['exit_code']}, in {len(refused)} of {len(results.seeds)} seeds. Given the tokenizer files of the "
+        f"data it passes. In its own tokens it needs {own} bits per byte of the dev text, the medium teacher "
         f"{medium}; read by id its test loss is {mean(results, 'other'):.2f}, where a uniform guess has "
         f"{UNIFORM:.2f}. Trained on with it, {'; '.join(parts)}. That is what the trap looks like; the published "
         "report has no loss to compare it with, so whether that run fell into it this study cannot tell."
@@ -220,8 +220,8 @@ def does_it_sharpen(results: Results) -> str:
             f"{against(results, figure, 'reverse', 'forward')}{unit}"
         )
     return (
-        f"**Does reverse KL sharpen?** {says[compared(results, 'reverse', 'ce', ENTROPY)]}, against cross-entropy on the "
-        f"same tokens. {'; '.join(parts)}."
+        f"**Does reverse KL sharpen?** {says[compared(results, 'reverse', 'ce', ENTROPY)]}, against cross-entropy on "
+        f"the same tokens. {'; '.join(parts)}."
     )
 
 
