@@ -67,7 +67,10 @@ class TrapStudy(Study):
         if done.returncode != 2 or "was trained with tokenizer" not in "".join(message):
             raise ValueError(f"{' '.join(command)}: expected a refusal, got exit code {done.returncode} {message}")
         # the page has no folders of whoever ran the study
-        write_json(record, {"exit_code": done.returncode, "message": message[0].replace(str(folder), "the teacher")})
+        write_json(
+            record,
+            {"exit_code": done.returncode, "message": message[0].replace(str(find_model(folder)), "the teacher")},
+        )
 
     def refusals(self, seeds: list[int]) -> list[dict]:
         """What distill.py said of the teachers of another tokenizer."""
