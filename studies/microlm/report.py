@@ -1,0 +1,267 @@
+"""What the study of MicroLM found, as a page: tables, the picture, and the sentences that its numbers allow.
+
+    python -m studies.microlm.report    makes README.md and results.png again from logs/
+
+The text is in page.md, whose fields `write_report` fills in. Whether two rows differ is told by paired t-tests over the
+seeds.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+from studies.report import (
+    Figure,
+    Results,
+    against,
+    cost_columns,
+    difference_table,
+    draw_rows,
+    mean_table,
+    read_results,
+    save,
+    seed_table,
+    trial_table,
+    write_page,
+)
+from studies.stats import bound, mean_sd, verdict
+
+HERE = Path(__file__).parent
+
+
+def score(head: str, file: str, name: str, form=".4f", factor=1.0) -> Figure:
+    """A figure that a script of SCORES found."""
+    return Figure(head, lambda run: factor * run.record[file][name], form)
+
+
+DEV = Figure("dev nats/token", lambda run: run.dev)
+TEST = Figure("test nats/token", lambda run: run.test)
+REVERSE = score("KL(student ‖ teacher)", "compared", "reverse_kl")
+FORWARD = score("KL(teacher ‖ student)", "compared", "forward_kl")
+ENTROPY = score("entropy, nats", "compared", "entropy", ".3f")
+AGREE = score("same likeliest token, %", "compared", "agree", ".1f", 100)
+ECE = score("ECE, %", "compared", "ece", ".2f", 100)
+ACCURACY = score("right, %", "compared", "accuracy", ".2f", 100)
+CONFIDENCE = score("confidence, %", "compared", "confidence", ".2f", 100)
+REPEATED = score("repeated 4-grams, %", "generation", "repeated", ".2f", 100)
+DISTINCT = score("distinct 2-grams, %", "generation", "distinct_2", ".1f", 100)
+OWN_REVERSE = score("KL(student ‖ teacher), own text", "generation", "reverse_kl")
+OWN_ENTROPY = score("entropy, own text", "generation", "entropy", ".3f")
+
+BASES = ["start", "strong", "medium", "weak", "other"]
+# the row as published, and what is changed in it: one thing each
+CHANGES = ["reverse_t2", "reverse_ce", "reverse_medium", "reverse_weak"]
+CHANGES += ["reverse_own", "reverse_own_all", "forward", "js"]
+UNIFORM = math.log(2048)  # nats per token of a model that knows nothing
+CHECKED = ["start", "ce", "ce_flops"]  # what students are compared with
+
+# ---------------------------------------------------------------------------------------------
+# comparisons
+
+
+def compared(results: Results, row: str, reference: str, figure=TEST) -> str:
+    """Whether a row is "lower" or "higher" than another, or "not significant"."""
+    return verdict(figure.values(results.table[row]), figure.values(results.table[reference]))
+
+
+def mean(results: Results, row: str, figure=TEST) -> float:
+    """Over seeds."""
+    return statistics.mean(figure.values(results.table[row]))
+
+
+def listed(results: Results, rows: list[str], reference: str) -> str:
+    """Rows with their differences from another, or "none"."""
+    parts = [f"*{results.titles[row]}* {against(results, TEST, row, reference)}" for row in rows]
+    return "; ".join(parts) or "none"
+
+
+def grouped(results: Results, rows: list[str], reference: str) -> str:
+    """Which rows end above another, which below, and which do neither significantly."""
+    names = {"higher": "Above it", "lower": "Below it", "not significant": "Not significantly different"}
+    sentences = []
+    for found, name in names.items():
+        members = [row for row in rows if compared(results, row, reference) == found]
+        sentences.append(f"{name}: {listed(results, members, reference)}.")
+    return " ".join(sentences)
+
+
+# ---------------------------------------------------------------------------------------------
+# the answer
+
+
+def answer(results: Results) -> str:
+    """The published regression: what reproduces it, what removes it, and what the trap looks like."""
+    paragraphs = [
+        does_the_stage_hurt(results),
+        does_reverse_hurt(results),
+        which_reproduces(results),
+        where_it_stops(results),
+        which_divergence(results),
+        which_teacher(results),
+        what_the_trap_does(results),
+        does_it_sharpen(results),
+    ]
+    return "\n\n".join(paragraphs)
+
+
+def does_the_stage_hurt(results: Results) -> str:
+    """Cross-entropy on, from the same checkpoint at the peak rate again: the control of all else."""
+    says = {
+        "higher": "Yes: at the published rate more training alone makes it worse",
+        "lower": "No: more training alone makes it better, the rate at its peak again",
+        "not significant": "Not measurably",
+    }[compared(results, "ce", "start")]
+    rate = results.table["ce_tuned"][0].record["learning_rate"]
+    return (
+        f"**Does the second stage hurt without a teacher? {says}.** Cross-entropy on − start: "
+        f"{against(results, TEST, 'ce', 'start')} nats per token at the published rate, "
+        f"{against(results, TEST, 'ce_tuned', 'start')} at the best of three ({rate:g})."
+    )
+
+
+def does_reverse_hurt(results: Results) -> str:
+    """The recipe as published against its start and both controls."""
+    says = {"higher": "worse", "lower": "better", "not significant": "no different measurably"}
+    verdicts = {reference: says[compared(results, "reverse", reference)] for reference in CHECKED}
+    return (
+        "**Does reverse KL alone, as published, make the student worse?** By the test loss it ends "
+        f"{verdicts['start']} than its start ({against(results, TEST, 'reverse', 'start')}), "
+        f"{verdicts['ce']} than cross-entropy on the same tokens ({against(results, TEST, 'reverse', 'ce')}), "
+        f"{verdicts['ce_flops']} than cross-entropy of the same FLOPs "
+        f"({against(results, TEST, 'reverse', 'ce_flops')})."
+    )
+
+
+def which_reproduces(results: Results) -> str:
+    """The published regression, student worse than its start: the rows that have it, and those that do not."""
+    students = [row for row in results.table if row not in BASES]
+    worse = [row for row in students if compared(results, row, "start") == "higher"]
+    if not worse:
+        return "**Which rows reproduce the regression?** None ends significantly above the start by the test loss."
+    others = [row for row in students if compared(results, row, "start") == "lower"]
+    return (
+        "**Which rows reproduce the regression?** Significantly above the start by the test loss: "
+        f"{listed(results, worse, 'start')}. Of the {len(students)} rows of the second stage {len(others)} end "
+        "significantly below it."
+    )
+
+
+def where_it_stops(results: Results) -> str:
+    """One thing changed in the published recipe, against the control of the same tokens."""
+    rows = ["reverse", *CHANGES]
+    tuned = against(results, TEST, "reverse_tuned", "ce_tuned")
+    long = against(results, TEST, "reverse_long", "ce_flops")
+    return (
+        "**Where does reverse KL stop hurting?** The row as published, and with one thing changed, against "
+        f"cross-entropy on the same tokens. {grouped(results, rows, 'ce')} "
+        f"With the rate of each chosen among three, reverse KL − cross-entropy: {tuned}; with "
+        f"{results.about['equal_flops']:.2f} times the tokens for both: {long}."
+    )
+
+
+def which_divergence(results: Results) -> str:
+    """Forward KL and JS beside reverse KL, same teacher and tokens."""
+    return (
+        "**Another divergence?** Against reverse KL, all else equal: forward KL "
+        f"{against(results, TEST, 'forward', 'reverse')}, JS {against(results, TEST, 'js', 'reverse')}. "
+        f"Each at its tuned rate: forward − reverse {against(results, TEST, 'forward_tuned', 'reverse_tuned')}, "
+        f"forward − cross-entropy {against(results, TEST, 'forward_tuned', 'ce_tuned')}. "
+        "Half cross-entropy: reverse "
+        f"{against(results, TEST, 'reverse_ce', 'reverse')}, forward {against(results, TEST, 'forward_ce', 'forward')} "
+        "against the same without."
+    )
+
+
+def which_teacher(results: Results) -> str:
+    """Teachers of three strengths, by how far they are from the start."""
+    parts = []
+    for name in ("strong", "medium", "weak"):
+        suffix = "" if name == "strong" else f"_{name}"
+        ends = [
+            f"{loss} KL {against(results, TEST, loss + suffix, 'start')}, −CE "
+            f"{against(results, TEST, loss + suffix, 'ce')}"
+            for loss in ("reverse", "forward")
+        ]
+        parts.append(f"{name} ({against(results, TEST, name, 'start')} from the start itself): {'; '.join(ends)}")
+    return f"**How good must the teacher be?** Student − start, and − cross-entropy on. {'. '.join(parts)}."
+
+
+def what_the_trap_does(results: Results) -> str:
+    """A teacher of another tokenizer, matched by id."""
+    refused = results.about["refused"]
+    own = mean_sd(results.about["own_bits"], ".3f")
+    medium = mean_sd([run.bits for run in results.table["medium"]], ".3f")
+    parts = []
+    for loss in ("reverse", "forward"):
+        row = f"{loss}_other"
+        parts.append(
+            f"{loss} KL ends at {mean(results, row):.2f} nats per token ({against(results, TEST, row, 'start')} from "
+            f"the start, {against(results, TEST, row, f'{loss}_medium')} from the medium teacher's student), its "
+            f"entropy {against(results, ENTROPY, row, 'start')} from the start's"
+        )
+    return (
+        "**And a teacher of another tokenizer, as wide?** distill.py refuses it: exit code "
+        f"{refused[0]['exit_code']}, in {len(refused)} of {len(results.seeds)} seeds. Given the tokenizer files of the "
+        f"data it passes. In its own tokens it needs {own} bits per byte of the dev text, the medium teacher "
+        f"{medium}; read by id its test loss is {mean(results, 'other'):.2f}, where a uniform guess has "
+        f"{UNIFORM:.2f}. Trained on with it, {'; '.join(parts)}. That is what the trap looks like; the published "
+        "report has no loss to compare it with, so whether that run fell into it this study cannot tell."
+    )
+
+
+def does_it_sharpen(results: Results) -> str:
+    """Entropy, calibration and own text of reverse KL, against cross-entropy and forward KL."""
+    says = {"lower": "It does", "higher": "It flattens", "not significant": "Not measurably"}
+    parts = []
+    for figure, unit in ((ENTROPY, " nats"), (ECE, " points"), (REPEATED, " points"), (DISTINCT, " points")):
+        parts.append(
+            f"{figure.head.split(',')[0]} − CE's: {against(results, figure, 'reverse', 'ce')}{unit}, − forward KL's: "
+            f"{against(results, figure, 'reverse', 'forward')}{unit}"
+        )
+    return (
+        f"**Does reverse KL sharpen?** {says[compared(results, 'reverse', 'ce', ENTROPY)]}, against cross-entropy on "
+        f"the same tokens. {'; '.join(parts)}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# the page
+
+
+def write_report(results: Results):
+    """README.md and results.png."""
+    rows = list(results.table)
+    students = [row for row in rows if row not in BASES]
+    # what a teacher of other tokens is by id would leave the others a corner of the picture
+    drawn = [row for row in rows if "other" not in row]
+    save(draw_rows(results, drawn, [TEST, ENTROPY], ["start", "ce", "ce_flops"]), HERE / "results.png")
+    generated = results.table["start"][0].record["generation"]
+    sizes = {name: results.table[name][0].parameters for name in ("start", "strong")}
+    fields = {
+        "answer": answer(results),
+        "refusal": results.about["refused"][0]["message"],
+        "n": len(results.seeds),
+        "bound": bound(len(results.seeds)),
+        "meta": results.meta,
+        "losses": mean_table(results, rows, [TEST, REVERSE, FORWARD, AGREE], cost_columns()),
+        "differences": difference_table(results, students, CHECKED, [TEST]),
+        "shapes": mean_table(results, rows, [ENTROPY, ACCURACY, CONFIDENCE, ECE]),
+        "texts": mean_table(results, rows, [REPEATED, DISTINCT, OWN_REVERSE, OWN_ENTROPY]),
+        "data_repeated": 100 * generated["data_repeated"],
+        "data_distinct": 100 * generated["data_distinct_2"],
+        "samples": generated["samples"],
+        "seeds": seed_table(results, rows, [TEST]),
+        "trials": trial_table(results, DEV),
+        "student": sizes["start"],
+        "teacher": sizes["strong"] / sizes["start"],
+        "share": results.table["start"][0].tokens / sizes["start"],
+        "equal_flops": results.about["equal_flops"],
+        "runs": results.n_runs,
+        "jobs": results.about["jobs"],
+        "minutes": results.minutes,
+    }
+    write_page(HERE, fields)
+
+
+if __name__ == "__main__":
+    write_report(read_results(HERE / "logs"))
