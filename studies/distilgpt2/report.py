@@ -185,8 +185,8 @@ def sampling(results: Results) -> str:
         f"**Is sampling 60 % faster?** Here by {statistics.mean(faster):.0f} ± {error:.0f} % (mean and standard error "
         f"over seeds): {statistics.mean(student):,.0f} tokens/s in the place of {statistics.mean(teacher):,.0f}, "
         "one row on one core. "
-        "Half of the blocks, of this width, cannot be compared with GPT-2's on its machine but in kind: what is no "
-        "block, the head above all, takes as long for both."
+        "The figure compares with the published one in kind alone: what is no block takes as long for both, and its share "
+        "is another at another width and vocabulary."
     )
 
 
