@@ -14,7 +14,7 @@ vocab_multiple = 1
 batch_size = 8
 epochs = 2.0
 
-optimizer = "normuon"  # AdamW at 1e-3 ends 0.3 nats above it or more (LOG.md): a weak teacher would have nothing to lose
+optimizer = "normuon"  # AdamW at 1e-3 ends 0.3 nats above it or more (LOG.md), too weak to teach
 learning_rate, min_lr = 5e-3, 0.0  # cosine to 0
 warmup_steps = 100  # 5 %
 weight_decay = 0.1

@@ -19,7 +19,8 @@ from itertools import chain, product
 from studies.babyllama.report import HERE, write_report
 from studies.corpus import DATA, EVERY_DEV, EVERY_TRAIN, check_corpus, parse_seeds, prepare, record_corpus
 from studies.report import read_results
-from studies.runs import Row, Score, Study
+from studies.rows import Row, Score
+from studies.runs import Study
 from tasks.loading import load_tasks
 
 # ---------------------------------------------------------------------------------------------

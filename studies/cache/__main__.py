@@ -24,7 +24,8 @@ from studies.babyllama.__main__ import BOTH, CONTROL_CONFIG, FORMULA_CONFIG, GPT
 from studies.cache.report import HERE, write_report
 from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.report import read_results
-from studies.runs import Cache, Row, Score, Study
+from studies.rows import Cache, Row, Score
+from studies.runs import Study
 
 # ---------------------------------------------------------------------------------------------
 # rows

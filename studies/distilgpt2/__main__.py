@@ -21,7 +21,8 @@ from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepa
 from studies.distilgpt2.report import write_report
 from studies.distilgpt2.speed import each_seeds_speed
 from studies.report import read_results
-from studies.runs import Row, Score, Study, Trained
+from studies.rows import Row, Score, Trained
+from studies.runs import Study
 
 HERE = Path(__file__).parent
 CONFIGS = "config/distilgpt2_small"

@@ -20,7 +20,8 @@ from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepa
 from studies.distilpythia.pretraining import PythiaStudy
 from studies.distilpythia.report import write_report
 from studies.report import read_results
-from studies.runs import Row, Score, Study, Trained
+from studies.rows import Row, Score, Trained
+from studies.runs import Study
 
 HERE = Path(__file__).parent
 CONFIGS = "config/distilpythia_small"

@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 from configurator import read_config_file
-from studies.runs import Study, Trained
+from studies.rows import Trained
+from studies.runs import Study
 
 
 class PythiaStudy(Study):

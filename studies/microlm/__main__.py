@@ -19,7 +19,7 @@ from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepa
 from studies.microlm.report import HERE, write_report
 from studies.microlm.trap import TrapStudy, prepare_other
 from studies.report import read_results
-from studies.runs import Row, Score
+from studies.rows import Row, Score
 
 # ---------------------------------------------------------------------------------------------
 # rows

@@ -14,7 +14,8 @@ from common.files import read_json, write_json
 from common.pretrained import find_model
 from common.tokenizer import load_tokenizer
 from studies.corpus import MEDIUM, MEDIUM_TEST, MEDIUM_TEXT
-from studies.runs import Study, Trained
+from studies.rows import Trained
+from studies.runs import Study
 
 SUBTITLES_TEXT = Path("data/babylm_medium_subtitles_text")
 OTHER = Path("data/babylm_medium_other")

@@ -18,7 +18,8 @@ from studies.babyllama.__main__ import CONTROL_CONFIG, FORMULA_CONFIG, LLAMA_CON
 from studies.corpus import DATA, check_corpus, parse_seeds, prepare, record_corpus
 from studies.onpolicy.report import HERE, write_report
 from studies.report import read_results
-from studies.runs import Row, Score, Study, Trained
+from studies.rows import Row, Score, Trained
+from studies.runs import Study
 
 # ---------------------------------------------------------------------------------------------
 # rows

@@ -1,0 +1,168 @@
+"""The study of Baby Llama: which runs, in what order, with what settings, and what its page makes of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, parameters
+
+from configurator import read_config_file
+from studies.babyllama import __main__ as babyllama
+from studies.babyllama.__main__ import BOTH, ROWS
+from studies.babyllama.report import write_report
+from studies.report import read_results
+from studies.runs import Study
+
+QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
+
+
+class Pretended(Study):
+    """A study whose runs are made up: it writes the files that the scripts would, and keeps their commands."""
+
+    def call(self, command, log="unused"):
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        self.commands = [*getattr(self, "commands", []), command]
+        if command[0] == "evaluate.py":
+            seed = int(Path(knobs["model"]).name.split("_seed")[1][0])
+            blimp = {"metrics": {"acc": {"value": 0.6 + 0.01 * seed}}, "parts": {"field": {"syntax": [0.6, 0.01]}}}
+            Path(log).write_text(json.dumps({"limit": int(knobs["limit"]), "results": [blimp]}))
+            return
+        folder = Path(knobs["out_dir"])
+        folder.mkdir(exist_ok=True)
+        name = folder.parent.name if folder.name in self.splits else folder.name
+        row, rest = name.rsplit("_seed", 1)
+        seed, rate, epochs = int(rest[0]), float(rest.split("_lr")[1].split("_")[0]), float(rest.split("epochs")[1])
+        val = QUALITY.get(row, 4.35) + 0.01 * seed * (row != "control") + abs(rate - 3e-3) + 0.01 * abs(epochs - 6)
+        config = read_config_file(command[1]) if folder.name not in self.splits else {}
+        config |= {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
+        whole = {"parameters": 100, "tokens": 1000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
+        (folder / "summary.json").write_text(json.dumps(whole | {"config": config}))
+        (folder / "log.txt").write_text(f"0 val {val}\n0 val/cbt {val}\n0 train {val}\n9 val {val}\n9 train {val}\n")
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """make() a study in one place, and follow it to its report; each call as a new process would."""
+    monkeypatch.chdir(tmp_path)
+    Path("studies/babyllama").mkdir(parents=True)
+    shutil.copy(ROOT / "studies/babyllama/page.md", "studies/babyllama")
+    Path("config").symlink_to(ROOT / "config")
+    monkeypatch.setattr(babyllama, "load_tasks", lambda *a: None)
+    meta = {
+        "train_tokens": 23,
+        "train_bytes": 50,
+        "val_tokens": 9,
+        "vocab_size": 300,
+        "files": {},
+        "domains": {"cbt": {}},
+    }
+    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
+    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
+    knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
+
+    def make(**changed):
+        made = []
+        for name, value in (knobs | changed | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
+            monkeypatch.setattr(babyllama, name, value, raising=False)
+        monkeypatch.setattr(babyllama, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
+        monkeypatch.setattr(Pretended, "call", prepared(Pretended.__dict__["call"]))
+        try:
+            babyllama.main()
+        finally:
+            made[0].data_lock.close()
+        return made[0]
+
+    return make
+
+
+def prepared(call):
+    """`call`, but for prepare_data.py, whose work is not done here."""
+    return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
+
+
+@pytest.mark.slow
+def test_the_page_is_made_of_the_logs_alone(pretended, tmp_path):
+    pretended()
+    page = (tmp_path / "studies/babyllama/README.md").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    for made in ("README.md", "results.png", "curves.png"):
+        (tmp_path / "studies/babyllama" / made).unlink()
+    write_report(read_results(Path("studies/babyllama/logs")))
+    assert (tmp_path / "studies/babyllama/README.md").read_bytes() == page
+    (tmp_path / "studies/babyllama/logs/study.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"study\.json is not there; first run: make study-babyllama"):
+        read_results(Path("studies/babyllama/logs"))
+
+
+@pytest.mark.slow
+def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
+    study = pretended()
+    trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    places = [next(a for a in c if a.startswith("--out_dir=")) for c in trained]
+    assert len(places) == len(set(places)) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)  # one trial is kept of 4
+    assert {row: (run.rate, run.epochs) for row, run in study.chosen.items()} == dict.fromkeys(
+        ("llama", "control", "student"), (3e-3, 6.0)
+    ) | {"gpt": (1e-3, 6.0)}
+    (command,) = (c for c in trained if any("/reverse_seed2" in a for a in c))
+    assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small/student_fixed.py" in command
+    teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr{study.chosen[t].rate:g}_epochs6") for t in BOTH)
+    assert f"--teacher={teachers}" in command
+    assert any("--epochs=9.0" in c for c in trained)
+
+    again = pretended()
+    assert getattr(again, "commands", []) == []  # nothing is run twice
+    shutil.rmtree(tmp_path / "out/reverse_seed1_lr0.003_epochs6")
+    assert [c[0] for c in pretended().commands] == ["distill.py", "train.py", "evaluate.py"]  # trained, dev, blimp
+
+    path = tmp_path / "out/published_seed0_lr0.003_epochs6/summary.json"
+    path.write_text(path.read_text().replace('"seed": "0"', '"seed": "5"'))
+    with pytest.raises(ValueError, match="is of a run with seed='5', not 0; delete it"):
+        pretended()
+    path.write_text(
+        path.read_text().replace('"seed": "5"', '"seed": "0"').replace('"weight_decay": 0.1', '"weight_decay": 1')
+    )
+    with pytest.raises(ValueError, match=r"is of a run with weight_decay=1, not 0\.1"):
+        pretended()
+
+
+def test_other_pairs_of_blimp_are_scored_anew(pretended):
+    pretended()
+    assert {c[0] for c in pretended(blimp_limit=8).commands} == {"evaluate.py"}
+
+
+def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
+    """student 4.30, 4.31, 4.32; control 4.5 thrice: -0.19 ± 0.01/√3; teachers as far above in every seed."""
+    pretended()
+    page = (tmp_path / "studies/babyllama/README.md").read_text()
+    assert "**Does it distil? Yes.**" in page and "**-0.1900 ± 0.0058**" in page
+    assert "on BLiMP it is +0.00 ± 0.00 points (not significant at 95 %)" in page
+    assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
+    assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
+    assert "| student ← both | 100 | 1,000 | 2.0 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.00 ± 1.00 |" in page
+    assert "| student ← both | 4.3000 | 4.3100 | 4.3200 | 60.00 | 61.00 | 62.00 |" in page  # by seed
+    assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
+    logs = tmp_path / "studies/babyllama/logs"
+    n_runs = 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
+    assert len(list(logs.glob("*.txt"))) == n_runs and len(list(logs.glob("*.json"))) == n_runs + 1
+    assert f"data, {n_runs} runs, scores" in page
+    assert all((tmp_path / f"studies/babyllama/{name}.png").stat().st_size > 10_000 for name in ("results", "curves"))
+
+
+def test_the_small_twins_keep_the_proportions():
+    """Teachers of about 12 and 6 times the student, as deep for their widths as published; else the same settings."""
+    sizes = {}
+    for name in ("gpt", "llama", "student", "student_fixed", "control"):
+        c = read_config_file(str(ROOT / f"config/babyllama_small/{name}.py"))
+        assert c["block_size"] == 128 and not c["random_offset"] and c["n_embd"] % c["n_head"] == 0
+        sizes[name] = parameters(c, 1500)
+        published = {"gpt": 24 / 1536, "llama": 24 / 1024}.get(name, 16 / 512)
+        assert c["n_layer"] / c["n_embd"] == pytest.approx(published, rel=0.03)
+    assert sizes["gpt"] / sizes["student"] == pytest.approx(12.1, rel=0.03)
+    assert sizes["llama"] / sizes["student"] == pytest.approx(6.2, rel=0.03)
+    names = ("student", "student_fixed", "control")
+    big = {n: read_config_file(str(ROOT / f"config/babyllama/{n}.py")) for n in names}
+    small = {n: read_config_file(str(ROOT / f"config/babyllama_small/{n}.py")) for n in names}
+    for name in names:  # what sets the three apart is the same at both sizes
+        told = [k for k in big[name] if big[name][k] != big["student_fixed"].get(k) and k != "out_dir"]
+        assert told == [k for k in small[name] if small[name][k] != small["student_fixed"].get(k) and k != "out_dir"]
