@@ -4,12 +4,13 @@ Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
 .PHONY: help quickstart report check test clean
-.PHONY: study-babyllama study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
+.PHONY: study-babyllama study-babyllama-larger study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
 
 help:
 	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
 	@echo "studies of CORPUS=<folder>, each with a page in studies/, on 2 cores:"
 	@echo "make study-babyllama      does it distil? (under 2 hours)"
+	@echo "make study-babyllama-larger   the same with four times the text and the parameters (under 2 hours)"
 	@echo "make study-cache          what does a cached teacher cost? (about an hour)"
 	@echo "make study-distilgpt2     what do six blocks of a teacher gain from it? (about an hour)"
 	@echo "make study-distilpythia   why did the student get worse? (about an hour)"
@@ -65,6 +66,9 @@ study-babyllama study-distilgpt2 study-distilpythia: .venv/done
 
 study-cache study-microlm study-onpolicy: .venv/done
 	$(STUDY)
+
+study-babyllama-larger: .venv/done
+	$(RUN) -m studies.babyllama.larger --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
 
 # of every study that has published what its page is made of
 report: .venv/done

@@ -1,8 +1,9 @@
 """What is cut from a corpus of BabyLM's form for the studies, and the knobs that name it.
 
-Two data sets, each used by one study at a time:
+Three data sets, each used by one study at a time:
 
 data/babylm_small     a 150th of the training text, in passages of 4 KB (config/babyllama_small/data.py)
+data/babylm_larger    a 37th, likewise (config/babyllama_larger/data.py)
 data/babylm_medium    a 20th, in documents of 60 bytes to 3 KB (config/babylm_medium/data.py); what trials are
                       chosen by is its held-out split. data/babylm_medium_test holds out other documents, for the pages
 """
@@ -17,10 +18,11 @@ from corpora.readers import END_OF_TEXT
 from corpora.sources import find_files
 from studies.runs import Study
 
-TEXT = Path("data/babylm_small_text")
 DATA = Path("data/babylm_small")
+LARGER = Path("data/babylm_larger")
 PASSAGE = 4096  # bytes
 EVERY_TRAIN = 150  # one of so many passages is kept
+EVERY_TRAIN_LARGER = 37
 EVERY_DEV = 20
 
 MEDIUM = Path("data/babylm_medium")
@@ -59,8 +61,8 @@ def corpus_files(folder: str) -> list:
     return find_files("babylm", folder, Path("data/downloads/babylm"))
 
 
-def cut_corpus(folder: str, every_train: int, every_dev: int):
-    """Write the kept passages of each file to TEXT, and nothing else there.
+def cut_corpus(folder: str, text: Path, every_train: int, every_dev: int):
+    """Write the kept passages of each file of a corpus to the folder `text`, and nothing else there.
 
     ValueError, with nothing written, where a file is too short for a passage.
     """
@@ -78,7 +80,7 @@ def cut_corpus(folder: str, every_train: int, every_dev: int):
                 f"<domain>.dev, of more than {needed:,} bytes, or --every_train and --every_dev are smaller"
             )
         texts[file.path.name] = kept
-    write_texts(TEXT, texts)
+    write_texts(text, texts)
 
 
 def read_text(file) -> str:
@@ -99,11 +101,17 @@ def write_texts(folder: Path, texts: dict[str, str]):
             path.write_text(kept, encoding="utf-8")
 
 
-def prepare(study: Study, corpus: str, every_train=EVERY_TRAIN, every_dev=EVERY_DEV) -> dict:
-    """Cut the subset and prepare it as DATA, which the study has locked; its meta.json, with the corpus's name."""
-    cut_corpus(corpus, every_train, every_dev)
-    study.call(["prepare_data.py", "config/babyllama_small/data.py"])
-    return named_meta(DATA, corpus)
+def prepare(
+    study: Study,
+    corpus: str,
+    every_train=EVERY_TRAIN,
+    every_dev=EVERY_DEV,
+    config="config/babyllama_small/data.py",
+) -> dict:
+    """Cut the passages and prepare the study's data, which it has locked; its meta.json, with the corpus's name."""
+    cut_corpus(corpus, Path(f"{study.data}_text"), every_train, every_dev)
+    study.call(["prepare_data.py", config])
+    return named_meta(study.data, corpus)
 
 
 def named_meta(data: Path, corpus: str) -> dict:

@@ -9,6 +9,7 @@ from conftest import ROOT, parameters
 
 from configurator import read_config_file
 from studies.babyllama import __main__ as babyllama
+from studies.babyllama import larger
 from studies.babyllama.__main__ import BOTH, ROWS
 from studies.babyllama.report import write_report
 from studies.report import read_results
@@ -29,6 +30,9 @@ class Pretended(Study):
             Path(log).write_text(json.dumps({"limit": int(knobs["limit"]), "results": [blimp]}))
             return
         folder = Path(knobs["out_dir"])
+        if command[0] == "cache_teacher.py":
+            folder.mkdir(parents=True, exist_ok=True)
+            return
         folder.mkdir(exist_ok=True)
         name = folder.parent.name if folder.name in self.splits else folder.name
         row, rest = name.rsplit("_seed", 1)
@@ -76,6 +80,26 @@ def pretended(tmp_path, monkeypatch):
     return make
 
 
+@pytest.fixture
+def pretended_larger(pretended, tmp_path, monkeypatch):
+    """make() the study of the second size in the same place."""
+    monkeypatch.setattr(larger, "load_tasks", lambda *a: None)
+    knobs = dict(corpus="", eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2, out_dir="out_larger", only="")
+    for name, value in knobs.items():
+        monkeypatch.setattr(larger, name, value, raising=False)
+
+    def make():
+        made = []
+        monkeypatch.setattr(larger, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
+        try:
+            larger.main()
+        finally:
+            made[0].data_lock.close()
+        return made[0]
+
+    return make
+
+
 def prepared(call):
     """`call`, but for prepare_data.py, whose work is not done here."""
     return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
@@ -93,6 +117,32 @@ def test_the_page_is_made_of_the_logs_alone(pretended, tmp_path):
     (tmp_path / "studies/babyllama/logs/study.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"study\.json is not there; first run: make study-babyllama"):
         read_results(Path("studies/babyllama/logs"))
+
+
+@pytest.mark.slow
+def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended, pretended_larger, tmp_path):
+    page = tmp_path / "studies/babyllama/README.md"
+    pretended()
+    assert "Not run yet: `make study-babyllama-larger`." in page.read_text()
+    study = pretended_larger()
+    trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    # of two trials a row one is kept
+    assert len(trained) == 3 * len(larger.ROWS) + 2
+    caches = [c for c in study.commands if c[0] == "cache_teacher.py"]
+    assert {c[-1] for c in caches} == {"--temperature=1", "--temperature=2"} and all("--top_k=-1" in c for c in caches)
+    for command in trained:
+        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        row = Path(knobs["out_dir"]).name.split("_seed")[0]
+        cached = {"student": "T2", "T1": "T1", "published": "T2"}.get(row)
+        if cached:
+            assert knobs["teacher"] == f"out_larger/caches/{cached}_seed{knobs['seed']}"
+        else:
+            assert "teacher" not in knobs
+    # made-up: student 4.32, 4.33, 4.34 with 4 epochs, control 4.52 thrice
+    text = page.read_text()
+    assert "| student ← LLaMA | 100 | 1,000 |" in text
+    assert "and gains at the second (-0.1900 ± 0.0058)" in text
+    assert "Points above 50, over seeds: control: no teacher +11.00 ± 0.58 (significant at 95 %)" in text
 
 
 @pytest.mark.slow
@@ -147,6 +197,28 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert len(list(logs.glob("*.txt"))) == n_runs and len(list(logs.glob("*.json"))) == n_runs + 1
     assert f"data, {n_runs} runs, scores" in page
     assert all((tmp_path / f"studies/babyllama/{name}.png").stat().st_size > 10_000 for name in ("results", "curves"))
+
+
+def test_the_larger_twins_are_the_small_ones_at_four_times_the_size():
+    read = {}
+    for size in ("small", "larger"):
+        for name in ("data", "llama", "student", "student_fixed", "control"):
+            read[size, name] = read_config_file(str(ROOT / f"config/babyllama_{size}/{name}.py"))
+    changed = {"out_dir", "dataset", "text_dir", "teacher", "n_layer", "n_head", "n_embd", "n_inner", "epochs"}
+    changed |= {"warmup_steps", "eval_interval"}
+    for (size, name), config in read.items():
+        differing = {key for key in config if config[key] != read["small", name].get(key)}
+        assert differing <= changed, (size, name)
+        if name == "data":
+            continue
+        assert config["n_embd"] % config["n_head"] == 0
+    sizes = {key: parameters(config, 1500) for key, config in read.items() if key[1] in ("llama", "student")}
+    assert sizes["larger", "student"] > 4 * sizes["small", "student"]
+    assert sizes["larger", "llama"] / sizes["larger", "student"] == pytest.approx(6.2, rel=0.08)
+    assert read["larger", "llama"]["n_layer"] / read["larger", "llama"]["n_embd"] == pytest.approx(24 / 1024, rel=0.04)
+    assert read["larger", "student"]["n_layer"] / read["larger", "student"]["n_embd"] == pytest.approx(
+        16 / 512, rel=0.1
+    )
 
 
 def test_the_small_twins_keep_the_proportions():

@@ -108,7 +108,7 @@ def test_every_student_learns_from_the_teacher_of_its_seed_and_the_control_is_tr
     for command in commands:
         knobs = knobs_of(command)
         row, seed, rate = re.match(r"(.*)_seed(\d)_lr(.*)_epochs", Path(knobs["out_dir"]).name).groups()
-        assert knobs["teacher"] == f"out/teacher_seed{seed}_lr0.001_epochs2"
+        assert knobs["teacher"] == f"out/teacher_seed{seed}_lr0.005_epochs2"
         steps = int(knobs["max_steps"])
         assert int(knobs["warmup_steps"]) == round(0.05 * steps)
         if row == "copied":

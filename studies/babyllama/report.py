@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 
 from common.figures import draw_curves
 from plot import read_log
+from studies.babyllama import trend
+from studies.babyllama.trend import BITS, BLIMP, DEV, PARAMETERS
 from studies.report import (
     Figure,
     Results,
@@ -33,10 +35,6 @@ from studies.stats import Measured, bound, difference, each_seed, significance, 
 
 HERE = Path("studies/babyllama")  # where it is written; the study runs in the repository's root
 
-DEV = Figure("dev nats/token", lambda run: run.dev)
-BITS = Figure("bits/byte", lambda run: run.bits)
-BLIMP = Figure("BLiMP", lambda run: run.blimp, ".2f")
-PARAMETERS = Figure("parameters", lambda run: run.parameters, ",.0f")
 
 # ---------------------------------------------------------------------------------------------
 # tables of this study alone
@@ -236,6 +234,7 @@ def write_report(results: Results):
         "trials": trial_table(results, DEV),
         "points": point_table(results),
         "domains": parts_table(results, "domains", ".3f"),
+        "larger": trend.section(results, HERE / "logs_larger"),
         "fields": parts_table(results, "fields", ".1f", factor=100),
         "runs": results.n_runs,
         "jobs": results.about["jobs"],

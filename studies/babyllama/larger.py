@@ -1,0 +1,115 @@
+"""Which way does it go? Baby Llama's claim with four times the text and the parameters, from cached teachers.
+
+    python -m studies.babyllama.larger --corpus=<folder of <domain>.train and <domain>.dev>
+    python -m studies.babyllama.larger --corpus=<folder> --only=data    # the larger configs' data, no runs
+
+The LLaMA alone teaches: at the first size (studies/babyllama/__main__.py) it taught as well as both, and a GPT of
+twelve times this student would take all of the time. Fills logs_larger/ beside this file; studies/babyllama/README.md
+has a section made of it. What is finished is not run again: stopped at any instant, the same command continues.
+"""
+
+# before torch, so that Ctrl-C while it loads ends in one line
+from configurator import at_least, configure, one_of  # isort: split
+
+import signal
+import sys
+
+from studies.babyllama.__main__ import blimp
+from studies.babyllama.report import HERE, write_report
+from studies.corpus import (
+    EVERY_DEV,
+    EVERY_TRAIN_LARGER,
+    LARGER,
+    check_corpus,
+    parse_seeds,
+    prepare,
+    record_corpus,
+)
+from studies.report import read_results
+from studies.rows import Cache, Row
+from studies.runs import Study
+from tasks.loading import load_tasks
+
+# ---------------------------------------------------------------------------------------------
+# rows
+
+CONFIGS = "config/babyllama_larger"
+
+
+def cache(temperature: float) -> Cache:
+    """The whole distributions of the LLaMA."""
+    arguments = ("--block_size=128", "--eval_rows=64", "--top_k=-1", f"--temperature={temperature:g}")
+    return Cache(("llama",), arguments)
+
+
+CACHES = {"T2": cache(2.0), "T1": cache(1.0)}
+
+
+def student(title: str, config: str, *overrides: str, cache="T2") -> Row:
+    """A student of the LLaMA. All take the learning rate of "student ← LLaMA"."""
+    settings = dict(script="distill.py", config=f"{CONFIGS}/{config}.py", tuned_as="student")
+    return Row(title, **settings, overrides=overrides, cache=cache)
+
+
+ROWS = {
+    "llama": Row("LLaMA teacher", script="train.py", config=f"{CONFIGS}/llama.py", tuned_as="llama"),
+    "control": Row("control: no teacher", script="distill.py", config=f"{CONFIGS}/control.py", tuned_as="control"),
+    "student": student("student ← LLaMA", "student_fixed"),
+    "T1": student("student ← LLaMA, T = 1", "student_fixed", "--temperature=1", cache="T1"),
+    "published": student("student ← LLaMA, published scale", "student"),
+}
+
+EPOCHS = 4.0  # a teacher takes 40 minutes for them
+TRIAL_RATES = {row: (1.5e-3, 3e-3) for row in ("control", "student")}
+
+# ---------------------------------------------------------------------------------------------
+# the study
+
+
+def main():
+    numbers = parse_seeds(seeds)
+    check_corpus(corpus)
+    study = Study(
+        rows=ROWS,
+        data=LARGER,
+        out_dir=out_dir,
+        jobs=jobs,
+        caches=CACHES,
+        scores=(blimp(eval_dir, blimp_limit),),
+        trial_rates=TRIAL_RATES,
+        trial_epochs=(EPOCHS,),
+    )
+    # after the lock that Study takes: another study may be reading the data
+    meta = prepare(study, corpus, EVERY_TRAIN_LARGER, EVERY_DEV, config=f"{CONFIGS}/data.py")
+    if only == "data":
+        return
+    record_corpus(study, meta)
+    load_tasks("blimp", eval_dir, 1)  # downloaded now, not after the first hour
+
+    study.settle({"llama": (1e-3, EPOCHS)})
+    study.run([study.settled("llama", seed) for seed in numbers], scored=False)
+    # the trials are of the first seed, and learn from its cache
+    study.write_caches(["T2"], numbers[:1])
+    trials = study.choose(list(TRIAL_RATES), numbers[0])
+    table = study.run_table(list(ROWS), numbers)
+    meta["every_train"] = EVERY_TRAIN_LARGER
+    study.publish(HERE / "logs_larger", table, meta, trials=trials, pairs=blimp_limit or 1000)
+    # the page is of both sizes
+    if (HERE / "logs/study.json").exists():
+        write_report(read_results(HERE / "logs"))
+
+
+if __name__ == "__main__":
+    corpus = ""  # folder of <domain>.train and <domain>.dev; "": BabyLM of 2023 is downloaded
+    eval_dir = "data/eval"  # where BLiMP lies, or is downloaded to
+    blimp_limit = 200  # minimal pairs of each of the 67 paradigms, of 1,000; 0: all
+    seeds = "0,1,2"  # of weights, order and teachers; learning rates are chosen on the first
+    jobs = 2  # runs at a time, on one core each
+    out_dir = "out/babyllama_larger"
+    only = ""  # "data": no runs
+    config = configure(globals())
+    at_least(config, 1, "jobs")
+    at_least(config, 0, "blimp_limit")
+    one_of(config, only=("", "data"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    main()
