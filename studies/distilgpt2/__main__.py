@@ -14,17 +14,15 @@ from configurator import at_least, configure, one_of, read_config_file  # isort:
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from model import GPT, GPTConfig
 from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepare_medium, record_corpus
-from studies.distilgpt2.report import write_report
+from studies.distilgpt2.report import HERE, write_report
 from studies.distilgpt2.speed import each_seeds_speed
 from studies.report import read_results
 from studies.rows import Row, Score, Trained
 from studies.runs import Study
 
-HERE = Path(__file__).parent
 CONFIGS = "config/distilgpt2_small"
 
 # ---------------------------------------------------------------------------------------------
@@ -123,9 +121,9 @@ def main():
     )
     # after the lock that Study takes: another study may be reading the data
     meta = prepare_medium(study, corpus)
-    record_corpus(study, meta)
     if only == "data":
         return
+    record_corpus(study, meta)
     study.settle(SETTINGS)
     study.run([study.settled("teacher", seed) for seed in numbers], scored=False)
     trials = study.choose(list(TRIAL_RATES), numbers[0])  # they need the first seed's teacher

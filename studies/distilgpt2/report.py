@@ -26,7 +26,7 @@ from studies.report import (
 )
 from studies.stats import bound, paired, significance, verdict
 
-HERE = Path(__file__).parent
+HERE = Path("studies/distilgpt2")  # where it is written; the study runs in the repository's root
 
 TEST = Figure("test nats/token", lambda run: run.test)
 WIKITEXT = Figure("WikiText ppl", lambda run: run.metric("wikitext", "ppl"), ",.1f")

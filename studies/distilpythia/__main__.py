@@ -14,16 +14,14 @@ from configurator import at_least, configure, one_of  # isort: split
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from studies.corpus import MEDIUM, MEDIUM_TEST, check_corpus, parse_seeds, prepare_medium, record_corpus
 from studies.distilpythia.pretraining import PythiaStudy
-from studies.distilpythia.report import write_report
+from studies.distilpythia.report import HERE, write_report
 from studies.report import read_results
 from studies.rows import Row, Score, Trained
 from studies.runs import Study
 
-HERE = Path(__file__).parent
 CONFIGS = "config/distilpythia_small"
 
 # ---------------------------------------------------------------------------------------------
@@ -114,9 +112,9 @@ def main():
     )
     # after the lock that Study takes: another study may be reading the data
     meta = prepare_medium(study, corpus)
-    record_corpus(study, meta)
     if only == "data":
         return
+    record_corpus(study, meta)
     study.settle(SETTINGS)
     # the trials are of the first seed, and need its teacher and start
     study.run([study.settled(row, numbers[0]) for row in ("teacher", "start")])

@@ -25,7 +25,7 @@ from studies.report import (
 )
 from studies.stats import bound, paired, verdict
 
-HERE = Path(__file__).parent
+HERE = Path("studies/distilpythia")  # where it is written; the study runs in the repository's root
 
 TEST = Figure("test nats/token", lambda run: run.test)
 # the logarithm, as perplexities of the seeds differ by factors; published: ln 420.70 - ln 140.81 = +1.09

@@ -26,7 +26,7 @@ from studies.report import (
 )
 from studies.stats import bound, mean_sd, verdict
 
-HERE = Path(__file__).parent
+HERE = Path("studies/microlm")  # where it is written; the study runs in the repository's root
 
 
 def score(head: str, file: str, name: str, form=".4f", factor=1.0) -> Figure:
