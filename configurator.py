@@ -61,12 +61,13 @@ OTHER_NAMES = {
 class Config(dict):
     """{knob: value}, and in `given` {knob: where} of those that arguments set.
 
-    where: the config file as it was named, or "command line".
+    where: the config file as it was named, or "command line". `untyped`: the values without the command line's.
     """
 
     def __init__(self, values: dict, given: dict[str, str]):
         super().__init__(values)
         self.given = given
+        self.untyped = dict(values)
 
 
 def configure(knobs: dict, stored=None) -> Config:
@@ -107,6 +108,7 @@ def use_arguments(config: Config, args: list[str], defaults: dict):
         for key, value in values.items():
             config[key] = check(path, key, value, defaults)
             config.given[key] = path
+    config.untyped = dict(config)
     # Behind all files, wherever they stand among the arguments: what is typed is what is meant.
     for key, text in keys:
         if key not in defaults:

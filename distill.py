@@ -56,7 +56,7 @@ from tasks.metrics import headlines
 
 # Run
 out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
-init_from = "scratch"  # "scratch", "resume" (the newest checkpoint of out_dir), or a model's folder or name
+init_from = "scratch"  # or "resume" (out_dir's newest checkpoint), "auto" (that, if there is one), or a model
 init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11" (scratch: of the first teacher); "": from all
 freeze = ""  # prefixes of the names of parameters that are not trained: "wpe", or "wte,h.0"
 seed = 1337  # of the weights, the order of the rows and dropout
@@ -81,9 +81,7 @@ t2_scale = True  # multiply the KL by T**2, which keeps the size of its gradient
 temperature = 2.0  # T: the KL compares softmax(logits / T) of both
 weight_ce = 1.0  # of the cross-entropy with the data
 weight_kl = 1.0  # of the KL
-weight_cos = (
-    0.0  # of 1 - cos(student, teacher) of the last hidden states; another width is projected, by a learned matrix
-)
+weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; another width goes through a learned matrix
 weight_mse = 0.0  # of the mean square of their difference, likewise
 # On-policy: text of the student's own (common/own_text.py, docs/on_policy.md)
 on_policy = 0.0  # share of the micro-steps that learn from it, by the KL alone; 0: none, 1: all
@@ -348,7 +346,7 @@ config["max_steps"] = max_steps
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world))
     state = None  # the optimisers have copies of its tensors
-# from here on SIGTERM and Ctrl-C finish the step and save; before this line there is nothing to save
+# from here on SIGTERM and Ctrl-C finish the step and save, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal()
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 run.say(
@@ -428,6 +426,7 @@ def write(step, micro_step):
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
 stopping = False  # whether a signal came during the step before
+saving = False  # likewise, to save and go on
 # from where the speed in the next log line is counted
 logged_step = first_step
 logged_flops = flops_done
@@ -473,10 +472,10 @@ for step in range(first_step, max_steps + 1):
         log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
         raw_model.train()
 
-    # --- save: at intervals, when the validation loss is the lowest so far, when asked to stop, and at the end
+    # --- save: at intervals, when the validation loss is the lowest so far, when asked to, and at the end
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
-    if step > first_step and (last or stopping or is_time or is_new_best):
+    if step > first_step and (last or stopping or saving or is_time or is_new_best):
         # all ranks hold the same weights and moments: the first writes them
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
         state |= {"flops": flops_done, "own": own_text_values}
@@ -492,7 +491,7 @@ for step in range(first_step, max_steps + 1):
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
     # micro-steps, loss_mean="micro_step", weighs a token more where its batch has fewer of them. Along with the count
-    # the ranks exchange a stop flag, set by a signal: all stop after this step, in the next turn of the loop.
+    # the ranks exchange two flags, set by signals: all stop, or save, after this step, in the next turn of the loop.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     # On-policy: some micro-steps learn from the student's own text, in rows of the same shape whose only targets are
@@ -505,12 +504,13 @@ for step in range(first_step, max_steps + 1):
     own_share = len(own_texts) / grad_accum_steps  # of this step
     n_targets = [(y >= 0).sum().item() for _, y in batches]
     n_own = sum(n_targets[micro_step] for micro_step in own_texts)
-    n_data_of_step, n_own_of_step, n_ended, n_computed, stopping = run.sum(
+    n_data_of_step, n_own_of_step, n_ended, n_computed, stopping, saving = run.sum(
         sum(n_targets) - n_own,
         n_own,
         sum(written.n_ended for written in own_texts.values()),
         sum(written.n_computed for written in own_texts.values()),
         stop.number > 0,
+        stop.take_save(),
     )
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):

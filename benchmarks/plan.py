@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.published import CONFIGS, TOKENIZERS
+from common.checkpoint import without_auto
 from common.data import read_meta
 from common.download import download_config, is_repo
 from common.files import by_step, read_json
@@ -172,6 +173,8 @@ def new_model(shape: GPTConfig | LLaMAConfig):
 
 def student_of(config: Config, vocab_size: int):
     """The student on the meta device, made as the loops make it."""
+    if config["init_from"] == "auto":
+        config["init_from"] = without_auto(config)
     source = config["init_from"]
     if source == "resume":
         source = config["out_dir"]

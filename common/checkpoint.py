@@ -115,8 +115,8 @@ def starting_point(out_dir: str, init_from: str, eval_only=False) -> Path | None
     check_out_dir(out_dir)
     is_name = init_from not in ("scratch", "resume")
     if is_name and not Path(init_from).exists():
-        # "Resume" would else be looked for on the hub. A name that is close to neither may be there.
-        suggestion = nearest(init_from.lower(), ("scratch", "resume"))
+        # "Resume" would else be looked for on the hub. A name that is close to none of these may be there.
+        suggestion = nearest(init_from.lower(), ("scratch", "resume", "auto"))
         if suggestion:
             raise ValueError(f"init_from={init_from!r} is no folder{suggestion}")
     existing = checkpoints(out_dir)
@@ -155,7 +155,12 @@ def load_trainer_state(folder: Path, mmap=False) -> dict:
 
 
 def stored_knobs(config: dict) -> dict:
-    """With init_from="resume" the knobs of out_dir's newest checkpoint, else {}: what `configure` starts from."""
+    """With init_from="resume" the knobs of out_dir's newest checkpoint, else {}: what `configure` starts from.
+
+    "auto", which is settled first, is "resume" where there is a checkpoint, and else what the config files say.
+    """
+    if config["init_from"] == "auto":
+        config["init_from"] = without_auto(config)
     if config["init_from"] != "resume":
         return {}
     existing = checkpoints(config["out_dir"])
@@ -163,6 +168,17 @@ def stored_knobs(config: dict) -> dict:
     if not existing:
         return {}
     return with_todays_names(load_trainer_state(existing[-1], mmap=True)["config"])
+
+
+def without_auto(config) -> str:
+    """What init_from="auto" stands for, so that one command starts a run and continues it."""
+    if checkpoints(config["out_dir"]):
+        return "resume"
+    # typed over a config file's "EleutherAI/pythia-70m", it starts from that model
+    untyped = config.untyped["init_from"]
+    if untyped == "auto":
+        return "scratch"
+    return untyped
 
 
 def with_todays_names(stored: dict) -> dict:

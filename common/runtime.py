@@ -207,12 +207,19 @@ def matmul_peak(device, dtype, n=0) -> float:
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to finish its step and save; a second one ends it at once."""
+    """SIGTERM and SIGINT ask the loop to finish its step, save and end; a second one ends it at once.
+
+    SIGUSR1 asks it to save after the step, and to go on.
+    """
 
     def __init__(self):
         self.number = 0  # of the signal that came
+        self.wants_save = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.catch)
+        # Windows has no such signal.
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, self.catch_save)
 
     def catch(self, number, frame):
         self.number = number
@@ -221,6 +228,16 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         name = signal.Signals(number).name
         print(f"{name}: finishing the step, then saving", file=sys.stderr, flush=True)
+
+    def catch_save(self, number, frame):
+        self.wants_save = True
+        print("SIGUSR1: saving after this step, then going on", file=sys.stderr, flush=True)
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        wanted = self.wants_save
+        self.wants_save = False
+        return wanted
 
     def exit_if_asked(self, stopping):
         """Where the ranks agreed to stop, exit with the conventional code: 143 after SIGTERM, 130 after SIGINT."""

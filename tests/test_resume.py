@@ -448,3 +448,57 @@ def test_teacher_weights_may_stay_on_a_control(dataset, teacher, tmp_path):
     both = [f"--teacher={teacher},{teacher}", "--teacher_weights=2,1"]
     run_script("distill.py", *keys, *both, "--weight_kl=0")
     assert (tmp_path / "run/summary.json").is_file()
+
+
+# ---------------------------------------------------------------------------------------------
+# one command that starts a run and continues it; saving when asked
+
+
+@pytest.mark.slow
+def test_the_same_command_starts_a_run_and_continues_it(train, dataset, tmp_path):
+    """The last checkpoint is lost, and the command given again: the bits of a run that was not disturbed."""
+    train("whole", "--seed=3")
+    command = ["--init_from=auto", "--seed=3", "--save_interval=5"]
+    assert f"resume {tmp_path}" not in train("run", *command).stdout
+    shutil.rmtree(tmp_path / "run/step_000010")
+    assert f"resume {tmp_path / 'run/step_000005'}\n" in train("run", *command).stdout
+    expected, weights = (load_file(find_model(tmp_path / name) / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(expected[key], weights[key]) for key in expected)
+    assert (tmp_path / "run/log.txt").read_text() == (tmp_path / "whole/log.txt").read_text()
+    # once more: it is finished, and stays so
+    assert f"resume {tmp_path / 'run/step_000010'}\n" in train("run", *command).stdout
+
+
+@pytest.mark.slow
+def test_auto_starts_from_the_model_that_a_config_file_names(train, tmp_path):
+    train("first", "--max_steps=3", "--eval_interval=10")
+    config = tmp_path / "c.py"
+    config.write_text(f"init_from = {str(tmp_path / 'first')!r}\n")
+    train("next", config, "--init_from=auto", "--max_steps=2", "--eval_interval=10")
+    val = read_log(tmp_path / "next", "val")[0]
+    assert val == pytest.approx(read_log(tmp_path / "first", "val")[3], rel=1e-6)
+    assert trainer_state(tmp_path / "next")["config"]["init_from"] == str(tmp_path / "first")
+    config.write_text('init_from = "auto"\n')
+    assert f"resume {tmp_path}" not in train("new", config, "--max_steps=2").stdout
+    assert trainer_state(tmp_path / "new")["config"]["init_from"] == "scratch"
+    assert "did you mean 'auto'?" in refusal(train("new", "--init_from=Auto", ok=False))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
+def test_sigusr1_saves_and_the_run_goes_on(dataset, train, tmp_path):
+    steps = ["--max_steps=60", "--save_interval=0", "--keep_best=False", "--keep_checkpoints=0", "--eval_interval=0"]
+    train("undisturbed", *steps)
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", *steps]
+    run = subprocess.Popen([sys.executable, ROOT / "train.py", *keys], stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while not (tmp_path / "run/log.txt").is_file() or not read_log(tmp_path / "run", "train"):
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.001)
+    run.send_signal(signal.SIGUSR1)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0 and err.count("SIGUSR1: saving after this step, then going on") == 1
+    saved = [folder.name for folder in checkpoints(tmp_path / "run")]
+    assert len(saved) == 2 and saved[1] == "step_000060"
+    assert trainer_state(tmp_path / "run" / saved[0])["step"] == int(saved[0].removeprefix("step_")) < 60
+    assert (tmp_path / "run/log.txt").read_text() == (tmp_path / "undisturbed/log.txt").read_text()
