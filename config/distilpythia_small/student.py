@@ -1,7 +1,7 @@
 # DistilPythia as published for two CPU cores: config/distilpythia/student.py in small.
 # python distill.py config/distilpythia_small/student.py
 # First: config/distilpythia_small/start.py and config/distilpythia_small/teacher.py with train.py
-# Hardware: 2 CPU cores. Result: see studies/distilpythia.
+# Hardware: 2 CPU cores. Result: test 4.3315 ± 0.0084 nats/token, three seeds; 0.8 core minutes (studies/distilpythia).
 
 out_dir = "out/distilpythia_small/documents"
 init_from = "out/distilpythia_small/start"
