@@ -131,6 +131,9 @@ def vocabulary(dataset: str, vocab_size: int) -> int:
         return knobs["vocab_size"]
     if tokenizer in TOKENIZERS:
         return TOKENIZERS[tokenizer]
+    # the tokenizer of another data set
+    if config_of(tokenizer)[1] == "prepare_data.py":
+        return vocabulary(tokenizer, 0)
     raise ValueError(f"how many ids tokenizer {tokenizer!r} of {path} has is not known here; give --vocab_size=<ids>")
 
 

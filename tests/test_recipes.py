@@ -16,6 +16,7 @@ from common.pretrained import load_pretrained, save_pretrained
 from common.tokenizer import ByteTokenizer
 from configurator import config_of, read_config_file, script_for
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
+from studies.distilpythia.fresh import pythia
 
 
 def is_bfloat16(tensor):
@@ -250,7 +251,7 @@ LOOP_CONFIGS = [
     for path in sorted((ROOT / "config").rglob("*.py"))
     if path.name != "__init__.py" and loop_for(read_config_file(str(path)))
 ]
-PUBLISHED = [path for path in LOOP_CONFIGS if path.parent.name not in ("quickstart", "babyllama_small")]
+PUBLISHED = [path for path in LOOP_CONFIGS if not path.parent.name.endswith(("quickstart", "_small", "_larger"))]
 # config: (million parameters of the student, of the teachers), as published
 SIZES = {
     "pretrain_124m": (124, []),
@@ -285,18 +286,27 @@ def name_of(path):
 def test_the_knobs_models_data_and_teachers_of_a_config_agree(path, monkeypatch, tmp_path):
     """Every key exists and is of its type; models are made on the meta device, with the positions that rows need."""
     monkeypatch.chdir(tmp_path)  # without data and runs that lie in the repository
+    # no config makes these: a script of their study does
+    fresh = {"out/distilpythia_small/fresh_start": (3, 4, 96), "out/distilpythia_small/fresh_teacher": (6, 6, 144)}
+    if path.parent.name == "distilpythia_small":
+        for name, (n_layer, n_head, n_embd) in fresh.items():
+            net = pythia(vocab_size=2048, block_size=128, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+            save_pretrained(net, name)
     plan = plan_of(path)
     config = plan.config
     data_config, data_script = config_of(config["dataset"])
     if data_script:
         assert data_script == "prepare_data.py"
         tokenizer = read_config_file(str(data_config))["tokenizer"]
+        # what the tokenizer of another data set is
+        if config_of(tokenizer)[0]:
+            tokenizer = read_config_file(str(config_of(tokenizer)[0]))["tokenizer"]
     teachers = [name.strip() for name in config.get("teacher", "").split(",") if name.strip()]
     for name in [*teachers, config["init_from"]]:
         # ids of a published model's tokenizer, of another run the same data
         if name in TOKENIZERS:
             assert TOKENIZERS[name] == TOKENIZERS[tokenizer] == plan.vocab_size
-        elif name != "scratch":
+        elif name not in ("scratch", *fresh):
             made_config, script = config_of(name)
             assert script in LOOPS and read_config_file(str(made_config))["dataset"] == config["dataset"]
     # the rows of a step are whole micro-batches, on 8 GPUs as well where the header says so

@@ -461,12 +461,12 @@ def test_the_same_command_starts_a_run_and_continues_it(train, dataset, tmp_path
     command = ["--init_from=auto", "--seed=3", "--save_interval=5"]
     assert f"resume {tmp_path}" not in train("run", *command).stdout
     shutil.rmtree(tmp_path / "run/step_000010")
-    assert f"resume {tmp_path / 'run/step_000005'}\n" in train("run", *command).stdout
+    assert f"resume {tmp_path / 'run/step_000005'} \n" in train("run", *command).stdout
     expected, weights = (load_file(find_model(tmp_path / name) / "model.safetensors") for name in ("whole", "run"))
     assert all(torch.equal(expected[key], weights[key]) for key in expected)
     assert (tmp_path / "run/log.txt").read_text() == (tmp_path / "whole/log.txt").read_text()
     # once more: it is finished, and stays so
-    assert f"resume {tmp_path / 'run/step_000010'}\n" in train("run", *command).stdout
+    assert f"resume {tmp_path / 'run/step_000010'} \n" in train("run", *command).stdout
 
 
 @pytest.mark.slow
