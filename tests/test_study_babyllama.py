@@ -1,11 +1,11 @@
 """The study of Baby Llama: which runs, in what order, with what settings, and what its page makes of them."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, parameters
+from pretended import Pretending, knobs_of, named, pretend
 
 from configurator import read_config_file
 from studies.babyllama import __main__ as babyllama
@@ -18,91 +18,33 @@ from studies.runs import Study
 QUALITY = {"gpt": 4.6, "llama": 4.4, "control": 4.5, "student": 4.3}  # made-up dev losses
 
 
-class Pretended(Study):
-    """A study whose runs are made up: it writes the files that the scripts would, and keeps their commands."""
+class Pretended(Pretending, Study):
+    def loss(self, run, split):
+        val = QUALITY.get(run.row, 4.35) + 0.01 * run.seed * (run.row != "control")
+        return val + abs(run.rate - 3e-3) + 0.01 * abs(run.epochs - 6)
 
-    def call(self, command, log="unused"):
-        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
-        self.commands = [*getattr(self, "commands", []), command]
-        if command[0] == "evaluate.py":
-            seed = int(Path(knobs["model"]).name.split("_seed")[1][0])
-            blimp = {"metrics": {"acc": {"value": 0.6 + 0.01 * seed}}, "parts": {"field": {"syntax": [0.6, 0.01]}}}
-            Path(log).write_text(json.dumps({"limit": int(knobs["limit"]), "results": [blimp]}))
-            return
-        folder = Path(knobs["out_dir"])
-        if command[0] == "cache_teacher.py":
-            folder.mkdir(parents=True, exist_ok=True)
-            return
-        folder.mkdir(exist_ok=True)
-        name = folder.parent.name if folder.name in self.splits else folder.name
-        row, rest = name.rsplit("_seed", 1)
-        seed, rate, epochs = int(rest[0]), float(rest.split("_lr")[1].split("_")[0]), float(rest.split("epochs")[1])
-        val = QUALITY.get(row, 4.35) + 0.01 * seed * (row != "control") + abs(rate - 3e-3) + 0.01 * abs(epochs - 6)
-        config = read_config_file(command[1]) if folder.name not in self.splits else {}
-        config |= {k: float(v) if k in ("learning_rate", "epochs") else v for k, v in knobs.items()}
-        whole = {"parameters": 100, "tokens": 1000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(whole | {"config": config}))
-        (folder / "log.txt").write_text(f"0 val {val}\n0 val/cbt {val}\n0 train {val}\n9 val {val}\n9 train {val}\n")
+    def printed(self, command, knobs):
+        accuracy = {"acc": {"value": 0.6 + 0.01 * named(knobs["model"]).seed}}
+        blimp = {"metrics": accuracy, "parts": {"field": {"syntax": [0.6, 0.01]}}}
+        return {"limit": int(knobs["limit"]), "results": [blimp]}
 
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
-    """make() a study in one place, and follow it to its report; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    Path("studies/babyllama").mkdir(parents=True)
-    shutil.copy(ROOT / "studies/babyllama/page.md", "studies/babyllama")
-    Path("config").symlink_to(ROOT / "config")
+    """make() a study in one place, and follow it to its page; each call as a new process would."""
     monkeypatch.setattr(babyllama, "load_tasks", lambda *a: None)
-    meta = {
-        "train_tokens": 23,
-        "train_bytes": 50,
-        "val_tokens": 9,
-        "vocab_size": 300,
-        "files": {},
-        "domains": {"cbt": {}},
-    }
-    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
-    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
-    knobs = dict(corpus="", every_train=1, every_dev=1, eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2)
-
-    def make(**changed):
-        made = []
-        for name, value in (knobs | changed | {"out_dir": str(tmp_path / "out"), "only": ""}).items():
-            monkeypatch.setattr(babyllama, name, value, raising=False)
-        monkeypatch.setattr(babyllama, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        monkeypatch.setattr(Pretended, "call", prepared(Pretended.__dict__["call"]))
-        try:
-            babyllama.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
+    knobs = {"every_train": 1, "every_dev": 1, "eval_dir": "", "blimp_limit": 7, "only": ""}
+    how = dict(study="babyllama", main=babyllama, study_class=Pretended, knobs=knobs)
+    return pretend(monkeypatch, tmp_path, **how, meta={"domains": {"cbt": {}}})
 
 
 @pytest.fixture
-def pretended_larger(pretended, tmp_path, monkeypatch):
+def pretended_larger(tmp_path, monkeypatch):
     """make() the study of the second size in the same place."""
     monkeypatch.setattr(larger, "load_tasks", lambda *a: None)
-    knobs = dict(corpus="", eval_dir="", blimp_limit=7, seeds="0,1,2", jobs=2, out_dir="out_larger", only="")
-    for name, value in knobs.items():
-        monkeypatch.setattr(larger, name, value, raising=False)
-
-    def make():
-        made = []
-        monkeypatch.setattr(larger, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            larger.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
-
-
-def prepared(call):
-    """`call`, but for prepare_data.py, whose work is not done here."""
-    return lambda self, command, *log: None if command[0] == "prepare_data.py" else call(self, command, *log)
+    knobs = {"eval_dir": "", "blimp_limit": 7, "out_dir": "out_larger", "only": ""}
+    how = dict(study="babyllama", main=larger, study_class=Pretended, knobs=knobs)
+    return pretend(monkeypatch, tmp_path, **how, meta={"domains": {"cbt": {}}})
 
 
 @pytest.mark.slow
@@ -125,13 +67,13 @@ def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended
     pretended()
     assert "Not run yet: `make study-babyllama-larger`." in page.read_text()
     study = pretended_larger()
-    trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    trained = study.trained()
     # of two trials a row one is kept
     assert len(trained) == 3 * len(larger.ROWS) + 2
     caches = [c for c in study.commands if c[0] == "cache_teacher.py"]
     assert {c[-1] for c in caches} == {"--temperature=1", "--temperature=2"} and all("--top_k=-1" in c for c in caches)
     for command in trained:
-        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        knobs = knobs_of(command)
         row = Path(knobs["out_dir"]).name.split("_seed")[0]
         cached = {"student": "T2", "T1": "T1", "published": "T2"}.get(row)
         if cached:
@@ -140,7 +82,7 @@ def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended
             assert "teacher" not in knobs
     # made-up: student 4.32, 4.33, 4.34 with 4 epochs, control 4.52 thrice
     text = page.read_text()
-    assert "| student ← LLaMA | 100 | 1,000 |" in text
+    assert "| student ← LLaMA | 100 | 6,000 |" in text
     assert "and gains at the second (-0.1900 ± 0.0058)" in text
     assert "Points above 50, over seeds: control: no teacher +11.00 ± 0.58 (significant at 95 %)" in text
 
@@ -148,7 +90,7 @@ def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended
 @pytest.mark.slow
 def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
     study = pretended()
-    trained = [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    trained = study.trained()
     places = [next(a for a in c if a.startswith("--out_dir=")) for c in trained]
     assert len(places) == len(set(places)) == 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)  # one trial is kept of 4
     assert {row: (run.rate, run.epochs) for row, run in study.chosen.items()} == dict.fromkeys(
@@ -156,14 +98,15 @@ def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
     ) | {"gpt": (1e-3, 6.0)}
     (command,) = (c for c in trained if any("/reverse_seed2" in a for a in c))
     assert "--kl=reverse" in command and "--seed=2" in command and "config/babyllama_small/student_fixed.py" in command
-    teachers = ",".join(str(tmp_path / f"out/{t}_seed2_lr{study.chosen[t].rate:g}_epochs6") for t in BOTH)
+    teachers = ",".join(f"out/{t}_seed2_lr{study.chosen[t].rate:g}_epochs6" for t in BOTH)
     assert f"--teacher={teachers}" in command
     assert any("--epochs=9.0" in c for c in trained)
 
     again = pretended()
-    assert getattr(again, "commands", []) == []  # nothing is run twice
+    assert [c[0] for c in again.commands] == ["prepare_data.py"]  # nothing is run twice
     shutil.rmtree(tmp_path / "out/reverse_seed1_lr0.003_epochs6")
-    assert [c[0] for c in pretended().commands] == ["distill.py", "train.py", "evaluate.py"]  # trained, dev, blimp
+    # trained, dev, blimp
+    assert [c[0] for c in pretended().commands] == ["prepare_data.py", "distill.py", "train.py", "evaluate.py"]
 
     path = tmp_path / "out/published_seed0_lr0.003_epochs6/summary.json"
     path.write_text(path.read_text().replace('"seed": "0"', '"seed": "5"'))
@@ -178,7 +121,7 @@ def test_runs_are_chosen_trained_once_and_kept_apart(pretended, tmp_path):
 
 def test_other_pairs_of_blimp_are_scored_anew(pretended):
     pretended()
-    assert {c[0] for c in pretended(blimp_limit=8).commands} == {"evaluate.py"}
+    assert {c[0] for c in pretended(blimp_limit=8).commands} == {"prepare_data.py", "evaluate.py"}
 
 
 def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
@@ -189,7 +132,7 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     assert "on BLiMP it is +0.00 ± 0.00 points (not significant at 95 %)" in page
     assert "The GPT: Yes, -0.3020 ± 0.0000, lower in 3 of 3 seeds; the control, which had no teacher, beats it" in page
     assert "The LLaMA: Yes, -0.1000 ± 0.0000, lower in 3 of 3 seeds" in page and "does not beat it (+0.0900" in page
-    assert "| student ← both | 100 | 1,000 | 2.0 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.00 ± 1.00 |" in page
+    assert "| student ← both | 100 | 6,000 | 2.0 | 1.0 | 4.3100 ± 0.0100 | 2.0000 ± 0.0000 | 61.00 ± 1.00 |" in page
     assert "| student ← both | 4.3000 | 4.3100 | 4.3200 | 60.00 | 61.00 | 62.00 |" in page  # by seed
     assert "| LLaMA teacher | 0.001 | 4.4220 | 4.4020 |\n| LLaMA teacher | 0.003 | 4.4200 | **4.4000** |" in page
     logs = tmp_path / "studies/babyllama/logs"

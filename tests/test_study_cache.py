@@ -2,7 +2,6 @@
 
 import doctest
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from pretended import Pretending, named, pretend
 
 from common.data import TokenData
 from common.pretrained import load_pretrained
-from configurator import read_config_file
 from studies import calibration
 from studies.cache import __main__ as study_cache
 from studies.cache.__main__ import CACHES, ROWS
@@ -52,57 +51,23 @@ def made_up_cache(knobs: dict) -> dict:
     }
 
 
-class Pretended(Study):
-    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
+class Pretended(Pretending, Study):
+    def loss(self, run, split):
+        return DEV.get(run.row, 4.45) + 0.01 * run.seed
 
-    def call(self, command, log="unused"):
-        self.commands = [*getattr(self, "commands", []), command]
-        if command[0] == "prepare_data.py":
-            return
-        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
-        if command[0] == "-m":
-            seed = int(knobs["model"].split("_seed")[1][0])
-            Path(log).write_text(json.dumps({"ece": 0.02 + 0.01 * seed}))
-            return
-        folder = Path(knobs["out_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        if command[0] == "cache_teacher.py":
-            (folder / "cache.json").write_text(json.dumps(made_up_cache(knobs)))
-            if knobs["top_k"] != "-1":
-                np.full(128, np.log(0.25), "<f4").tofile(folder / "train_log_tail.bin")
-            return
-        name = folder.parent.name if folder.name == "dev" else folder.name
-        row, rest = name.rsplit("_seed", 1)
-        val = DEV.get(row, 4.45) + 0.01 * int(rest[0])
-        config = read_config_file(command[1]) if folder.name != "dev" else {}
-        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
-        (folder / "log.txt").write_text(f"0 val {val}\n")
+    def printed(self, command, knobs):
+        return {"ece": 0.02 + 0.01 * named(knobs["model"]).seed}
+
+    def fill_cache(self, folder, knobs):
+        (folder / "cache.json").write_text(json.dumps(made_up_cache(knobs)))
+        if knobs["top_k"] != "-1":
+            np.full(128, np.log(0.25), "<f4").tofile(folder / "train_log_tail.bin")
 
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    Path("studies/cache").mkdir(parents=True)
-    shutil.copy(ROOT / "studies/cache/page.md", "studies/cache")
-    Path("config").symlink_to(ROOT / "config")
-    meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
-    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
-    for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
-        monkeypatch.setattr(study_cache, name, value, raising=False)
-
-    def make():
-        made = []
-        monkeypatch.setattr(study_cache, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            study_cache.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
+    return pretend(monkeypatch, tmp_path, study="cache", main=study_cache, study_class=Pretended, knobs={})
 
 
 def test_each_student_learns_from_the_cache_of_its_row_and_seed(pretended):

@@ -1,15 +1,13 @@
 """The study of DistilGPT2: which runs, from whom and with what left out; what its page makes of their numbers."""
 
-import json
 import math
 import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from pretended import Pretending, knobs_of, named, pretend
 
 from configurator import read_config_file
-from studies import corpus as studies_corpus
 from studies.distilgpt2 import __main__ as study_distilgpt2
 from studies.distilgpt2 import report
 from studies.distilgpt2.__main__ import LONG, ROWS, SHORT, STUDENTS
@@ -23,79 +21,32 @@ LOSS |= {"control_flops": 4.1, "no_kl": 4.4, "no_ce": 4.15, "unfrozen": 3.9}
 SEED_PLUS = (0.0, 0.013, 0.021)
 
 
-def knobs_of(command) -> dict[str, str]:
-    return dict(argument[2:].split("=", 1) for argument in command if "=" in argument)
-
-
 def loss(row: str, seed: int) -> float:
     scale = 0.5 if row == "teacher" else 1.0
     return LOSS.get(row, 4.45) + scale * SEED_PLUS[seed]
 
 
-class Pretended(Study):
-    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
+class Pretended(Pretending, Study):
+    def loss(self, run, split):
+        # the dev split is another: a page that confused them would be found out
+        return loss(run.row, run.seed) + 0.01 * (run.rate == 3e-3) + (split == "dev")
 
-    def call(self, command, log="unused"):
-        self.commands = [*getattr(self, "commands", []), command]
-        knobs = knobs_of(command)
-        if command[0] == "evaluate.py":
-            self.write_tasks(knobs, log)
-        elif command[1] == "studies.distilgpt2.speed":
-            seed = int(re.search(r"_seed(\d)", knobs["student"]).group(1))
-            Path(log).write_text(json.dumps({"teacher": 100.0, "student": 150.0 + 10 * seed}))
-        elif command[0] != "prepare_data.py":
-            self.write_run(command, knobs)
-
-    def write_tasks(self, knobs, log):
-        row, seed = re.match(r"(.*)_seed(\d)", Path(knobs["model"]).name).groups()
-        perplexity = {"value": math.exp(loss(row, int(seed)))}
+    def printed(self, command, knobs):
+        if command[0] == "-m":
+            return {"teacher": 100.0, "student": 150.0 + 10 * named(knobs["student"]).seed}
+        run = named(knobs["model"])
+        perplexity = {"value": math.exp(loss(run.row, run.seed))}
         metrics = {"ppl": perplexity, "word_ppl": perplexity}
         results = [{"task": task, "metrics": metrics} for task in ("wikitext", "ptb", "lambada")]
-        Path(log).write_text(json.dumps({"limit": 400, "results": results}))
-
-    def write_run(self, command, knobs):
-        folder = Path(knobs["out_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        is_split = folder.name in ("dev", "test")
-        name = folder.parent.name if is_split else folder.name
-        row, seed, rate = re.match(r"(.*)_seed(\d)_lr(.*)_epochs", name).groups()
-        val = loss(row, int(seed)) + (0.01 if rate == "0.003" else 0.0)
-        # the dev split is another: a page that confused them would be found out
-        if folder.name == "dev":
-            val += 1
-        config = {} if is_split else read_config_file(command[1])
-        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
-        (folder / "log.txt").write_text(f"0 val {val}\n")
+        return {"limit": 400, "results": results}
 
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    Path("config").symlink_to(ROOT / "config")
-    page = tmp_path / "page"
-    page.mkdir()
-    (page / "page.md").symlink_to(ROOT / "studies/distilgpt2/page.md")
-    monkeypatch.setattr(study_distilgpt2, "HERE", page)
-    monkeypatch.setattr(report, "HERE", page)
-    meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 2048, "files": {}}
-    monkeypatch.setattr(studies_corpus, "cut_documents", lambda *a: None)
-    monkeypatch.setattr(studies_corpus, "read_meta", lambda folder: dict(meta))
-    values = {"corpus": "", "eval_dir": "e", "limit": 400, "seeds": "0,1,2", "jobs": 2, "out_dir": "out", "only": ""}
-    for name, value in values.items():
-        monkeypatch.setattr(study_distilgpt2, name, value, raising=False)
-
-    def make() -> Study:
-        made = []
-        monkeypatch.setattr(study_distilgpt2, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            study_distilgpt2.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
+    knobs = {"eval_dir": "e", "limit": 400, "only": ""}
+    how = dict(study="distilgpt2", main=study_distilgpt2, study_class=Pretended, knobs=knobs)
+    return pretend(monkeypatch, tmp_path, **how, meta={"vocab_size": 2048})
 
 
 def test_every_student_learns_from_the_teacher_of_its_seed_and_the_control_is_tried_as_often(pretended):
@@ -175,7 +126,7 @@ def test_the_small_configs_have_the_published_settings():
 
 def test_the_page_has_the_means_errors_and_verdicts_of_its_runs(pretended):
     pretended()
-    page = Path("page/README.md").read_text()
+    page = Path("studies/distilgpt2/README.md").read_text()
     # the teacher has half of what a seed adds: 0.2 + (0, 0.0065, 0.0105), whose mean is 0.20567, error 0.0031
     assert "Is the loss of quality reproduced in the long run? Yes, in kind." in page
     assert "against the teacher's: +0.2057 ± 0.0031 (significant at 95 %)" in page
@@ -194,12 +145,12 @@ def test_the_page_has_the_means_errors_and_verdicts_of_its_runs(pretended):
     assert "Here by 60 ± 6 % (mean and standard error over seeds): 160 tokens/s in the place of 100" in page
     assert "| teacher | 6,000 | 2.0 | 1.0 | 4.0057 ± 0.0053 |" in page
     assert "| dev nats/token | learning rate | 480 steps |" in page
-    assert Path("page/results.png").stat().st_size > 10_000
+    assert Path("studies/distilgpt2/results.png").stat().st_size > 10_000
 
 
 def test_the_logs_alone_make_the_same_page(pretended):
     pretended()
-    first = Path("page/README.md").read_text()
-    Path("page/README.md").unlink()
-    report.write_report(read_results(Path("page/logs")))
-    assert Path("page/README.md").read_text() == first
+    first = Path("studies/distilgpt2/README.md").read_text()
+    Path("studies/distilgpt2/README.md").unlink()
+    report.write_report(read_results(Path("studies/distilgpt2/logs")))
+    assert Path("studies/distilgpt2/README.md").read_text() == first

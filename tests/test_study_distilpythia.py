@@ -1,6 +1,5 @@
 """The study of DistilPythia: which runs, from where and with what changed; what its page makes of their numbers."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -8,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from pretended import Pretending, knobs_of, named, pretend
 
 from configurator import read_config_file
-from studies import corpus as studies_corpus
 from studies.distilpythia import __main__ as study_distilpythia
 from studies.distilpythia import fresh, masks, pretraining, report, updates
 from studies.distilpythia.__main__ import ROWS
 from studies.report import read_results
-from studies.runs import Study
 
 # made-up test losses and perplexities of seed 0; each seed adds to the former and multiplies the latter
 LOSS = {"teacher": 4.0, "start": 4.3, "published": 4.4, "mended": 4.2, "control": 4.25}
@@ -24,77 +22,33 @@ ACCURACY = {"all": 0.1}
 SEED_PLUS = (0.0, 0.013, 0.021)
 
 
-def knobs_of(command) -> dict[str, str]:
-    return dict(argument[2:].split("=", 1) for argument in command if "=" in argument)
-
-
-class Pretended(pretraining.PythiaStudy):
-    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
-
-    def call(self, command, log="unused"):
-        self.commands = [*getattr(self, "commands", []), command]
-        knobs = knobs_of(command)
-        if command[0] == "evaluate.py":
-            row, seed = re.match(r"(.*)_seed(\d)", Path(knobs["model"]).name).groups()
-            value = PERPLEXITY.get(row, 200.0) * math.exp(SEED_PLUS[int(seed)])
-            metrics = {"word_ppl": {"value": value}, "word_acc": {"value": ACCURACY["all"]}}
-            content = {"limit": 1000, "results": [{"task": "lambada", "metrics": metrics}]}
-            Path(log).write_text(json.dumps(content))
-        elif command[1] == "studies.distilpythia.updates":
-            unchanged = 0.1 if "float32" in knobs["after"] else 0.6
-            content = {"unchanged": unchanged, "weight_rms": 0.1, "weight_median": 0.05, "change_rms": 0.01}
-            Path(log).write_text(json.dumps(content))
-        elif "out_dir" in knobs and command[0] != "-m":
-            self.write_run(command, knobs)
-
-    def write_run(self, command, knobs):
-        folder = Path(knobs["out_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        is_split = folder.name in ("dev", "test")
-        name = folder.parent.name if is_split else folder.name
-        row, seed, rate = re.match(r"(.*)_seed(\d)_lr(.*)_epochs", name).groups()
-        val = LOSS.get(row, 4.4) + SEED_PLUS[int(seed)] + (0.01 if rate == "0.001" else 0.0)
+class Pretended(Pretending, pretraining.PythiaStudy):
+    def loss(self, run, split):
         # the dev split is another: a page that confused them would be found out
-        if folder.name == "dev":
-            val += 1
-        config = {} if is_split else read_config_file(command[1])
-        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
-        (folder / "log.txt").write_text(f"0 val {val}\n")
+        return LOSS.get(run.row, 4.4) + SEED_PLUS[run.seed] + 0.01 * (run.rate == 1e-3) + (split == "dev")
+
+    def printed(self, command, knobs):
+        if command[0] == "evaluate.py":
+            run = named(knobs["model"])
+            value = PERPLEXITY.get(run.row, 200.0) * math.exp(SEED_PLUS[run.seed])
+            metrics = {"word_ppl": {"value": value}, "word_acc": {"value": ACCURACY["all"]}}
+            return {"limit": 1000, "results": [{"task": "lambada", "metrics": metrics}]}
+        if command[1] == "studies.distilpythia.updates":
+            unchanged = 0.1 if "float32" in knobs["after"] else 0.6
+            return {"unchanged": unchanged, "weight_rms": 0.1, "weight_median": 0.05, "change_rms": 0.01}
+        return None
 
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    Path("config").symlink_to(ROOT / "config")
-    page = tmp_path / "page"
-    page.mkdir()
-    (page / "page.md").symlink_to(ROOT / "studies/distilpythia/page.md")
-    monkeypatch.setattr(study_distilpythia, "HERE", page)
-    monkeypatch.setattr(report, "HERE", page)
-    meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 2048, "files": {}}
-    monkeypatch.setattr(studies_corpus, "cut_documents", lambda *a: None)
-    monkeypatch.setattr(studies_corpus, "read_meta", lambda folder: dict(meta))
-    values = {"corpus": "", "eval_dir": "e", "lambada_limit": 1000, "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}
-    for name, value in (values | {"only": ""}).items():
-        monkeypatch.setattr(study_distilpythia, name, value, raising=False)
-
-    def make() -> Study:
-        made = []
-        name = "PythiaStudy"
-        monkeypatch.setattr(study_distilpythia, name, lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            study_distilpythia.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
+    knobs = {"eval_dir": "e", "lambada_limit": 1000, "only": ""}
+    how = dict(study="distilpythia", main=study_distilpythia, study_class=Pretended, knobs=knobs)
+    return pretend(monkeypatch, tmp_path, **how, meta={"vocab_size": 2048})
 
 
 def test_every_student_goes_on_from_the_start_of_its_seed(pretended):
-    commands = [c for c in pretended().commands if c[0] == "distill.py" or c[0].startswith("-mstudies")]
+    commands = [c for c in pretended().trained() if c[0] != "train.py"]
     trials = [c for c in commands if "_tuned" in knobs_of(c)["out_dir"]]
     # three trials each of the best student and of the control, of which one is in the table; two seeds more
     for row in ("mended_tuned", "control_tuned"):
@@ -133,7 +87,7 @@ def test_pretrained_models_begin_with_weights_of_pythias_form(pretended):
 
 def test_the_page_has_the_verdicts_of_its_numbers(pretended):
     pretended()
-    page = Path("page/README.md").read_text()
+    page = Path("studies/distilpythia/README.md").read_text()
     assert "worse? Yes, it does** by LAMBADA: its perplexity is multiplied by 2.00 (published: 2.99)" in page
     assert "The test loss changes by +0.1000 ± 0.0000 (significant at 95 %) nats per token" in page
     assert "LAMBADA's accuracy changes by +0.00 ± 0.00 (not significant at 95 %) points from 10.00 %" in page
@@ -147,16 +101,16 @@ def test_the_page_has_the_verdicts_of_its_numbers(pretended):
     assert "| mended | 6,000 | 2.0 | 1.0 | 4.2113 ± 0.0106 |" in page
     # chosen by the dev loss, in which 1e-3 is the worst
     assert "| mended, best rate | **5.4000** | 5.4000 | 5.4100 |" in page
-    assert Path("page/results.png").stat().st_size > 10_000
+    assert Path("studies/distilpythia/results.png").stat().st_size > 10_000
 
 
 def test_the_page_is_made_again_from_its_logs_alone(pretended):
     study = pretended()
-    before = Path("page/README.md").read_text()
-    Path("page/README.md").unlink()
+    before = Path("studies/distilpythia/README.md").read_text()
+    Path("studies/distilpythia/README.md").unlink()
     study.out.rename("elsewhere")
-    report.write_report(read_results(Path("page/logs")))
-    assert Path("page/README.md").read_text() == before
+    report.write_report(read_results(Path("studies/distilpythia/logs")))
+    assert Path("studies/distilpythia/README.md").read_text() == before
 
 
 def test_a_recipe_that_does_no_harm_is_called_so(pretended, monkeypatch):
@@ -165,7 +119,7 @@ def test_a_recipe_that_does_no_harm_is_called_so(pretended, monkeypatch):
     monkeypatch.setitem(LOSS, "mended", 4.5)
     monkeypatch.setitem(ACCURACY, "all", 0.0)
     pretended()
-    page = Path("page/README.md").read_text()
+    page = Path("studies/distilpythia/README.md").read_text()
     assert "LAMBADA's accuracy is 0.00 % before: at this size its published fall cannot be seen." in page
     assert "worse? No: it ends better than it began** by LAMBADA" in page
     assert page.count("So there is no regression here that a single change could remove.") == 2

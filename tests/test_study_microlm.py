@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run_script
+from pretended import Pretending, knobs_of, named, pretend
 
 from common.data import read_meta
 from configurator import read_config_file
@@ -20,40 +21,16 @@ LOSS = {"start": 4.2, "strong": 4.0, "ce": 4.15, "reverse": 4.4, "reverse_ce": 4
 REFUSAL = {"exit_code": 2, "message": "distill.py: the teacher was trained with tokenizer abc, but data has def"}
 
 
-def knobs_of(command: list[str]) -> dict:
-    return dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
-
-
-def row_and_seed(name: str) -> tuple[str, str]:
-    row, rest = name.rsplit("_seed", 1)
-    return row, rest[0]
-
-
-class Pretended(trap.TrapStudy):
-    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
-
-    def call(self, command, log="unused"):
-        self.commands = [*getattr(self, "commands", []), command]
-        knobs = knobs_of(command)
-        if command[0] == "-m":
-            row, _ = row_and_seed(Path(knobs["model"]).name)
-            # cross-entropy on is sure by half a nat less than all others
-            found = {"entropy": 4.5 if row == "ce" else 4.0, "samples": 200}
-            names = (
-                "reverse_kl forward_kl agree ece accuracy confidence repeated distinct_2 data_repeated data_distinct_2"
-            )
-            Path(log).write_text(json.dumps(dict.fromkeys(names.split(), 0.5) | found))
-            return
-        folder = Path(knobs["out_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        is_split = "--max_steps=0" in command
-        row, seed = row_and_seed(folder.parent.name if is_split else folder.name)
+class Pretended(Pretending, trap.TrapStudy):
+    def loss(self, run, split):
         # of the trials the lowest rate is the best one
-        val = LOSS.get(row, 4.1) + 0.01 * int(seed) + (0.1 if "lr0.003" in str(folder) and "tuned" in row else 0)
-        config = {} if is_split else read_config_file(command[1])
-        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
-        (folder / "log.txt").write_text(f"0 val {val}\n")
+        return LOSS.get(run.row, 4.1) + 0.01 * run.seed + 0.1 * (run.rate == 3e-3 and "tuned" in run.row)
+
+    def printed(self, command, knobs):
+        # cross-entropy on is less sure by half a nat than all others
+        found = {"entropy": 4.5 if named(knobs["model"]).row == "ce" else 4.0, "samples": 200}
+        names = "reverse_kl forward_kl agree ece accuracy confidence repeated distinct_2 data_repeated data_distinct_2"
+        return dict.fromkeys(names.split(), 0.5) | found
 
     def keep_refusal(self, folder):
         (folder / "refusal.json").write_text(json.dumps(REFUSAL))
@@ -62,43 +39,19 @@ class Pretended(trap.TrapStudy):
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    here = Path("studies/microlm")
-    here.mkdir(parents=True)
-    shutil.copy(ROOT / here / "page.md", here)
-    Path("config").symlink_to(ROOT / "config")
-    meta = {"train_tokens": 23, "val_tokens": 9, "test_tokens": 8, "vocab_size": 2048, "files": {}, "corpus": "c"}
-    monkeypatch.setattr(study_microlm, "prepare_medium", lambda study, corpus: dict(meta))
     monkeypatch.setattr(study_microlm, "prepare_other", lambda study: 265)
     monkeypatch.setattr(trap, "forge", lambda folder: None)
-    for module in (study_microlm, report):
-        monkeypatch.setattr(module, "HERE", here)
-    for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out", "only": ""}.items():
-        monkeypatch.setattr(study_microlm, name, value, raising=False)
-
-    def make():
-        made = []
-        monkeypatch.setattr(study_microlm, "TrapStudy", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            study_microlm.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
-
-
-def trained(study) -> list[list[str]]:
-    return [c for c in study.commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    how = dict(study="microlm", main=study_microlm, study_class=Pretended, knobs={"only": ""})
+    return pretend(monkeypatch, tmp_path, **how, meta={"vocab_size": 2048})
 
 
 def test_every_student_goes_on_from_the_start_of_its_seed(pretended):
-    commands = trained(pretended())
+    commands = pretended().trained()
     # three rates each on the first seed, of which the table has one
     assert len(commands) == 3 * len(ROWS) + 3 * 2
     for command in commands:
         knobs = knobs_of(command)
-        row, seed = row_and_seed(Path(knobs["out_dir"]).name)
+        row, seed = named(knobs["out_dir"]).row, named(knobs["out_dir"]).seed
         assert float(knobs["min_lr"]) == pytest.approx(float(knobs["learning_rate"]) / 10)
         if row in BASES:
             assert command[0] == "train.py" and "init_from" not in knobs and "teacher" not in knobs
@@ -113,23 +66,24 @@ def test_every_student_goes_on_from_the_start_of_its_seed(pretended):
             continue
         last = row.split("_")[-1]
         name = last if last in ("medium", "weak", "other") else "strong"
-        assert row_and_seed(Path(knobs["teacher"]).name) == (name, seed)
+        taught_by = named(knobs["teacher"])
+        assert (taught_by.row, taught_by.seed) == (name, seed)
 
 
 def test_the_control_has_as_many_trials_as_the_students(pretended):
     tried = {}
-    for command in trained(pretended()):
+    for command in pretended().trained():
         knobs = knobs_of(command)
-        row, seed = row_and_seed(Path(knobs["out_dir"]).name)
-        if "tuned" in row and seed == "0":
-            tried.setdefault(row, set()).add(float(knobs["learning_rate"]))
+        run = named(knobs["out_dir"])
+        if "tuned" in run.row and run.seed == 0:
+            tried.setdefault(run.row, set()).add(run.rate)
     assert set(tried) == {"ce_tuned", "reverse_tuned", "forward_tuned"}
     assert set(map(frozenset, tried.values())) == {frozenset((3e-3, 1e-3, 3e-4))}
 
 
 def test_a_finished_study_runs_nothing_again(pretended):
     pretended()
-    assert not hasattr(pretended(), "commands")
+    assert {c[0] for c in pretended().commands} == {"prepare_data.py"}
 
 
 def test_equal_flops_by_hand():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pretended import Pretending, knobs_of, named, pretend
 
-from configurator import read_config_file
 from studies import generation
 from studies.onpolicy import __main__ as study_onpolicy
 from studies.onpolicy.__main__ import ROWS
@@ -23,64 +23,29 @@ DEV = {"control": 4.5, "ce": 4.4, "forward": 4.3, "forward_0.5": 4.35, "reverse"
 FIGURES = ("reverse_kl", "forward_kl", "entropy", "repeated", "distinct_2", "distinct_3")
 
 
-class Pretended(Study):
-    """A study whose scripts are not run: it writes the files that they would, and keeps their commands."""
+class Pretended(Pretending, Study):
+    def loss(self, run, split):
+        return DEV.get(run.row, 4.42) + 0.01 * run.seed
 
-    def call(self, command, log="unused"):
-        self.commands = [*getattr(self, "commands", []), command]
-        if command[0] == "prepare_data.py":
-            return
-        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
-        if command[0] == "-m":
-            # a teacher that is not there yet cannot be compared with
-            assert (Path(knobs["teacher"]) / "summary.json").exists()
-            row = Path(knobs["model"]).name.split("_seed")[0]
-            figures = dict.fromkeys(FIGURES, 0.5 if row.endswith("_0.5") else 0.7)
-            data = {f"data_{name}": 0.1 for name in FIGURES}
-            Path(log).write_text(json.dumps(figures | data | {"samples": 1000}))
-            return
-        folder = Path(knobs["out_dir"])
-        folder.mkdir(parents=True, exist_ok=True)
-        name = folder.parent.name if folder.name == "dev" else folder.name
-        row, rest = name.rsplit("_seed", 1)
-        val = DEV.get(row, 4.42) + 0.01 * int(rest[0])
-        config = read_config_file(command[1]) if folder.name != "dev" else {}
-        summary = {"parameters": 100, "tokens": 6000, "seconds": 60.0, "flops": 2e12, "val": val, "bits_per_byte": 2.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"config": config | knobs}))
-        (folder / "log.txt").write_text(f"0 val {val}\n")
+    def printed(self, command, knobs):
+        # a teacher that is not there yet cannot be compared with
+        assert (Path(knobs["teacher"]) / "summary.json").exists()
+        figures = dict.fromkeys(FIGURES, 0.5 if named(knobs["model"]).row.endswith("_0.5") else 0.7)
+        data = {f"data_{name}": 0.1 for name in FIGURES}
+        return figures | data | {"samples": 1000}
 
 
 @pytest.fixture
 def pretended(tmp_path, monkeypatch):
     """make() a study in one place, and follow it to its page; each call as a new process would."""
-    monkeypatch.chdir(tmp_path)
-    Path("studies/onpolicy").mkdir(parents=True)
-    shutil.copy(ROOT / "studies/onpolicy/page.md", "studies/onpolicy")
-    Path("config").symlink_to(ROOT / "config")
-    meta = {"train_tokens": 23, "val_tokens": 9, "vocab_size": 1500, "files": {}}
-    monkeypatch.setattr("studies.corpus.cut_corpus", lambda *a: None)
-    monkeypatch.setattr("studies.corpus.read_meta", lambda folder: dict(meta))
-    for name, value in {"corpus": "", "seeds": "0,1,2", "jobs": 2, "out_dir": "out"}.items():
-        monkeypatch.setattr(study_onpolicy, name, value, raising=False)
-
-    def make():
-        made = []
-        monkeypatch.setattr(study_onpolicy, "Study", lambda **knobs: made.append(Pretended(**knobs)) or made[0])
-        try:
-            study_onpolicy.main()
-        finally:
-            made[0].data_lock.close()
-        return made[0]
-
-    return make
+    return pretend(monkeypatch, tmp_path, study="onpolicy", main=study_onpolicy, study_class=Pretended, knobs={})
 
 
 def test_every_student_goes_on_from_the_start_of_its_seed_for_as_many_flops(pretended):
-    commands = pretended().commands
-    trained = [c for c in commands if c[0] in ("train.py", "distill.py") and "--max_steps=0" not in c]
+    trained = pretended().trained()
     assert len(trained) == 3 * len(ROWS)
     for command in trained:
-        knobs = dict(arg[2:].split("=", 1) for arg in command if arg.startswith("--"))
+        knobs = knobs_of(command)
         row, rest = Path(knobs["out_dir"]).name.rsplit("_seed", 1)
         seed = rest[0]
         if row in ("llama", "control"):
