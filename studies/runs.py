@@ -350,7 +350,7 @@ class Study:
                 record[name] = split_record(folder / name)
         for score in self.scores:
             if (folder / f"{score.name}.json").exists():
-                record[score.name] = read_json(folder / f"{score.name}.json")
+                record[score.name] = without_folders(read_json(folder / f"{score.name}.json"))
         return record
 
     def publish(self, folder: Path, table: dict, meta: dict, *, trials=None, points=None, **more):
@@ -386,6 +386,13 @@ def split_record(folder: Path) -> dict:
         if label.startswith("val/"):
             domains[label.removeprefix("val/")] = float(value)
     return {"val": summary["val"], "bits_per_byte": summary["bits_per_byte"], "domains": domains}
+
+
+def without_folders(scored: dict) -> dict:
+    """What evaluate.py printed, its files by name alone: records are published, and a path says nothing to others."""
+    for result in scored.get("results", []):
+        result["data"] = [Path(file).name for file in result.get("data", [])]
+    return scored
 
 
 def lock_data(data: Path):

@@ -25,7 +25,7 @@ class Pretended(Pretending, Study):
 
     def printed(self, command, knobs):
         accuracy = {"acc": {"value": 0.6 + 0.01 * named(knobs["model"]).seed}}
-        blimp = {"metrics": accuracy, "parts": {"field": {"syntax": [0.6, 0.01]}}}
+        blimp = {"metrics": accuracy, "parts": {"field": {"syntax": [0.6, 0.01]}}, "data": ["/elsewhere/a.jsonl"]}
         return {"limit": int(knobs["limit"]), "results": [blimp]}
 
 
@@ -139,6 +139,9 @@ def test_the_report_has_the_means_and_errors_of_its_runs(pretended, tmp_path):
     n_runs = 4 * 3 + 3 * len(ROWS) + len(babyllama.POINTS)
     assert len(list(logs.glob("*.txt"))) == n_runs and len(list(logs.glob("*.json"))) == n_runs + 1
     assert f"data, {n_runs} runs, scores" in page
+    # records are published: of a file its name, and not where it lies
+    record = (logs / "student_seed0_lr0.003_epochs6.json").read_text()
+    assert '"a.jsonl"' in record and "elsewhere" not in record
     assert all((tmp_path / f"studies/babyllama/{name}.png").stat().st_size > 10_000 for name in ("results", "curves"))
 
 
