@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from common.files import read_json, read_utf8
-from studies.stats import Measured, difference, mean_sd, significance
+from studies.stats import Measured, difference, mean_sd, significance, verdict
 
 
 @dataclass
@@ -134,6 +134,11 @@ def against(results: Results, figure: Figure, row: str, reference: str) -> str:
     a = figure.values(results.table[row])
     b = figure.values(results.table[reference])
     return f"{difference(a, b, '+' + figure.form)} ({significance(a, b)})"
+
+
+def compared(results: Results, figure: Figure, row: str, reference: str) -> str:
+    """Whether a row is "lower" or "higher" than the reference, or "not significant", paired by seed."""
+    return verdict(figure.values(results.table[row]), figure.values(results.table[reference]))
 
 
 def difference_table(results: Results, rows: list[str], references: list[str], figures: list[Figure]) -> str:

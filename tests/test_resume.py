@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log, run_script, write_dataset
+from conftest import ROOT, TINY, environments, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
 from common.checkpoint import checkpoints
@@ -502,3 +502,25 @@ def test_sigusr1_saves_and_the_run_goes_on(dataset, train, tmp_path):
     assert len(saved) == 2 and saved[1] == "step_000060"
     assert trainer_state(tmp_path / "run" / saved[0])["step"] == int(saved[0].removeprefix("step_")) < 60
     assert (tmp_path / "run/log.txt").read_text() == (tmp_path / "undisturbed/log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="this system has no SIGUSR1")
+def test_sigusr1_to_any_rank_saves_once_and_all_go_on(dataset, teacher, tmp_path):
+    """The signal goes to the second rank, which writes nothing itself; in distill.py, whose ranks exchange more."""
+    steps = ["--max_steps=60", "--save_interval=0", "--keep_best=False", "--keep_checkpoints=0", "--eval_interval=0"]
+    keys = [*TINY, f"--dataset={dataset}", f"--teacher={teacher}", f"--out_dir={tmp_path / 'run'}", *steps]
+    ranks = []
+    for environment in environments(ranks=2):
+        command = [sys.executable, ROOT / "distill.py", *keys]
+        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    deadline = time.time() + 120
+    while not (tmp_path / "run/log.txt").is_file() or not read_log(tmp_path / "run", "train"):
+        assert all(rank.poll() is None for rank in ranks) and time.time() < deadline
+        time.sleep(0.001)
+    ranks[1].send_signal(signal.SIGUSR1)
+    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    first, last = checkpoints(tmp_path / "run")
+    assert trainer_state(first)["step"] < 60 and last.name == "step_000060"
+    assert max(read_log(tmp_path / "run", "train")) == 59

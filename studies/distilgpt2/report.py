@@ -14,6 +14,7 @@ from studies.report import (
     Figure,
     Results,
     against,
+    compared,
     cost_columns,
     difference_table,
     draw_rows,
@@ -24,7 +25,7 @@ from studies.report import (
     trial_table,
     write_page,
 )
-from studies.stats import bound, paired, significance, verdict
+from studies.stats import bound, paired, significance
 
 HERE = Path("studies/distilgpt2")  # where it is written; the study runs in the repository's root
 
@@ -46,11 +47,6 @@ BETTER = {"lower": "better", "higher": "worse", "not significant": "not measurab
 
 # ---------------------------------------------------------------------------------------------
 # the answer
-
-
-def test_verdict(results: Results, row: str, reference: str) -> str:
-    """Whether the test loss of a row is "lower" or "higher" than the reference's, or "not significant"."""
-    return verdict(TEST.values(results.table[row]), TEST.values(results.table[reference]))
 
 
 def ratio(results: Results, figure: Figure, row: str, reference: str) -> str:
@@ -83,7 +79,7 @@ def what_is_lost(results: Results, length: str) -> str:
         "higher": "yes, in kind",
         "lower": "no, the student is better than its teacher",
         "not significant": "not significantly",
-    }[test_verdict(results, row, "teacher")]
+    }[compared(results, TEST, row, "teacher")]
     published = []
     for figure, (teacher, student) in PUBLISHED.items():
         measured = ratio(results, figure, row, "teacher")
@@ -108,11 +104,11 @@ def what_removes_it(results: Results) -> str:
         "lower": "A longer run lessens it",
         "higher": "A longer run makes it worse",
         "not significant": "A longer run does not measurably change it",
-    }[test_verdict(results, "three", "three_short")]
+    }[compared(results, TEST, "three", "three_short")]
     level = []
     for suffix in LENGTHS.values():
         for row in ("three", *VARIANTS, *CONTROLS):
-            if test_verdict(results, row + suffix, "teacher") != "higher":
+            if compared(results, TEST, row + suffix, "teacher") != "higher":
                 level.append(results.titles[row + suffix])
     level_rows = "not shown to be worse than the teacher: " + "; ".join(level)
     if not level:
@@ -129,8 +125,8 @@ def against_controls(results: Results, length: str) -> str:
     """The part of the teacher: the same blocks trained on by the data alone, for the same tokens and FLOPs."""
     suffix = LENGTHS[length]
     row = "three" + suffix
-    same_tokens = BETTER[test_verdict(results, row, "control" + suffix)]
-    same_flops = BETTER[test_verdict(results, row, "control_flops" + suffix)]
+    same_tokens = BETTER[compared(results, TEST, row, "control" + suffix)]
+    same_flops = BETTER[compared(results, TEST, row, "control_flops" + suffix)]
     return (
         f"**Does the teacher help, in the {length} run?** The three losses are {same_tokens} than cross-entropy alone "
         f"for the same tokens ({against(results, TEST, row, 'control' + suffix)}) and {same_flops} than it for the "
@@ -152,7 +148,7 @@ def which_loss(results: Results, length: str) -> str:
         alone.append(f"{results.titles[name + suffix]} {against(results, TEST, name + suffix, row)}")
     harmful = []
     for name in ("no_kl", "no_ce", "no_cos"):
-        if test_verdict(results, name + suffix, row) == "higher":
+        if compared(results, TEST, name + suffix, row) == "higher":
             harmful.append(results.titles[name + suffix])
     carried = "None of the three is shown to be needed"
     if harmful:
@@ -169,7 +165,7 @@ def other_choices(results: Results, length: str) -> str:
     found = []
     for name in ("random", "equal", "unfrozen", "published"):
         row = name + suffix
-        how = BETTER[test_verdict(results, row, "three" + suffix)]
+        how = BETTER[compared(results, TEST, row, "three" + suffix)]
         found.append(f"{results.titles[row]}: {how}, {against(results, TEST, row, 'three' + suffix)}")
     return f"**The other choices, in the {length} run**, less the three losses as mended. {'; '.join(found)}."
 

@@ -13,6 +13,7 @@ from studies.report import (
     Figure,
     Results,
     against,
+    compared,
     cost_columns,
     difference_table,
     draw_rows,
@@ -23,7 +24,7 @@ from studies.report import (
     seed_table,
     write_page,
 )
-from studies.stats import bound, paired, verdict
+from studies.stats import bound, paired
 
 HERE = Path("studies/distilpythia")  # where it is written; the study runs in the repository's root
 
@@ -55,11 +56,6 @@ def size_before(run) -> float:
 
 # ---------------------------------------------------------------------------------------------
 # comparisons
-
-
-def compared(results: Results, figure: Figure, row: str, reference: str) -> str:
-    """Whether a row is "lower" or "higher" than another, or "not significant"."""
-    return verdict(figure.values(results.table[row]), figure.values(results.table[reference]))
 
 
 def change(results: Results, figure: Figure, row: str, reference: str) -> float:

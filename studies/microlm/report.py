@@ -14,6 +14,7 @@ from studies.report import (
     Figure,
     Results,
     against,
+    compared,
     cost_columns,
     difference_table,
     draw_rows,
@@ -24,7 +25,7 @@ from studies.report import (
     trial_table,
     write_page,
 )
-from studies.stats import bound, mean_sd, verdict
+from studies.stats import bound, mean_sd
 
 HERE = Path("studies/microlm")  # where it is written; the study runs in the repository's root
 
@@ -59,11 +60,6 @@ CHECKED = ["start", "ce", "ce_flops"]  # what students are compared with
 # comparisons
 
 
-def compared(results: Results, row: str, reference: str, figure=TEST) -> str:
-    """Whether a row is "lower" or "higher" than another, or "not significant"."""
-    return verdict(figure.values(results.table[row]), figure.values(results.table[reference]))
-
-
 def mean(results: Results, row: str, figure=TEST) -> float:
     """Over seeds."""
     return statistics.mean(figure.values(results.table[row]))
@@ -80,7 +76,7 @@ def grouped(results: Results, rows: list[str], reference: str) -> str:
     names = {"higher": "Above it", "lower": "Below it", "not significant": "Not significantly different"}
     sentences = []
     for found, name in names.items():
-        members = [row for row in rows if compared(results, row, reference) == found]
+        members = [row for row in rows if compared(results, TEST, row, reference) == found]
         sentences.append(f"{name}: {listed(results, members, reference)}.")
     return " ".join(sentences)
 
@@ -110,7 +106,7 @@ def does_the_stage_hurt(results: Results) -> str:
         "higher": "Yes: at the published rate more training alone makes it worse",
         "lower": "No: more training alone makes it better, the rate at its peak again",
         "not significant": "Not measurably",
-    }[compared(results, "ce", "start")]
+    }[compared(results, TEST, "ce", "start")]
     rate = results.table["ce_tuned"][0].record["learning_rate"]
     return (
         f"**Does the second stage hurt without a teacher? {says}.** Cross-entropy on − start: "
@@ -122,7 +118,7 @@ def does_the_stage_hurt(results: Results) -> str:
 def does_reverse_hurt(results: Results) -> str:
     """The recipe as published against its start and both controls."""
     says = {"higher": "worse", "lower": "better", "not significant": "no different measurably"}
-    verdicts = {reference: says[compared(results, "reverse", reference)] for reference in CHECKED}
+    verdicts = {reference: says[compared(results, TEST, "reverse", reference)] for reference in CHECKED}
     return (
         "**Does reverse KL alone, as published, make the student worse?** By the test loss it ends "
         f"{verdicts['start']} than its start ({against(results, TEST, 'reverse', 'start')}), "
@@ -135,10 +131,10 @@ def does_reverse_hurt(results: Results) -> str:
 def which_reproduces(results: Results) -> str:
     """The published regression, student worse than its start: the rows that have it, and those that do not."""
     students = [row for row in results.table if row not in BASES]
-    worse = [row for row in students if compared(results, row, "start") == "higher"]
+    worse = [row for row in students if compared(results, TEST, row, "start") == "higher"]
     if not worse:
         return "**Which rows reproduce the regression?** None ends significantly above the start by the test loss."
-    others = [row for row in students if compared(results, row, "start") == "lower"]
+    others = [row for row in students if compared(results, TEST, row, "start") == "lower"]
     return (
         "**Which rows reproduce the regression?** Significantly above the start by the test loss: "
         f"{listed(results, worse, 'start')}. Of the {len(students)} rows of the second stage {len(others)} end "
@@ -219,7 +215,7 @@ def does_it_sharpen(results: Results) -> str:
             f"{against(results, figure, 'reverse', 'forward')}{unit}"
         )
     return (
-        f"**Does reverse KL sharpen?** {says[compared(results, 'reverse', 'ce', ENTROPY)]}, against cross-entropy on "
+        f"**Does reverse KL sharpen?** {says[compared(results, ENTROPY, 'reverse', 'ce')]}, against cross-entropy on "
         f"the same tokens. {'; '.join(parts)}."
     )
 
