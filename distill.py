@@ -20,14 +20,15 @@ from functools import partial
 import torch
 from torch import nn
 
+from common.bad_steps import report_bad_step
 from common.checkpoint import (
+    CheckpointWriter,
     RunLock,
     best_so_far,
     changes,
     checkpoints,
     load_trainer_state,
     restore,
-    save_checkpoint,
     starting_point,
     stored_knobs,
 )
@@ -116,6 +117,7 @@ beta1 = 0.9  # AdamW
 beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
 eps = 1e-8  # AdamW
 grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
+max_bad_steps = 0  # steps that are left out, as their loss or gradient is not finite, before the run stops at the next
 loss_mean = "token"  # "token": over all tokens of a step; "micro_step": over the means of its micro-steps (DistilGPT2)
 weight_dtype = "float32"  # "bfloat16": weights, gradients and moments are rounded to it, as DistilPythia kept them
 # Reports (an interval of 0: only at the end; of tasks and samples: never)
@@ -146,7 +148,7 @@ config = configure(globals(), stored=stored_knobs)
 # a knob that is out of range is refused before anything is loaded
 at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps log_interval")
 at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_rate min_lr warmup_steps weight_decay")
-at_least(config, 0, "grad_clip eval_interval eval_rows save_interval keep_checkpoints")
+at_least(config, 0, "grad_clip max_bad_steps eval_interval eval_rows save_interval keep_checkpoints")
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1, "response_tokens")
@@ -317,6 +319,7 @@ first_step = 0  # steps done
 rows_done = 0  # rows used
 flops_done = 0.0  # computed
 own_text_values = {}  # of the newest step with own text, until they are logged
+bad_steps = 0  # left out
 seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder) if init_from == "resume" else None
@@ -326,6 +329,7 @@ flops += sum(t.flops_per_token(block_size) for t in teachers)
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
+    bad_steps = state.get("bad_steps", 0)
     rows_done = state.get("rows", first_step * rows_per_step)
     flops_done = state.get("flops", rows_done * block_size * flops)
     own_text_values = state.get("own", {}) if on_policy else {}
@@ -349,6 +353,7 @@ if state:
 # from here on SIGTERM and Ctrl-C finish the step and save, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal()
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
+writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best)
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
@@ -473,16 +478,18 @@ for step in range(first_step, max_steps + 1):
         raw_model.train()
 
     # --- save: at intervals, when the validation loss is the lowest so far, when asked to, and at the end
+    writer.check()  # what stopped the writing of the checkpoint before, a full disk say, stops the run
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > first_step and (last or stopping or saving or is_time or is_new_best):
-        # all ranks hold the same weights and moments: the first writes them
+        # All ranks hold the same weights and moments: the first writes them. The loop waits for a copy in host memory
+        # alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"flops": flops_done, "own": own_text_values}
+        state |= {"bad_steps": bad_steps, "flops": flops_done, "own": own_text_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         if run.is_main:
-            save_checkpoint(out_dir, raw_model, tokenizer, state, keep_checkpoints, keep_best)
+            writer.save(raw_model, tokenizer, state)
     if last or stopping:
         break
     started = time.perf_counter()
@@ -512,6 +519,7 @@ for step in range(first_step, max_steps + 1):
         stop.number > 0,
         stop.take_save(),
     )
+    losses = []  # of the micro-steps, each a share of the step's
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):
         x, y = run.to_device(x, y)  # (B, T) each
@@ -559,12 +567,14 @@ for step in range(first_step, max_steps + 1):
         if from_own:
             values = (loss, zero, zero, zero, zero, kld)
         sums += torch.stack(values).detach()
+        losses.append(loss.detach())
     # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
 
     # --- clip
     # without clipping the norm is still wanted, for the log
-    norm = torch.nn.utils.clip_grad_norm_(params, grad_clip or math.inf).item()
+    total_norm = torch.nn.utils.get_total_norm(p.grad for p in params if p.grad is not None)
+    norm = total_norm.item()
     loss, *data_sums, own_sum = run.sum(*sums)
     if own_share:
         n_own_rows = own_share * rows_per_step
@@ -573,19 +583,30 @@ for step in range(first_step, max_steps + 1):
             "own_tokens": n_own_of_step / n_own_rows,
             "own_ended": n_ended / n_own_rows,
         }
-    # an update that is not finite could never be undone
-    if not math.isfinite(loss + norm):
-        raise ValueError(
-            f"step {step}: loss is {loss}, gradient norm {norm}; stopped before the update, with the checkpoints of "
-            f"{out_dir} as they were. Lower learning_rate, then --init_from=resume where there is one"
-        )
+    # An update that is not finite could never be undone: the step is left out. The ranks agree, as loss and gradients
+    # are those of all.
+    is_bad = not math.isfinite(loss + norm)
+    if is_bad:
+        bad_steps += 1
+        where = report_bad_step(run, raw_model, train_data, tokenizer, out_dir, step, losses)
+        what = f"step {step}: loss is {loss}, gradient norm {norm}; {where}"
+        if bad_steps > max_bad_steps:
+            raise ValueError(
+                f"{what}; stopped before the update, with the checkpoints of {out_dir} as they were. Lower "
+                "learning_rate or raise max_bad_steps, then --init_from=resume where there is one"
+            )
+        run.say(f"{what}; left out, {bad_steps} of {max_bad_steps}")
+        log(step, bad_steps=bad_steps)
+    elif grad_clip:
+        torch.nn.utils.clip_grads_with_norm_(params, grad_clip, total_norm)
 
     # --- step
     lr = learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps)
     for o in optimizers:
         for group in o.param_groups:
             group["lr"] = lr
-        o.step()
+        if not is_bad:
+            o.step()
         o.zero_grad(set_to_none=True)
     # what an update changes by less than half a unit in the last place is lost here
     if weight_dtype == "bfloat16":
@@ -633,6 +654,7 @@ for step in range(first_step, max_steps + 1):
 
 # ---------------------------------------------------------------------------------------------
 # end
+writer.wait()
 if last:
     log.summary(
         parameters=raw_model.n_params(), steps=step, tokens=rows_done * block_size, seconds=seconds,

@@ -4,9 +4,9 @@ config.json, model.safetensors   the model, under its family's Hugging Face name
 meta.json, tokenizer.*           its tokenizer
 trainer.pt                       step, rows, best, knobs, optimisers …; loads with weights_only=True
 
-A folder is written under another name, flushed to the disk and renamed, and renamed again before it is
-deleted: whenever the process is killed, a `step_` folder is a complete one. No random state is kept:
-batches and dropout are pure functions of (seed, step).
+A folder is written by a thread, from a copy, while the run goes on: under another name, flushed to the disk and
+renamed, and renamed again before it is deleted. So whenever the process is killed, a `step_` folder is a complete one.
+No random state is kept: batches and dropout are pure functions of (seed, step).
 """
 
 import atexit
@@ -15,6 +15,8 @@ import fcntl
 import math
 import os
 import shutil
+import sys
+import threading
 from pathlib import Path
 
 import safetensors
@@ -22,7 +24,7 @@ import torch
 
 from common.files import by_step, flush
 from common.optim import load_optimizer_state
-from common.pretrained import save_pretrained
+from common.pretrained import weights_to_store, write_pretrained
 from common.weight_files import DAMAGE
 from configurator import nearest
 
@@ -280,19 +282,85 @@ def best_checkpoint(out_dir: Path) -> Path | None:
 # save
 
 
-def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0, keep_best=False):
-    """Write out_dir/step_NNNNNN for the finished steps state["step"]; then keep only the newest `keep` (0: all).
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time, while the run goes on.
 
-    state: what trainer.pt is to hold, tensors and plain values; tokenizer: of the data, goes along.
-    keep_best: that of the lowest validation loss, state["best"], stays as well.
+    out_dir: where they go. keep: how many of the newest stay, 0 for all. keep_best: that of the lowest validation loss,
+    state["best"], stays as well.
     """
-    final = Path(out_dir) / f"step_{state['step']:06d}"
+
+    def __init__(self, out_dir: str, keep=0, keep_best=False):
+        self.out_dir = Path(out_dir)
+        self.keep = keep
+        self.keep_best = keep_best
+        self.thread = None  # that writes; at most one
+        self.error = None  # what stopped it
+        atexit.register(self.say_error)
+
+    def save(self, model, tokenizer, state: dict):
+        """Copy a run to host memory, then write it as out_dir/step_NNNNNN in the background.
+
+        state: what trainer.pt is to hold, tensors and plain values, of the finished steps state["step"]; tokenizer: of
+        the data, goes along. Waits for the one before, and raises what stopped that.
+        """
+        self.wait()
+        # The next step changes weights and moments in place, so the thread must not read those.
+        weights = on_host(weights_to_store(model))
+        state = on_host(state)
+        # No daemon: should the run end by an error, Python still waits until the folder is complete.
+        self.thread = threading.Thread(target=self.write, args=(weights, model.config, tokenizer, state))
+        self.thread.start()
+
+    def write(self, weights: dict, shape, tokenizer, state: dict):
+        """What the thread does."""
+        try:
+            write_checkpoint(self.out_dir, weights, shape, tokenizer, state)
+            if self.keep:
+                remove_old(self.out_dir, state, self.keep, self.keep_best)
+        # whatever it is: the main thread raises it, which stops the run
+        except Exception as error:
+            self.error = error
+
+    def check(self):
+        """Raise what stopped the writing, if something did."""
+        error = self.error
+        self.error = None
+        if error:
+            raise error
+
+    def wait(self):
+        """Until all is written; raises what stopped it."""
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        self.check()
+
+    def say_error(self):
+        """At exit: a run that ended for another reason has not looked."""
+        if self.error:
+            print(f"and {self.error}", file=sys.stderr, flush=True)
+
+
+def on_host(value):
+    """A copy in host memory of all tensors in dicts, lists and tuples; other values as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(on_host(item) for item in value)
+    return value
+
+
+def write_checkpoint(out_dir: Path, weights: dict, shape, tokenizer, state: dict):
+    """Write out_dir/step_NNNNNN: weights by stored names, a model's config, its tokenizer and trainer.pt."""
+    final = out_dir / f"step_{state['step']:06d}"
     unfinished = final.with_name(f".{final.name}.writing")
     # A run that was killed while it wrote or deleted leaves a hidden folder.
-    for leftover in Path(out_dir).glob(".step_*"):
+    for leftover in out_dir.glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        save_pretrained(model, unfinished, tokenizer)
+        write_pretrained(unfinished, weights, shape, tokenizer)
         torch.save(state, unfinished / "trainer.pt")
         # Bytes and names must be on the disk before the folder has its name, should the power fail.
         for path in [*unfinished.iterdir(), unfinished]:
@@ -310,8 +378,6 @@ def save_checkpoint(out_dir, model, tokenizer, state: dict, keep=0, keep_best=Fa
         raise OSError(f"{problem}; older ones are complete") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    if keep:
-        remove_old(out_dir, state, keep, keep_best)
 
 
 def remove_old(out_dir, state: dict, keep: int, keep_best: bool):

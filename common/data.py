@@ -384,6 +384,11 @@ class TokenData:
         batches_before = micro_steps_done * self.world + self.rank
         return self.first_row + batches_before * self.batch_size
 
+    def rows_of_step(self, step: int) -> tuple[int, int]:
+        """(first row of the endless order, number of rows) of a step, those of all ranks."""
+        n = self.batch_size * self.grad_accum_steps * self.world
+        return self.first_row + (step - self.first_step) * n, n
+
     def eval_batches(self, eval_rows: int):
         """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
 

@@ -220,10 +220,16 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
 
     With a tokenizer, its files and meta.json too, by which a model is known to fit a data set.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    theirs, family = write_config(model.config)
-    # the family's names and layout, so that transformers opens a checkpoint as it is
+    weights = {name: weight.cpu().contiguous() for name, weight in weights_to_store(model).items()}
+    write_pretrained(Path(folder), weights, model.config, tokenizer)
+
+
+def weights_to_store(model) -> dict[str, torch.Tensor]:
+    """A model's weights by the names and in the layout of its family, so that transformers opens them as they are.
+
+    They are the model's own tensors or views of them, on its device.
+    """
+    _, family = write_config(model.config)
     state = model.state_dict()
     weights = {}
     for ours, name, layout in family.weights(model.config):
@@ -233,7 +239,14 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
         weight = state[ours].detach()
         if layout:
             weight = layout.save(weight, model.config)
-        weights[name] = weight.cpu().contiguous()
+        weights[name] = weight
+    return weights
+
+
+def write_pretrained(folder: Path, weights: dict[str, torch.Tensor], config, tokenizer=None):
+    """What save_pretrained does, of weights that are contiguous on the CPU; config: the model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    theirs, _ = write_config(config)
     # transformers 5's key and transformers 4's
     dtype = name_of(next(iter(weights.values())).dtype)
     theirs |= {"dtype": dtype, "torch_dtype": dtype}
