@@ -194,7 +194,8 @@ def test_without_stored_knobs_files_and_keys_hold(script, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["train.py", "distill.py", "prepare_data.py", "sample.py", "evaluate.py", "hellaswag.py", "plot.py", "rows.py"]
+    "name",
+    ["train.py", "distill.py", "prepare_data.py", "sample.py", "evaluate.py", "hellaswag.py", "plot.py", "rows.py"],
 )
 def test_ctrl_c_while_modules_load_ends_in_one_line(name, tmp_path):
     """A numpy on the path that takes a minute to load, and then finds that its C code was interrupted."""
