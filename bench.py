@@ -9,13 +9,15 @@
     python bench.py --part=gqa
     python bench.py --part=muon
     python bench.py --part=sample --rounds=3
+    python bench.py --part=save --rounds=3
     python bench.py --part=fit config/rkld_olmo.py --memory=80e9 --batch_size=16    # before a run: memory and FLOPs
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
 square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. "gqa"
 and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py), and so do those
-of "sample", which writes text with a random GPT-2 of 124M (benchmarks/sampling.py). "fit" measures nothing: it works
-out what a config of train.py or distill.py would take, or of all without one (benchmarks/fit.py).
+of "sample", which writes text with a random GPT-2 of 124M (benchmarks/sampling.py), and of "save", which writes
+checkpoints (benchmarks/saving.py). "fit" measures nothing: it works out what a config of train.py or distill.py would
+take, or of all without one (benchmarks/fit.py).
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
@@ -53,7 +55,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks import fit, operations, sampling
+from benchmarks import fit, operations, sampling, saving
 from common.files import resident
 from common.optim import make_optimizers
 from common.own_text import write_own_text
@@ -62,7 +64,7 @@ from head import chunked_head
 from losses import Objective, Stored, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, fit
+part = "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, save, fit
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head), 2048 (step) or 128 new ones of each row (sample)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -94,7 +96,7 @@ if __name__ == "__main__" and fit.is_asked_for(sys.argv[1:]):
     sys.exit()
 config = configure(globals())
 
-PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "fit")
+PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "save", "fit")
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
 CHUNKED = ("chunked", "cached", "student alone", "own text")
@@ -117,6 +119,10 @@ def main():
     if part == "sample":
         figures = sampling.compare_sampling(Runtime(device, dtype), n_new=tokens or 128, n_turns=rounds)
         print(jsonlib.dumps({"config": config, "medians": figures}) if json else sampling.table(figures))
+        return
+    if part == "save":
+        figures = saving.compare_saving(Runtime(device, dtype), n_turns=rounds)
+        print(jsonlib.dumps({"config": config, "medians": figures}) if json else operations.table(figures))
         return
     if version:
         measure = {"tokenizer": text_turn, "bpe": text_turn, "loader": loader_turn}.get(part, turn)

@@ -1,13 +1,14 @@
 """bench.py as a user runs it, at a tiny size: what it prints, not how fast anything is."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import run_script
 
-from benchmarks import sampling
+from benchmarks import sampling, saving
 from benchmarks.operations import table
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer
@@ -103,6 +104,34 @@ def test_sampling(monkeypatch):
     assert one_row["share_of_copy"] == pytest.approx(one_row["bytes_per_s"] / figures["copy"]["bytes_per_s"])
     lines = sampling.table(figures).splitlines()
     assert [line[:20].strip() for line in lines[1:]] == versions and lines[2].endswith("%")
+
+
+def test_saving(monkeypatch):
+    """On a smaller GPT: nothing is saved where nothing should be, and the loop waits where it should."""
+    small = GPTConfig(vocab_size=4096, block_size=128, n_layer=1, n_head=2, n_embd=16)
+    monkeypatch.setattr(saving, "GPTConfig", lambda vocab_size: small)
+    monkeypatch.setattr(saving, "STEPS", 1)
+    writers = []
+
+    class Writer(saving.CheckpointWriter):
+        """Takes its time and writes nothing."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            writers.append(self)
+            self.n_saved = 0
+
+        def write(self, *args):
+            time.sleep(0.2)
+            self.n_saved += 1
+
+    monkeypatch.setattr(saving, "CheckpointWriter", Writer)
+    figures = saving.compare_saving(Runtime("cpu"), n_turns=1)
+    assert list(figures) == ["pause, 2.6 M", "1 steps, 2.6 M", "pause, 124 M"]
+    # two versions that save, in two turns, of each case
+    assert [writer.n_saved for writer in writers] == [8, 4]
+    for case in figures.values():
+        assert list(case) == ["no save", "in the loop", "by a thread"] and case["in the loop"] >= 0.2
 
 
 def test_generation_that_is_measured_without_a_cache_gives_the_tokens_of_the_cached():
