@@ -1,7 +1,7 @@
 # DistilGPT2's control for two CPU cores, without the teacher's losses: config/distilgpt2/control.py in small.
 # python distill.py config/distilgpt2_small/control.py
 # First: python train.py config/distilgpt2_small/teacher.py
-# Hardware: 2 CPU cores. Result: see studies/distilgpt2.
+# Hardware: 2 CPU cores. Result: test loss 4.3123 ± 0.0067 after 480 steps, as long as its student (studies/distilgpt2).
 
 from config.distilgpt2_small.student_fixed import *
 

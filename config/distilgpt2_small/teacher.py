@@ -1,7 +1,7 @@
 # The teacher of DistilGPT2 for two CPU cores: a GPT of twelve blocks, as GPT-2 has.
 # python train.py config/distilgpt2_small/teacher.py
 # First: python -m studies.distilgpt2 --only=data --corpus=<folder>
-# Hardware: 2 CPU cores. Result: see studies/distilgpt2.
+# Hardware: 2 CPU cores. Result: test loss 4.2468 ± 0.0077 (studies/distilgpt2).
 
 out_dir = "out/distilgpt2_small/teacher"
 dataset = "data/babylm_medium"

@@ -59,6 +59,11 @@ def ratio(results: Results, figure: Figure, row: str, reference: str) -> str:
     return f"{math.exp(mean):.2f} times ± {100 * error:.0f} % ({significance(logs[row], logs[reference])})"
 
 
+def plain_title(results: Results, row: str, length: str) -> str:
+    """A row's title where the sentence says which length is meant."""
+    return results.titles[row].removesuffix(f", {length}")
+
+
 def answer(results: Results) -> str:
     """The questions, one by one."""
     paragraphs = [
@@ -142,14 +147,14 @@ def which_loss(results: Results, length: str) -> str:
     row = "three" + suffix
     left_out = []
     for name in ("no_kl", "no_ce", "no_cos"):
-        left_out.append(f"{results.titles[name + suffix]} {against(results, TEST, name + suffix, row)}")
+        left_out.append(f"{plain_title(results, name + suffix, length)} {against(results, TEST, name + suffix, row)}")
     alone = []
     for name in ("kl", "control", "cos"):
-        alone.append(f"{results.titles[name + suffix]} {against(results, TEST, name + suffix, row)}")
+        alone.append(f"{plain_title(results, name + suffix, length)} {against(results, TEST, name + suffix, row)}")
     harmful = []
     for name in ("no_kl", "no_ce", "no_cos"):
         if compared(results, TEST, name + suffix, row) == "higher":
-            harmful.append(results.titles[name + suffix])
+            harmful.append(plain_title(results, name + suffix, length))
     carried = "None of the three is shown to be needed"
     if harmful:
         carried = "Shown to be needed, as the student is worse: " + "; ".join(harmful)
@@ -166,7 +171,7 @@ def other_choices(results: Results, length: str) -> str:
     for name in ("random", "equal", "unfrozen", "published"):
         row = name + suffix
         how = BETTER[compared(results, TEST, row, "three" + suffix)]
-        found.append(f"{results.titles[row]}: {how}, {against(results, TEST, row, 'three' + suffix)}")
+        found.append(f"{plain_title(results, row, length)}: {how}, {against(results, TEST, row, 'three' + suffix)}")
     return f"**The other choices, in the {length} run**, less the three losses as mended. {'; '.join(found)}."
 
 
@@ -240,7 +245,9 @@ def fields(results: Results) -> dict:
 
 def write_report(results: Results):
     """README.md and results.png."""
-    rows = ["teacher", *rows_of("long"), *rows_of("short")]
+    rows = ["teacher", "copied", *rows_of("long"), *rows_of("short")]
+    # beside them the others could not be told apart
+    rows = [row for row in rows if not row.startswith("random")]
     save(draw_rows(results, rows, [TEST], ["teacher", "control"]), HERE / "results.png")
     write_page(HERE, fields(results))
 
