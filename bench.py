@@ -10,14 +10,15 @@
     python bench.py --part=muon
     python bench.py --part=sample --rounds=3
     python bench.py --part=save --rounds=3
+    python bench.py --part=race --course=shakespeare --rounds=3
     python bench.py --part=fit config/rkld_olmo.py --memory=80e9 --batch_size=16    # before a run: memory and FLOPs
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
 square matmul of the moment, so that each is a share of the peak it had. Printed are medians over the rounds. "gqa"
 and "muon" are single operations, whose versions take turns in one process (benchmarks/operations.py), and so do those
 of "sample", which writes text with a random GPT-2 of 124M (benchmarks/sampling.py), and of "save", which writes
-checkpoints (benchmarks/saving.py). "fit" measures nothing: it works out what a config of train.py or distill.py would
-take, or of all without one (benchmarks/fit.py).
+checkpoints (benchmarks/saving.py). "race" trains until a loss is reached (benchmarks/race.py). "fit" measures nothing:
+it works out what a config of train.py or distill.py would take, or of all without one (benchmarks/fit.py).
 
     straightforward   logits of all tokens, F.cross_entropy and F.kl_div, as one writes it; of HellaSwag, an ending at a
                       time through all of the model
@@ -55,7 +56,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks import fit, operations, sampling, saving
+from benchmarks import fit, operations, race, sampling, saving
 from common.files import resident
 from common.optim import make_optimizers
 from common.own_text import write_own_text
@@ -64,7 +65,9 @@ from head import chunked_head
 from losses import Objective, Stored, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, save, fit
+part = (
+    "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, save, race, fit
+)
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head), 2048 (step) or 128 new ones of each row (sample)
 student_width = 0  # 0: 768 (head) or 256 (step)
@@ -80,7 +83,9 @@ dataset = "data/stdlib"  # loader
 data = ""  # hellaswag: .jsonl file; "" downloads the official one
 examples = 100  # hellaswag: of them, spread over the file
 model = ""  # hellaswag: a model's folder or name; "": a GPT-2 of 124M with random weights
-rounds = 5  # turns of each version
+course = "shakespeare"  # race: which, see benchmarks/race.py
+target = 0.0  # race: validation loss to reach, nats per token; 0: the course's
+rounds = 5  # turns of each version; race: seeds
 repeats = 3  # timed runs in each turn
 device = "auto"  # "auto", "cpu" or "cuda"
 dtype = "auto"  # of the matmuls, "float32" or "bfloat16"; "auto": bfloat16 on CUDA
@@ -96,7 +101,7 @@ if __name__ == "__main__" and fit.is_asked_for(sys.argv[1:]):
     sys.exit()
 config = configure(globals())
 
-PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "save", "fit")
+PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "save", "race", "fit")
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
 CHUNKED = ("chunked", "cached", "student alone", "own text")
@@ -105,7 +110,7 @@ WEIGHT = 0.5  # of CE and of T**2 * KL
 
 def main():
     at_least(config, 1, "vocab_size block_size student_layers teacher_layers examples rounds repeats")
-    at_least(config, 0, "tokens student_width teacher_width chunk_tokens")
+    at_least(config, 0, "target tokens student_width teacher_width chunk_tokens")
     versions = ("", "straightforward", "four rows", "chunked", "cached", "student alone", "own text", "kept")
     versions += ("tokenizers", "tiktoken", "nanodistill")
     one_of(config, part=PARTS, version=versions)
@@ -119,6 +124,12 @@ def main():
     if part == "sample":
         figures = sampling.compare_sampling(Runtime(device, dtype), n_new=tokens or 128, n_turns=rounds)
         print(jsonlib.dumps({"config": config, "medians": figures}) if json else sampling.table(figures))
+        return
+    if part == "race":
+        one_of(config, course=tuple(race.COURSES))
+        results = race.run_race(course, target, n_seeds=rounds)
+        goal = target or race.COURSES[course].target
+        print(jsonlib.dumps({"config": config, "results": results}) if json else race.table(results, goal))
         return
     if part == "save":
         figures = saving.compare_saving(Runtime(device, dtype), n_turns=rounds)

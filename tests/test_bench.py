@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import run_script
 
-from benchmarks import sampling, saving
+from benchmarks import race, sampling, saving
 from benchmarks.operations import table
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer
@@ -132,6 +132,34 @@ def test_saving(monkeypatch):
     assert [writer.n_saved for writer in writers] == [8, 4]
     for case in figures.values():
         assert list(case) == ["no save", "in the loop", "by a thread"] and case["in the loop"] >= 0.2
+
+
+@pytest.mark.slow
+def test_race(dataset, tmp_path, monkeypatch):
+    """Both runners stop where they reach the loss, and say what it took; one that cannot has lost."""
+    config = tmp_path / "course.py"
+    config.write_text(
+        f"dataset = {str(dataset)!r}\nout_dir = {str(tmp_path / 'run')!r}\nn_layer, n_head, n_embd = 1, 2, 32\n"
+        "block_size, batch_size, max_steps, warmup_steps = 16, 8, 60, 5\neval_interval, eval_rows = 10, 16\n"
+        "learning_rate, save_interval, keep_best, device = 1e-2, 0, False, 'cpu'\n"
+    )
+    plain = {"learning_rate": 1e-2, "max_steps": 60, "warmup_steps": 5}
+    monkeypatch.setitem(race.COURSES, "short", race.Course(str(config), target=4.5, plain=plain))
+    # twice, as a run in the same folder must not stop the next race
+    for _ in range(2):
+        results = race.run_race("short", target=0.0, n_seeds=1)
+    for (result,) in results.values():
+        steps = result["steps"]
+        assert result["losses"].keys() == {str(step) for step in range(0, steps + 1, 10)}
+        assert result["val"] <= 4.5 < min(loss for step, loss in result["losses"].items() if step != str(steps))
+        assert result["tokens"] == steps * 8 * 16 and result["flops"] > result["tokens"] and result["seconds"] > 0
+    # the untrained models differ by little, as they are scored on the same rows
+    (plain_run,), (ours,) = results.values()
+    assert abs(plain_run["losses"]["0"] - ours["losses"]["0"]) < 0.1
+    lines = race.table(results, 4.5).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["straightforward", "train.py"] and "1.00" in lines[1]
+    lost = {name: [result | {"val": 4.6}] for name, (result,) in results.items()}
+    assert race.table(lost, 4.5).count("not reached") == 2
 
 
 def test_generation_that_is_measured_without_a_cache_gives_the_tokens_of_the_cached():

@@ -1,0 +1,104 @@
+"""A race to a validation loss: train.py with a config made for it, against a straightforward loop.
+
+`python bench.py --part=race` runs this: seed by seed and in turns, each runner in a process of its own. Seconds are
+those of training; evaluation, which both do at the same intervals on the same rows, is not counted.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from common.data import read_meta
+from configurator import read_config_file
+from model import GPT, GPTConfig
+
+
+@dataclass
+class Course:
+    config: str  # of train.py
+    target: float  # nats per token
+    plain: dict = field(default_factory=dict)  # settings of benchmarks/straightforward.py that the config does not say
+
+
+# nanoGPT's example for a CPU reaches 1.88 in 2,000 steps
+COURSES = {
+    "shakespeare": Course(
+        config="config/race/shakespeare.py",
+        target=1.88,
+        plain={"learning_rate": 1e-3, "max_steps": 2000, "warmup_steps": 100},
+    ),
+}
+# of a model that both have
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
+SHARED = ("dataset", *SHAPE, "batch_size", "eval_interval", "eval_rows")
+
+
+def run_race(name: str, target: float, n_seeds: int) -> dict[str, list[dict]]:
+    """{runner: what each seed took}: steps, tokens, flops, seconds, val and losses. target: 0 for the course's own."""
+    course = COURSES[name]
+    target = target or course.target
+    config = read_config_file(course.config)
+    runners = {
+        "straightforward": lambda seed: straightforward(config | course.plain, target, seed),
+        "train.py": lambda seed: ours(course.config, target, seed),
+    }
+    results = {runner: [] for runner in runners}
+    for seed in tqdm(range(n_seeds), unit="seed"):
+        for runner, run in runners.items():
+            results[runner].append(run(seed))
+    return results
+
+
+def ours(config: str, target: float, seed: int) -> dict:
+    # a folder that is not there yet, as a run in it would be in the way
+    out_dir = Path(read_config_file(config)["out_dir"]) / f"seed{seed}"
+    remove_run(out_dir)
+    return call("benchmarks.timed_run", str(target), config, f"--seed={seed}", f"--out_dir={out_dir}")
+
+
+def remove_run(out_dir: Path):
+    """Delete what an earlier race left of a run: its log and its lock; it has no checkpoints."""
+    for name in ("log.txt", ".lock", "summary.json"):
+        (out_dir / name).unlink(missing_ok=True)
+
+
+def straightforward(settings: dict, target: float, seed: int) -> dict:
+    known = {name: settings[name] for name in (*SHARED, "learning_rate", "max_steps", "warmup_steps")}
+    result = call("benchmarks.straightforward", json.dumps(known | {"target": target, "seed": seed}))
+    shape = {name: settings[name] for name in SHAPE}
+    net = GPT(GPTConfig(vocab_size=read_meta(settings["dataset"])["vocab_size"], **shape))
+    return result | {"flops": result["tokens"] * 3 * net.flops_per_token(settings["block_size"])}
+
+
+def call(module: str, *args: str) -> dict:
+    done = subprocess.run([sys.executable, "-m", module, *args], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{module}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(results: dict[str, list[dict]], target: float) -> str:
+    """A line for each runner: medians over the seeds, and how many times sooner than the first it was, seed by seed."""
+    head = f"{'to ' + format(target, 'g') + ' nats/token':<24}{'seconds':>10}{'steps':>8}{'tokens/s':>10}{'TFLOP':>8}"
+    lines = [head + f"{'val':>9}{'times sooner':>15}"]
+    first = next(iter(results.values()))
+    for runner, runs in results.items():
+        columns = {name: statistics.median(run[name] for run in runs) for name in ("seconds", "steps", "flops", "val")}
+        speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
+        ratios = [theirs["seconds"] / run["seconds"] for theirs, run in zip(first, runs)]
+        sooner = f"{statistics.median(ratios):.2f}"
+        if runs is not first:
+            sooner += f" ({min(ratios):.2f}-{max(ratios):.2f})"
+        # a runner that ends above the target has lost
+        if max(run["val"] for run in runs) > target:
+            sooner = "not reached"
+        lines.append(
+            f"{runner:<24}{columns['seconds']:10.1f}{columns['steps']:8.0f}{speed:10,.0f}{columns['flops'] / 1e12:8.2f}"
+            f"{columns['val']:9.4f}{sooner:>15}"
+        )
+    return "\n".join(lines)

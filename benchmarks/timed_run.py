@@ -1,0 +1,60 @@
+"""Run train.py as a user does, until a validation loss is reached, and print what that took.
+
+    python -m benchmarks.timed_run 1.88 config/race/shakespeare.py --seed=1
+
+Prints one JSON object: steps, tokens, FLOPs, seconds of training (evaluation and saving are not counted), the last
+validation loss, and all of them. A target of 0 is never reached: the run goes to its end.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Reached(BaseException):
+    """The loss is low enough. No Exception, which the loop might handle."""
+
+
+def watch(target: float) -> dict:
+    """Have the loop's log note each validation loss, with the steps and seconds so far; raises Reached in it."""
+    from common.log import Log
+
+    seen = {"losses": {}}
+    write = Log.__call__
+
+    def noting(log, step, **values):
+        write(log, step, **values)
+        if "val" in values:
+            loop = sys._getframe(1).f_globals  # train.py's names
+            seen["losses"][step] = values["val"]
+            tokens = step * loop["tokens_per_step"]
+            seen.update(
+                steps=step, seconds=loop["seconds"], tokens=tokens, flops=tokens * loop["flops"], val=values["val"]
+            )
+            if values["val"] <= target:
+                raise Reached
+
+    Log.__call__ = noting
+    return seen
+
+
+def main():
+    target = float(sys.argv[1])
+    script = ROOT / "train.py"
+    sys.argv = [str(script), *sys.argv[2:]]
+    seen = watch(target)
+    # what the loop prints is no part of the answer
+    answer = sys.stdout
+    sys.stdout = sys.stderr
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except Reached:
+        pass
+    print(json.dumps(seen), file=answer)
+
+
+if __name__ == "__main__":
+    main()

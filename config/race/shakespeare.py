@@ -1,0 +1,25 @@
+# Tiny Shakespeare by characters to 1.88 nats per byte in as few seconds as we can: what bench.py --part=race runs.
+# python train.py config/race/shakespeare.py
+# First: python prepare_data.py config/race/data.py
+# Hardware: 2 CPU cores. Result: not measured yet.
+
+out_dir = "out/race/shakespeare"
+dataset = "data/shakespeare"
+block_size = 64
+
+arch = "llama"
+n_layer, n_head, n_embd = 4, 4, 128
+
+batch_size = 12  # 768 tokens a step, as in nanoGPT's example for CPUs
+max_steps = 500  # where the rate ends at 0 when the loss is reached
+
+optimizer = "normuon"
+learning_rate = 1e-2
+min_lr = 0.0
+warmup_steps = 25
+schedule = "linear"
+
+eval_interval = 25
+eval_rows = 256
+save_interval = 0
+keep_best = False
