@@ -77,6 +77,7 @@ SETTINGS = (
 def prepare(config: dict):
     """Make the data set that the knobs ask for, and say what it holds."""
     started = time.perf_counter()
+    part = parse_part(config["part"])
     check_source(config)
     source = config["source"]
     # abspath: of --source=. it is the name of the folder that one is in
@@ -84,7 +85,6 @@ def prepare(config: dict):
     settings = settings_of(config)
     # Before anything is downloaded or trained: an hour later would be late.
     check_replaceable(folder, settings, config["overwrite"])
-    part = parse_part(config["part"])
     files = files_to_read(config, folder, part)
     if config["document_separator"] != "file":
         check_has_plain_text(files, config["document_separator"], settings["source"])
