@@ -8,6 +8,9 @@ the mass of all others, `draws` samples of these, and the entropy. common/teache
 
 A command that was killed continues when it is started again, and the bytes in the end are the same, also on another
 number of ranks. Nothing is written where the disk has no room for all of it.
+
+Several machines divide the rows: --part=1/16 on the first … --part=16/16 on the last, each perhaps under torchrun, and
+then --part=join makes the cache of one run, byte for byte (docs/distributed.md).
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -16,14 +19,17 @@ from configurator import at_least, configure, one_of  # isort: split
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.cache_writer import CacheWriter, as_stored, is_finished, record, unfinished_settings, uniforms_of
-from common.checkpoint import RunLock
+from common.cache_parts import automatic, check_parts, join, part_rows, part_settings
+from common.cache_writer import CacheWriter, as_stored, record, unfinished_settings, uniforms_of
+from common.checkpoint import RunLock, check_out_dir
 from common.data import TokenData
+from common.parts import JOIN, Part, parse_part, parts_in
 from common.pretrained import check_fits, find_model, load_pretrained, name_of, weights_sha256
 from common.runtime import Runtime
 from common.teacher_cache import (
@@ -62,6 +68,7 @@ number_format = "float16"
 batch_size = 16  # rows a forward, and between two marks of what is done
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+part = ""  # "3/16": the third of sixteen parts, for as many machines; "join": make the cache of them; "": all at once
 config = configure(globals())
 
 FLUSH_SECONDS = 1  # between two flushes: what a kill costs at most, and a flush of five files takes milliseconds
@@ -73,9 +80,12 @@ at_least(config, 0, "rows eval_rows draws seed")
 at_least(config, WHOLE, "top_k")
 at_least(config, 1e-3, "temperature")
 one_of(config, ensemble=("logits", "probs"), number_format=NUMBER_FORMATS)
+own_part = parse_part(part)  # None: the whole cache
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
+check_out_dir(out_dir)
+folder = own_part.folder(out_dir) if own_part else Path(out_dir)
 # one process at a time in a folder
-lock = RunLock(out_dir, writes=run.is_main)
+lock = RunLock(folder, writes=run.is_main)
 
 # ---------------------------------------------------------------------------------------------
 # data: rows at offset 0, in the order of the corpus; of the validation those that the loops evaluate with
@@ -86,6 +96,11 @@ row_numbers = {
     "train": np.arange(min(rows or datas["train"].n_rows, datas["train"].n_rows)),
     "val": np.sort(datas["val"].chosen(0, datas["val"].n_eval_rows(eval_rows))),
 }
+counts = {split: len(numbers) for split, numbers in row_numbers.items()}
+# those of the rows that are written here
+own_rows = {}
+for split, places in part_rows(counts, batch_size, own_part or Part(1, 1)).items():
+    own_rows[split] = row_numbers[split][places.start : places.stop]
 if top_k > vocab_size:
     raise ValueError(f"top_k={top_k} is over the {vocab_size} ids of {dataset}; use -1 for all of them")
 if draws and top_k in (WHOLE, vocab_size):
@@ -118,7 +133,7 @@ def describe_split(split) -> dict:
 
 def settings() -> dict:
     """What cache.json says: all that the bytes of a cache depend on."""
-    return {
+    info = {
         "format": FORMAT,
         "teachers": teacher_names,
         "teacher_sha256": [weights_sha256(find_model(name)) for name in teacher_names],
@@ -141,6 +156,11 @@ def settings() -> dict:
         "batch_size": batch_size,
         "splits": {split: describe_split(split) for split in datas},
     }
+    if part == JOIN:
+        # a machine without a GPU may join what those with one have made
+        knobs = {"dtype": dtype, "teacher_dtype": teacher_dtype}
+        info |= automatic(out_dir, [key for key, knob in knobs.items() if knob == "auto"])
+    return info
 
 
 def check_folder() -> CacheWriter:
@@ -149,14 +169,21 @@ def check_folder() -> CacheWriter:
     writer.check_settings()
     if writer.is_finished():
         return writer
+    if own_part:
+        writer = CacheWriter(folder, part_settings(writer.info, own_part))
+        writer.check_settings()
+        if writer.is_finished():
+            return writer
+    if part == JOIN:
+        check_parts(out_dir, writer.info)
     needed = sum(sizes_of(writer.info).values())
     missing = writer.missing_bytes()
-    free = shutil.disk_usage(out_dir).free
+    free = shutil.disk_usage(folder).free
     each = f"{bytes_per_token(writer.layout):,} bytes a token"
-    counts = f"{len(row_numbers['train']):,} rows of train and {len(row_numbers['val']):,} of val"
-    print(f"{out_dir}: {each}, {counts}, {needed / 1e6:,.1f} MB in all; {free / 1e6:,.1f} MB are free", flush=True)
+    rows_here = f"{len(own_rows['train']):,} rows of train and {len(own_rows['val']):,} of val"
+    print(f"{folder}: {each}, {rows_here}, {needed / 1e6:,.1f} MB in all; {free / 1e6:,.1f} MB are free", flush=True)
     if missing > free:
-        problem = f"{out_dir} needs {missing:,} bytes more ({each}), but {free:,} are free"
+        problem = f"{folder} needs {missing:,} bytes more ({each}), but {free:,} are free"
         raise ValueError(f"{problem}; lower top_k or draws, or choose another --out_dir")
     return writer
 
@@ -181,8 +208,17 @@ def on_first_rank(task):
 
 
 writer = on_first_rank(check_folder)
-if is_finished(out_dir):
-    run.say(f"{out_dir} is a finished cache of these settings")
+# asked of the first rank, as the others could look when it has joined the parts already
+(nothing_to_do,) = run.sum(writer is not None and writer.is_finished())
+if nothing_to_do:
+    if writer:
+        what = "part" if "part" in writer.info else "cache"
+        run.say(f"{writer.folder} is a finished {what} of these settings")
+    run.close()
+    sys.exit(0)
+if part == JOIN:
+    on_first_rank(lambda: join(writer, parts_in(out_dir), row_numbers))
+    run.say(f"finished {out_dir}; its folders part_… are no longer needed")
     run.close()
     sys.exit(0)
 
@@ -193,10 +229,10 @@ for name in teacher_names:
     check_fits(t, name, block_size, vocab_size)
     teachers.append(t)
     run.say(f"teacher {name}: {t.n_params():,} parameters")
-on_first_rank(lambda: writer.begin(row_numbers))
+on_first_rank(lambda: writer.begin(own_rows))
 # the others take the settings from the first: hashing a corpus takes a while
 if writer is None:
-    writer = CacheWriter(out_dir, unfinished_settings(out_dir))
+    writer = CacheWriter(folder, unfinished_settings(folder))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -230,7 +266,7 @@ bar = tqdm(own_blocks, desc="cache", unit="block", mininterval=seconds_between_l
 last_flush = time.perf_counter()
 for block in bar:
     split, first, n = writer.blocks[block]
-    numbers = row_numbers[split][first : first + n]
+    numbers = own_rows[split][first : first + n]
     x, _ = datas[split].corpus_rows(numbers)  # (n, T)
     (x,) = run.to_device(x)
     uniforms = [uniforms_of(seed, number, block_size, draws) for number in numbers.tolist()]
@@ -245,5 +281,5 @@ writer.flush()
 run.sum(0)  # all ranks are done
 if run.is_main:
     writer.finish()
-run.say(f"finished {out_dir}")
+run.say(f"finished {folder}")
 run.close()

@@ -14,8 +14,11 @@ with one of these words, declare their split: validation text is never trained o
 A folder without meta.json is not a data set yet: it is written last. A run that was killed resumes when it is started
 again, and ends with the same bytes. A data set of other settings is replaced only with --overwrite=true.
 
+Several machines divide the files of a corpus: --part=1/16 on the first … --part=16/16 on the last, and then --part=join
+makes the data set of one run, byte for byte (docs/distributed.md).
+
 Read on in corpora/: sources, readers and splits say what text there is, stream puts it in order, encoding makes ids of
-it, writing keeps them.
+it, writing keeps them, parts divides all of it over machines.
 """
 
 # before the imports below, so that Ctrl-C while they load ends in one line
@@ -26,6 +29,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -33,10 +37,22 @@ from tqdm import tqdm
 
 from common.data import read_meta, tokenizer_meta
 from common.files import file_sha256, resident, write_json
+from common.parts import JOIN, Part, parse_part
 from common.tokenizer import SentencePieceTokenizer
 from corpora.checking import check_data
 from corpora.choices import write_choices
 from corpora.encoding import encode_ahead, make_tokenizer
+from corpora.parts import (
+    JoinedStream,
+    PartPreparation,
+    PartStream,
+    check_room,
+    copy_tokenizer,
+    is_finished_part,
+    joined_stats,
+    open_parts,
+    stats_of,
+)
 from corpora.readers import PLAIN_TEXT, SEPARATORS, File
 from corpora.shards import use_shards
 from corpora.sources import NAMES, find_files
@@ -61,6 +77,7 @@ SETTINGS = (
 def prepare(config: dict):
     """Make the data set that the knobs ask for, and say what it holds."""
     started = time.perf_counter()
+    part = parse_part(config["part"])
     check_source(config)
     source = config["source"]
     # abspath: of --source=. it is the name of the folder that one is in
@@ -68,10 +85,17 @@ def prepare(config: dict):
     settings = settings_of(config)
     # Before anything is downloaded or trained: an hour later would be late.
     check_replaceable(folder, settings, config["overwrite"])
-    files = files_to_read(config, folder)
+    files = files_to_read(config, folder, part)
     if config["document_separator"] != "file":
         check_has_plain_text(files, config["document_separator"], settings["source"])
-    if any(file.form == ".bin" for file in files):
+    if config["part"]:
+        check_divisible(files, settings["source"])
+    if part:
+        prepare_part(part, files, folder, settings, config)
+        return
+    if config["part"] == JOIN:
+        join_parts(files, folder, settings, config)
+    elif any(file.form == ".bin" for file in files):
         use_shards(files, folder, settings["source"])
     else:
         prepare_texts(files, folder, settings, config)
@@ -80,26 +104,78 @@ def prepare(config: dict):
 
 def prepare_texts(files: list[File], folder: Path, settings: dict, config: dict):
     """Text to token files, from where a killed run with the same settings and files left off."""
-    fingerprint = files_fingerprint(files, settings["source"])
+    fingerprint = files_fingerprint(stats_of(files), settings["source"])
     preparation = Preparation(folder, settings | {"source_files": fingerprint})
     if not preparation.is_finished():
-        stream = Stream(
-            files,
-            text_key=config["text_key"],
-            val_fraction=config["val_fraction"],
-            clean=config["clean"],
-            separator=config["document_separator"],
-        )
+        stream = Stream(files, **stream_knobs(config))
         tok = choose_tokenizer(preparation, stream, config)
-        write_tokens(preparation, stream, tok, config["workers"], config["shard_tokens"])
+        encode = partial(encode_ahead, tok=tok, workers=config["workers"] or os.cpu_count())
+        write_tokens(preparation, stream, encode, tokenizer_meta(tok), config["shard_tokens"])
         # The quickstart's task; other corpora have tasks of their own.
         if config["source"] == "stdlib":
             write_choices(stream, preparation.work / "choices.jsonl")
-        # Known only now that all text was read.
-        for remark, path in stream.notes.items():
-            print(f"note: {path} {remark}", flush=True)
-        write_meta(preparation, tok, settings["source"])
+        say_notes(stream)
+        write_meta(preparation, tokenizer_meta(tok), settings["source"])
     preparation.install()
+
+
+def prepare_part(part: Part, files: list[File], folder: Path, settings: dict, config: dict):
+    """The ids of a part's files, in a folder of its own; a killed one continues."""
+    # before they are read: a text that changes meanwhile is another one for the next run
+    stats = stats_of(files)
+    needed = [entry for i, entry in enumerate(stats) if is_needed(i, part, config)]
+    fingerprint = files_fingerprint(needed, settings["source"])
+    settings = settings | {"part": str(part), "source_files": fingerprint}
+    own_folder = part.folder(folder)
+    n_files = sum(part.holds(i) for i in range(len(files)))
+    if is_finished_part(own_folder, settings):
+        print(f"{own_folder} is a finished part of these settings")
+        return
+    preparation = PartPreparation(own_folder, settings)
+    if not preparation.is_finished():
+        stream = PartStream(files, part=part, **stream_knobs(config))
+        # A BPE is trained on the whole corpus by each part, as by one run: only so is it the same.
+        training_stream = Stream(files, **stream_knobs(config)) if config["tokenizer"] == "bpe" else stream
+        tok = choose_tokenizer(preparation, training_stream, config)
+        meta = tokenizer_meta(tok)
+        encode = partial(encode_ahead, tok=tok, workers=config["workers"] or os.cpu_count())
+        write_tokens(preparation, stream, encode, meta, config["shard_tokens"])
+        say_notes(stream)
+        preparation.finish(stats, meta, dtype_for(meta))
+    preparation.install()
+    print(f"{own_folder}: part {part}, {n_files} of {len(files)} files; when all are there, --part={JOIN}", flush=True)
+
+
+def join_parts(files: list[File], folder: Path, settings: dict, config: dict):
+    """The data set of all parts, from where a killed join left off."""
+    parts = open_parts(folder, settings, files)
+    fingerprint = files_fingerprint(joined_stats(parts), settings["source"])
+    preparation = Preparation(folder, settings | {"source_files": fingerprint})
+    if not preparation.is_finished():
+        check_room(folder, parts)
+        meta = parts[0].info["tokenizer"]
+        record_tokenizer(preparation, config["tokenizer"], meta["tokenizer_hash"])
+        copy_tokenizer(parts[0], preparation.work)
+        stream = JoinedStream(files, parts=parts, **stream_knobs(config))
+        write_tokens(preparation, stream, stored_ids, meta, config["shard_tokens"])
+        write_meta(preparation, meta, settings["source"])
+    preparation.install()
+    print(f"joined {len(parts)} parts; the folders {folder}/part_… are no longer needed", flush=True)
+
+
+def say_notes(stream: Stream):
+    """Print what is odd about the text, which is known only when all of it was read."""
+    for remark, path in stream.notes.items():
+        print(f"note: {path} {remark}", flush=True)
+
+
+def stream_knobs(config: dict) -> dict:
+    return {
+        "text_key": config["text_key"],
+        "val_fraction": config["val_fraction"],
+        "clean": config["clean"],
+        "separator": config["document_separator"],
+    }
 
 
 # ---------------------------------------------------------------------------------------------
@@ -121,8 +197,27 @@ def check_source(config: dict):
             f"{nearest(source, names_with_files)}; for texts of your own give --source={text_dir} alone"
         )
     one_of(config, document_separator=SEPARATORS)
+    # before anything is downloaded
+    if config["part"] and source in ("stdlib", "shakespeare", "finewebedu10B") and not text_dir:
+        check_divisible([], source)
     if not 0 < config["val_fraction"] <= 0.5:
         raise ValueError(f"val_fraction={config['val_fraction']} is not in 0 … 0.5")
+
+
+def check_divisible(files: list[File], source: str):
+    """ValueError where there are no files that several machines could divide."""
+    remedy = "leave out --part"
+    if any(file.form == ".bin" for file in files) or source == "finewebedu10B":
+        raise ValueError(f"source {source!r} is of ids already, so that there is nothing to divide; {remedy}")
+    if len(files) < 2:
+        raise ValueError(f"source {source!r} cannot be divided, as it is not made of several files; {remedy}")
+
+
+def is_needed(i: int, part: Part | None, config: dict) -> bool:
+    """Whether this process reads file number i of the corpus."""
+    if config["part"] == JOIN:
+        return False
+    return part is None or part.holds(i) or config["tokenizer"] == "bpe"
 
 
 def settings_of(config: dict) -> dict:
@@ -135,10 +230,11 @@ def settings_of(config: dict) -> dict:
     return settings
 
 
-def files_to_read(config: dict, folder: Path) -> list[File]:
+def files_to_read(config: dict, folder: Path, part: Part | None) -> list[File]:
     """The files of the source, without those of a test split; none for the standard library, which is no list of files.
 
-    Says which splits the names of the files declare.
+    Of a corpus that is downloaded those that this part does not need may not be here. Says which splits the names of
+    the files declare.
     """
     source = config["source"]
     if source == "stdlib":
@@ -147,7 +243,7 @@ def files_to_read(config: dict, folder: Path) -> list[File]:
     # The shards of this source are the data set themselves, and are downloaded to where it is wanted.
     if source == "finewebedu10B":
         downloads = folder
-    files = find_files(source, config["text_dir"], downloads)
+    files = find_files(source, config["text_dir"], downloads, needs=lambda i: is_needed(i, part, config))
     announce_splits(files)
     return [file for file in files if file.split != "test"]
 
@@ -158,12 +254,8 @@ def check_has_plain_text(files: list[File], separator: str, source: str):
         raise ValueError(f"{what}, and source {source!r} has none; leave it out")
 
 
-def files_fingerprint(files: list[File], source: str) -> str:
-    """A hash that changes with the source and with the names, sizes and times of its files."""
-    stats = []
-    for file in files:
-        stat = file.path.stat()
-        stats.append((str(file.path), stat.st_size, stat.st_mtime_ns))
+def files_fingerprint(stats: list[list], source: str) -> str:
+    """A hash that changes with the source and with the names, sizes and times of its files, as `stats_of` has them."""
     return hashlib.sha256(json.dumps([source, stats]).encode()).hexdigest()
 
 
@@ -182,25 +274,44 @@ def choose_tokenizer(preparation: Preparation, stream: Stream, config: dict):
         tok = make_tokenizer(kind, config["vocab_size"], config["nfkc"], stream)
     # Documents are separated by eot alone, so no model that learns from them ever sees bos.
     tok.bos = tok.eot
-    if preparation.tokenizer_hash not in ("", tok.hash):
-        remedy = f"delete {preparation.work} to start anew"
-        raise ValueError(f"{kind} has become another tokenizer; {remedy}")
+    record_tokenizer(preparation, kind, tok.hash)
     tok.save(preparation.work)
-    preparation.tokenizer_hash = tok.hash
     return tok
 
 
-def write_tokens(preparation: Preparation, stream: Stream, tok, workers: int, shard_tokens: int):
-    """Write the token files of all splits, and record after each batch what is on the disk."""
-    # two bytes an id wherever they are enough
-    dtype = "uint16" if tok.vocab_size <= 65536 else "uint32"
+def record_tokenizer(preparation: Preparation, kind: str, tokenizer_hash: str):
+    """ValueError if the ids that a killed run has written are of another tokenizer."""
+    if preparation.tokenizer_hash not in ("", tokenizer_hash):
+        remedy = f"delete {preparation.work} to start anew"
+        raise ValueError(f"{kind} has become another tokenizer; {remedy}")
+    preparation.tokenizer_hash = tokenizer_hash
+
+
+def dtype_for(meta: dict) -> str:
+    """Of the token files of a tokenizer: two bytes an id wherever they are enough."""
+    return "uint16" if meta["vocab_size"] <= 65536 else "uint32"
+
+
+def stored_ids(batches):
+    """Yield (batch, the ids of each of its pieces), as `encode_ahead` does, of pieces that parts have encoded."""
+    for batch in batches:
+        yield batch, [piece.ids for piece in batch]
+
+
+def write_tokens(preparation: Preparation, stream: Stream, encode, meta: dict, shard_tokens: int):
+    """Write the token files of all splits, and record after each batch what is on the disk.
+
+    encode: a function from batches of pieces to these with their ids. meta: what meta.json says of the tokenizer.
+    """
+    dtype = dtype_for(meta)
+    eot = meta["eot"]
     preparation.restore(dtype, shard_tokens)
     # Pieces come in the same order in each pass: those that an earlier run recorded are read and skipped.
     new_pieces = islice(iter(stream), preparation.pieces, None)
     with Progress(stream) as progress:
-        for batch, ids_of_batch in encode_ahead(batches(new_pieces), tok, workers or os.cpu_count()):
+        for batch, ids_of_batch in encode(batches(new_pieces)):
             for piece, ids in zip(batch, ids_of_batch):
-                preparation.write(piece, ids, eot=tok.eot, dtype=dtype, shard_tokens=shard_tokens)
+                preparation.write(piece, ids, eot=eot, dtype=dtype, shard_tokens=shard_tokens)
                 progress.tokens += len(ids)
             progress.show()
             preparation.pieces += len(batch)
@@ -239,7 +350,7 @@ class Progress:
 # what the data set holds
 
 
-def write_meta(preparation: Preparation, tok, source: str):
+def write_meta(preparation: Preparation, of_tokenizer: dict, source: str):
     """Count, hash, and write meta.json. ValueError if a split is empty."""
     splits = preparation.splits
     # A data set without one of them could be neither trained on nor evaluated.
@@ -249,7 +360,7 @@ def write_meta(preparation: Preparation, tok, source: str):
             if not splits:
                 reason = "it has no text"
             raise ValueError(f"source {source!r}: the {name} split is empty: {reason}")
-    meta = tokenizer_meta(tok)
+    meta = dict(of_tokenizer)
     meta["source"] = source
     meta["settings"] = preparation.settings
     meta["dtype"] = splits["train"].dtype
@@ -307,6 +418,7 @@ if __name__ == "__main__":
     workers = 0  # cores that encode; 0: all. The files do not depend on it
     out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
     overwrite = False  # replace a data set in out_dir that was made with other settings
+    part = ""  # "3/16": the third of sixteen parts, for as many machines; "join": the data set of them; "": all at once
     check = ""  # a data set to check, instead of making one
     config = configure(globals())
 

@@ -8,12 +8,13 @@ ends with the same bytes: nothing in a record depends on who computes it, or whe
 import errno
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.files import flush, read_json, write_json
+from common.files import file_sha256, flush, read_json, write_json
 from common.teacher_cache import SPLITS, WHOLE, Field, layout_of, sizes_of
 from losses import FLOOR
 from model import draw
@@ -74,10 +75,24 @@ def unfinished_settings(folder: str | Path) -> dict:
     return read_json(Path(folder) / "unfinished.json")
 
 
-class CacheWriter:
-    """A cache in the making. One rank calls `begin`, then all write blocks, then one calls `finish`.
+def blocks_of(n_rows: dict[str, int], batch_size: int) -> list[tuple[str, int, int]]:
+    """(split, first row, rows) of each block, those of "val" behind those of "train".
 
-    Block b holds the records of rows b * batch_size … of its split, the blocks of "val" behind those of "train".
+    >>> blocks_of({"train": 5, "val": 2}, batch_size=2)
+    [('train', 0, 2), ('train', 2, 2), ('train', 4, 1), ('val', 0, 2)]
+    """
+    blocks = []
+    for split in SPLITS:
+        for first in range(0, n_rows[split], batch_size):
+            blocks.append((split, first, min(batch_size, n_rows[split] - first)))
+    return blocks
+
+
+class CacheWriter:
+    """A cache in the making, or a part of one (common/cache_parts.py).
+
+    One rank calls `begin`, then all write blocks, then one calls `finish`. Block b holds the records of rows
+    b * batch_size … of its split, the blocks of "val" behind those of "train".
     ValueError where the folder holds a cache, or the beginning of one, of other settings.
     """
 
@@ -88,12 +103,8 @@ class CacheWriter:
         self.cache_file = self.folder / "cache.json"
         self.settings_file = self.folder / "unfinished.json"
         self.done_file = self.folder / "done.bin"
-        # (split, first row, rows) of each
-        self.blocks = []
-        for split in SPLITS:
-            n_rows = info["splits"][split]["rows"]
-            for first in range(0, n_rows, info["batch_size"]):
-                self.blocks.append((split, first, min(info["batch_size"], n_rows - first)))
+        counts = {split: info["splits"][split]["rows"] for split in SPLITS}
+        self.blocks = blocks_of(counts, info["batch_size"])
         self.unrecorded = []  # blocks that are written, but not yet recorded in done.bin
 
     def is_finished(self) -> bool:
@@ -152,7 +163,11 @@ class CacheWriter:
             content = parts[name].tobytes()
             assert len(content) == n * bytes_per_row, f"{name} of another size"
             self.write(path, content, at=first * bytes_per_row)
-        self.unrecorded.append(block)
+        self.mark([block])
+
+    def mark(self, blocks: Iterable[int]):
+        """All files have the records of these blocks; `flush` brings them to the disk, and records them."""
+        self.unrecorded += blocks
 
     def flush(self):
         """Bring what was written to the disk, then record it as done."""
@@ -171,6 +186,10 @@ class CacheWriter:
         assert not self.remaining(), "blocks are missing"
         for name in sizes_of(self.info):
             flush(self.folder / name)
+        if "part" in self.info:
+            # The parts are copied from machine to machine before they are joined.
+            hashes = {name: file_sha256(self.folder / name) for name in sizes_of(self.info)}
+            write_json(self.settings_file, self.info | {"files": hashes})
         # By renaming, which a full disk does not stop.
         self.settings_file.replace(self.cache_file)
         flush(self.folder)
@@ -193,7 +212,8 @@ def allocate(path: Path, size: int):
     """A file of `size` bytes that the disk has room for; what it holds already stays. OSError with its name."""
     try:
         with open(path, "ab") as file:
-            if hasattr(os, "posix_fallocate"):
+            # It refuses an empty file, which a part may have.
+            if hasattr(os, "posix_fallocate") and size > 0:
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
@@ -204,9 +224,10 @@ def allocate(path: Path, size: int):
 
 def first_difference(old: dict, new: dict, is_done: bool) -> str:
     """The first setting in which a cache in a folder differs from the one to be made, as text; "" for none."""
+    # A finished cache no longer has blocks; a part has those of the cache that it will be joined to.
+    has_blocks = not is_done or "part" in new
     for key, value in new.items():
-        # a finished cache no longer has blocks
-        if key in NAMES_ONLY or (is_done and key == "batch_size"):
+        if key in NAMES_ONLY or (key == "batch_size" and not has_blocks):
             continue
         if old.get(key) != value:
             shown = f"{key}={old.get(key)!r}, this run has {value!r}"

@@ -38,6 +38,7 @@ SPLITS = ("train", "val")
 WHOLE = -1  # top_k: the distribution over all ids
 NUMBER_FORMATS = ("float16", "float32")
 MAKE_AGAIN = "make the cache again with cache_teacher.py, in another out_dir"
+JOIN_PARTS = "first join the parts: the cache_teacher.py command again, with --part=join"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,9 +87,22 @@ def bytes_per_token(layout: dict[str, Field]) -> int:
     return sum(field.bytes_per_token for field in layout.values())
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether parts of a cache lie in a folder, of which it is not one itself yet."""
+    return any(folder.glob("part_*of*/cache.json")) or any(folder.glob("part_*of*/unfinished.json"))
+
+
 def layout_of(info: dict) -> dict[str, Field]:
     """The fields of a cache by what its cache.json says."""
     return fields(info["vocab_size"], info["top_k"], info["draws"], info["number_format"])
+
+
+def row_bytes(info: dict) -> dict[str, int]:
+    """{file without its split: bytes of a row}."""
+    sizes = {"rows.bin": 8}
+    for name, field in layout_of(info).items():
+        sizes[f"{name}.bin"] = info["block_size"] * field.bytes_per_token
+    return sizes
 
 
 def sizes_of(info: dict) -> dict[str, int]:
@@ -96,9 +110,8 @@ def sizes_of(info: dict) -> dict[str, int]:
     sizes = {}
     for split in SPLITS:
         n_rows = info["splits"][split]["rows"]
-        sizes[f"{split}_rows.bin"] = 8 * n_rows
-        for name, field in layout_of(info).items():
-            sizes[f"{split}_{name}.bin"] = n_rows * info["block_size"] * field.bytes_per_token
+        for name, bytes_per_row in row_bytes(info).items():
+            sizes[f"{split}_{name}"] = n_rows * bytes_per_row
     return sizes
 
 
@@ -135,6 +148,8 @@ LISTS = {"teachers": str, "teacher_sha256": str, "shares": float}
 def read_info(path: Path) -> dict:
     """What a cache.json says. ValueError naming the key that is missing or out of range."""
     info = read_json(path)
+    if "part" in info:
+        raise ValueError(f"{path} is of part {info['part']} of a cache; {JOIN_PARTS}")
     # The file may come from somebody else, and files are mapped in the sizes that it says.
     for key, (kind, low, high) in NUMBERS.items():
         number = info.get(key)
@@ -195,6 +210,8 @@ class TeacherCache:
             if (self.folder / "unfinished.json").is_file():
                 remedy = "run the cache_teacher.py command again, which continues it"
                 raise ValueError(f"{self.folder} is an unfinished cache; {remedy}")
+            if has_parts(self.folder):
+                raise ValueError(f"{self.folder} holds parts of a cache; {JOIN_PARTS}")
             raise FileNotFoundError(f"{path} is not there; first run: python cache_teacher.py --out_dir={self.folder}")
         self.info = read_info(path)
         self.layout = layout_of(self.info)
@@ -214,9 +231,9 @@ class TeacherCache:
 
     @staticmethod
     def is_one(folder: str | Path) -> bool:
-        """Whether a folder is a cache, finished or not."""
+        """Whether a folder is a cache, finished or not, or holds parts of one."""
         folder = Path(folder)
-        return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file()
+        return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file() or has_parts(folder)
 
     def map(self, name: str, dtype: np.dtype, shape: tuple[int, ...], sizes: dict[str, int]) -> np.ndarray:
         path = self.folder / name

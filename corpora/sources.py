@@ -4,6 +4,7 @@
 is no such list, comes from `stdlib`.
 """
 
+import os
 import re
 import shutil
 import sysconfig
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import requests
 
-from common.download import download, endpoint
+from common.download import download, endpoint, locked
 from configurator import nearest
 from corpora.readers import SUFFIXES, File
 from corpora.splits import declare_splits
@@ -64,13 +65,15 @@ HEADER_MAGIC = (20240520).to_bytes(4, "little")
 WIKITEXT_DUMP = re.compile(r"wiki\.(train|valid|test)\.(tokens|raw)(\.gz|\.zst)?")
 
 
-def find_files(source: str, text_dir: str, folder: Path) -> list[File]:
+def find_files(source: str, text_dir: str, folder: Path, needs=None) -> list[File]:
     """The files of a named corpus (downloaded to `folder`, or as they lie in text_dir), or of a path.
+
+    needs: a function of a file's number in the list that says whether it has to be downloaded; None: all are.
 
     Raises FileNotFoundError or ValueError with the remedy where there are none, or none to train on.
     """
     if source in NAMES and not text_dir:
-        return fetch(source, folder)
+        return fetch(source, folder, needs or all_files)
     path = Path(text_dir or source)
     if not path.exists():
         what, suggestion = f"source {source!r}", nearest(source, NAMES)
@@ -90,8 +93,13 @@ def find_files(source: str, text_dir: str, folder: Path) -> list[File]:
 # corpora by name
 
 
-def fetch(source: str, folder: Path) -> list[File]:
-    """The files of a named corpus, downloaded to `folder` where they are not there yet."""
+def all_files(i: int) -> bool:
+    """The `needs` of one process that reads the whole corpus."""
+    return True
+
+
+def fetch(source: str, folder: Path, needs) -> list[File]:
+    """The files of a named corpus, those that are needed downloaded to `folder` where they are not there yet."""
     if source == "shakespeare":
         return [File(download(SHAKESPEARE, folder / "input.txt"))]
     if source in BABYLM:
@@ -100,8 +108,10 @@ def fetch(source: str, folder: Path) -> list[File]:
     repo, names = PLAIN[source]
     base = f"{endpoint()}/datasets/{repo}/resolve/main"
     files = []
-    for split, name in names:
-        path = download(f"{base}/{name}", folder / name)
+    for i, (split, name) in enumerate(names):
+        path = folder / name
+        if needs(i):
+            download(f"{base}/{name}", path)
         files.append(File(path, split, wikitext=source == "wikitext103"))
     return files
 
@@ -144,7 +154,8 @@ def extract(archive: Path, folder: Path, wanted_folders=()):
     ValueError for a damaged archive, and for one that holds a path outside of the folder that it is extracted to.
     """
     try:
-        with zipfile.ZipFile(archive) as file:
+        # one process at a time, as another part of the corpus may be prepared beside this one
+        with locked(folder), zipfile.ZipFile(archive) as file:
             for member in file.infolist():
                 extract_member(file, member, archive, folder, wanted_folders)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -162,9 +173,17 @@ def extract_member(file, member, archive: Path, folder: Path, wanted_folders):
     is_wanted = not wanted_folders or any(name in parts for name in wanted_folders)
     if not (is_text and is_wanted):
         return
+    target = folder / parts[-1]
+    time = archive.stat().st_mtime_ns
+    # By size and time a run that continues, or another part of one, knows the text it has begun with.
+    if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (member.file_size, time):
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    with file.open(member) as source, open(folder / parts[-1], "wb") as target:
-        shutil.copyfileobj(source, target)
+    unfinished = target.with_name(target.name + ".writing")
+    with file.open(member) as source, open(unfinished, "wb") as copy:
+        shutil.copyfileobj(source, copy)
+    os.utime(unfinished, ns=(time, time))
+    unfinished.replace(target)
 
 
 # ---------------------------------------------------------------------------------------------

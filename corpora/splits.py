@@ -35,6 +35,14 @@ class Piece:
     ends: bool  # whether the document ends with it
     split: str = ""  # "train" or "val"; "" until a rule has decided it
     domain: str = ""
+    file: int = 0  # the number of its file in the corpus
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.text.encode())
 
 
 def split_rule(file: File, is_only_file: bool, separator: str) -> str:
@@ -154,7 +162,7 @@ def hold_out_end(pieces, train_bytes: int):
             bytes_read += len(encoded)
             # What becomes of the training text is a document, which ends at the boundary.
             ends = piece.ends or bytes_read >= train_bytes
-            yield Piece(text=head, ends=ends, split="train", domain=piece.domain)
+            yield Piece(text=head, ends=ends, split="train", domain=piece.domain, file=piece.file)
             piece.text = piece.text[len(head) :]
         if piece.text:
             piece.split = "val"

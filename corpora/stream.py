@@ -44,19 +44,32 @@ class Stream:
             documents = (Piece(text, ends) for text, ends in stdlib())
             yield from hold_out_documents(documents, self.val_fraction)
             return
-        is_only_file = len(self.files) == 1
-        undivided = []
-        for i, file in enumerate(self.files):
-            rule = split_rule(file, is_only_file, self.separator)
-            if rule == "name":
-                yield from self.file_pieces(i)
-            elif rule == "end":
-                train_bytes = round((1 - self.val_fraction) * self.text_bytes(i))
-                yield from hold_out_end(self.file_pieces(i), train_bytes)
-            else:
-                undivided.append(self.file_pieces(i))
+        decided, undivided = self.order()
+        for i in decided:
+            yield from self.decided_pieces(i)
         # Documents are counted over all of these files, so that the share is right for many short ones as well.
-        yield from hold_out_documents(chain.from_iterable(undivided), self.val_fraction)
+        documents = chain.from_iterable(self.file_pieces(i) for i in undivided)
+        yield from hold_out_documents(documents, self.val_fraction)
+
+    def order(self) -> tuple[list[int], list[int]]:
+        """The numbers of the files that come first, whose splits need no other file, and of those behind them."""
+        decided = []
+        undivided = []
+        for i in range(len(self.files)):
+            numbers = undivided if self.rule(i) == "document" else decided
+            numbers.append(i)
+        return decided, undivided
+
+    def rule(self, i: int) -> str:
+        """What decides the split of a file's documents; see split_rule."""
+        return split_rule(self.files[i], len(self.files) == 1, self.separator)
+
+    def decided_pieces(self, i: int):
+        """Yield the pieces of a file whose split is declared, or cut out of it."""
+        if self.rule(i) == "name":
+            return self.file_pieces(i)
+        train_bytes = round((1 - self.val_fraction) * self.text_bytes(i))
+        return hold_out_end(self.file_pieces(i), train_bytes)
 
     def file_pieces(self, i: int):
         """Yield the pieces of a file, cleaned, with the split that its name declares, if any."""
@@ -79,7 +92,7 @@ class Stream:
             self.note(file, text)
             # An empty document counts for nothing, not even as a document to hold out.
             if text:
-                yield Piece(text, ends, split=file.split, domain=file.domain)
+                yield Piece(text, ends, split=file.split, domain=file.domain, file=i)
 
     def note(self, file: File, text: str):
         # In JSON and parquet the documents are separate, and the text may speak of the token.
@@ -111,7 +124,7 @@ def batches(stream):
     size = 0
     for piece in stream:
         batch.append(piece)
-        size += len(piece.text)
+        size += len(piece)
         if size >= BATCH:
             yield batch
             batch = []

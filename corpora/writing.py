@@ -118,6 +118,8 @@ class Preparation:
     ValueError for the second.
     """
 
+    meta_name = "meta.json"  # written last, once all else is there
+
     def __init__(self, folder: Path, settings: dict):
         self.folder = folder
         self.settings = settings
@@ -152,7 +154,7 @@ class Preparation:
 
     def is_finished(self) -> bool:
         """Whether nothing is left to do but to move the files."""
-        meta = self.work / "meta.json"
+        meta = self.work / self.meta_name
         return meta.is_file() and read_json(meta).get("settings") == self.settings
 
     def add_split(self, name: str, dtype: str, shard_tokens: int) -> SplitWriter:
@@ -176,7 +178,7 @@ class Preparation:
 
     def write(self, piece: Piece, ids: np.ndarray, eot: int, dtype: str, shard_tokens: int):
         """Append a piece to the files of its split and, if it is held out of a domain, to those of the domain."""
-        n_bytes = len(piece.text.encode())
+        n_bytes = piece.n_bytes
         names = [piece.split]
         if piece.domain and piece.split == "val":
             names.append(f"val_{piece.domain}")
@@ -201,7 +203,7 @@ class Preparation:
 
     def install(self):
         """Move the finished files over those of an earlier data set. After a kill it can be called again."""
-        meta = read_json(self.work / "meta.json")
+        meta = read_json(self.work / self.meta_name)
         # From here on meta.json in preparing/ says that the files only have to be moved.
         self.state_file.unlink(missing_ok=True)
         remove_data_set(self.folder)
@@ -211,7 +213,7 @@ class Preparation:
                 split = key.removesuffix("_files")
                 final_names[f"{split}_000.bin"] = f"{split}.bin"
         # meta.json comes last: a folder without it is not a data set yet.
-        for path in sorted(self.work.iterdir(), key=lambda path: path.name == "meta.json"):
+        for path in sorted(self.work.iterdir(), key=lambda path: path.name == self.meta_name):
             path.replace(self.folder / final_names.get(path.name, path.name))
         self.work.rmdir()
 

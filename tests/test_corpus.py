@@ -116,7 +116,7 @@ def test_the_help_lists_every_corpus_and_every_key_once():
     shown = run_script("prepare_data.py", "--help").stdout
     assert all(re.search(rf"\b{name}\b", shown) for name in NAMES)
     keys = re.findall(r"^  --(\w+)=", shown, re.MULTILINE)
-    assert len(keys) == len(set(keys)) == 14 and keys[0] == "source"
+    assert len(keys) == len(set(keys)) == 15 and keys[0] == "source"
 
 
 def test_wikitext_is_joined_to_articles():
