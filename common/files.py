@@ -1,10 +1,15 @@
 """Small things about files that several parts need."""
 
+import errno
+import fcntl
 import hashlib
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
+
+import numpy as np
 
 # ---------------------------------------------------------------------------------------------
 # read
@@ -51,6 +56,35 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class NumberFile:
+    """A file of numbers of one type, of which some are read at a time; the file stays open.
+
+    It is not mapped into memory: where a mapped file is cut while a run reads it, or the server that it lies on goes
+    away, the process is killed without a word (SIGBUS). Here that is an error. A file that is replaced by renaming
+    another one, as prepare_data.py does, is read on as it was.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, start=0):
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.start = start  # bytes in front of the first number
+        self.file = open(path, "rb", buffering=0)
+        self.size = os.fstat(self.file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return (self.size - self.start) // self.dtype.itemsize
+
+    def read(self, first: int, n: int) -> np.ndarray:
+        """Numbers first … first + n - 1, fewer at the end of the file. ValueError where it is not as long as before."""
+        n_bytes = max(0, min(n, len(self) - first)) * self.dtype.itemsize
+        content = os.pread(self.file.fileno(), n_bytes, self.start + first * self.dtype.itemsize)
+        size = os.fstat(self.file.fileno()).st_size
+        if len(content) != n_bytes or size != self.size:
+            changed = f"had {self.size:,} bytes when it was opened, and has {size:,} now"
+            raise ValueError(f"{self.path} {changed}; make it again, without a run that reads it, then resume")
+        return np.frombuffer(content, self.dtype)
+
+
 # ---------------------------------------------------------------------------------------------
 # write
 
@@ -71,6 +105,26 @@ def flush(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# What flock answers on file systems without locks: NFS without its lock daemon, Lustre mounted without them.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def lock(file, wait=False):
+    """Lock an open file for as long as it is open. BlockingIOError when another process holds it, unless `wait`.
+
+    On a file system without locks one line says so, and the caller goes on: to refuse would mean that nobody could ever
+    work there, and what a lock prevents takes a second mistake.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        folder = Path(file.name).parent
+        risk = "a second process that writes there would not be noticed"
+        print(f"note: {folder} is on a file system without locks ({error.strerror}); {risk}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------
