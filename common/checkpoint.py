@@ -11,7 +11,6 @@ batches and dropout are pure functions of (seed, step).
 
 import atexit
 import contextlib
-import fcntl
 import math
 import os
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import safetensors
 import torch
 
-from common.files import by_step, flush
+from common.files import by_step, flush, lock
 from common.optim import load_optimizer_state
 from common.pretrained import save_pretrained
 from common.weight_files import DAMAGE
@@ -54,13 +53,18 @@ class RunLock:
         check_out_dir(out_dir)
         # innermost first, the order in which they can be removed
         self.new_folders = [folder for folder in self.path.parents if not folder.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.take()
-        # The process id tells the user whom to wait for.
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
         atexit.register(self.leave_nothing_behind)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.take()
+            # The process id tells the user whom to wait for.
+            self.file.truncate(0)
+            self.file.write(str(os.getpid()))
+            self.file.flush()
+        # read-only, full, beyond a quota, or somebody else's
+        except OSError as error:
+            remedy = "make room or get the permission there, or choose another --out_dir"
+            raise OSError(f"cannot write to {self.path.parent} ({error.strerror}); {remedy}") from None
 
     def take(self):
         """The locked file. ValueError when another process holds it."""
@@ -68,7 +72,7 @@ class RunLock:
             # not "w": it would empty the file of the process that holds the lock
             file = open(self.path, "a+")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 file.seek(0)
                 # The holder may not have written its id yet.
@@ -87,7 +91,9 @@ class RunLock:
         """At exit: a run that ended before its first log line takes its lock and its empty folders with it."""
         if (self.path.parent / "log.txt").exists():
             return
-        self.path.unlink()
+        # It may be gone, or never have come about.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
         for folder in self.new_folders:
             # Somebody else may have put files there: then rmdir fails, as it should.
             with contextlib.suppress(OSError):
