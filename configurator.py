@@ -336,7 +336,8 @@ def check(where: str, key: str, value, defaults: dict):
     """`value` as the type of the default of `key`; an int does for a float."""
     wanted = type(defaults[key])
     # type(), not isinstance(): a bool is an int as well, and batch_size=True is a mistake
-    if wanted is float and type(value) is int:
+    # an int beyond all floats stays one, and is refused below
+    if wanted is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     # torch and numpy hold integers in 64 bits.
     if type(value) is int and abs(value) >= 2**63:

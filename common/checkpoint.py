@@ -23,10 +23,12 @@ from common.files import by_step, flush, lock
 from common.optim import load_optimizer_state
 from common.pretrained import save_pretrained
 from common.weight_files import DAMAGE
-from configurator import nearest
+from configurator import KINDS, nearest
 
 # What trainer.pt must hold; later versions added the rest.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
+# Its numbers, none of which is negative.
+STATE_NUMBERS = {"step": int, "rows": int, "world": int, "seconds": float, "flops": (int, float)}
 # The optimiser's state is laid out by these: which parameters are trained, and how.
 FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
 # Knobs whose change is no news when a run is resumed: they say which run that is.
@@ -150,14 +152,32 @@ def load_trainer_state(folder: Path, mmap=False) -> dict:
     path = folder / "trainer.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        for key, expected in STATE_TYPES.items():
-            if not isinstance(state[key], expected):
-                raise TypeError(f"{key} is {type(state[key]).__name__}")
+        check_state(state)
         return state
     except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         remedy = f"delete {folder} to continue from the one before"
         raise ValueError(f"{path} is damaged or was cut ({reason}); {remedy}") from None
+
+
+def check_state(state: dict):
+    """KeyError, TypeError or ValueError unless a trainer.pt holds what the loops take from it."""
+    for key, expected in STATE_TYPES.items():
+        if not isinstance(state[key], expected):
+            raise TypeError(f"{key} is {type(state[key]).__name__}")
+    for key, expected in STATE_NUMBERS.items():
+        number = state.get(key, 0)
+        if not isinstance(number, expected) or not 0 <= number < math.inf:
+            raise ValueError(f"{key} is {number!r}")
+    for key, value in state["config"].items():
+        if not isinstance(key, str) or type(value) not in KINDS:
+            raise TypeError(f"its knob {key} is {type(value).__name__}")
+    lowest_loss, best_step = state.get("best", (math.inf, -1))
+    if not isinstance(lowest_loss, float) or not isinstance(best_step, int):
+        raise TypeError(f"best is {state['best']!r}")
+    for name, value in state.get("own", {}).items():
+        if not isinstance(value, float):
+            raise TypeError(f"{name} of own text is {type(value).__name__}")
 
 
 def stored_knobs(config: dict) -> dict:
@@ -193,13 +213,13 @@ def with_todays_names(stored: dict) -> dict:
     if not interval:
         return stored
     # two sets of tasks with an interval each are one set now
-    if stored["eval_tasks"]:
+    if stored.get("eval_tasks"):
         print(f"note: the run scored HellaSwag every {interval} steps; add it to --eval_tasks to go on with that")
         return stored
     return stored | {
-        "eval_tasks": stored["hellaswag_data"] or "hellaswag",
+        "eval_tasks": stored.get("hellaswag_data") or "hellaswag",
         "eval_tasks_interval": interval,
-        "eval_tasks_limit": stored["hellaswag_limit"],
+        "eval_tasks_limit": stored.get("hellaswag_limit", 0),
     }
 
 
@@ -217,7 +237,7 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
             raise ValueError(f"{problem}; {remedy}")
     has_projections = projections is not None and len(list(projections.parameters())) > 0
     if has_projections:
-        check_teacher_order(folder, old.get("teacher", ""), teachers)
+        check_teacher_order(folder, str(old.get("teacher", "")), teachers)
     try:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             load_optimizer_state(optimizer, optimizer_state)

@@ -25,6 +25,7 @@ HEADER = 1024  # its bytes
 # Ids that are read at a time where all are: the stream may be larger than memory.
 SCAN = 1 << 24
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
+TYPES = {"tokenizer": str, "tokenizer_hash": str, "domains": dict, "files": dict}
 COUNTS = ("_tokens", "_bytes", "_documents")  # what the keys of counts end with, behind the name of a split
 
 
@@ -46,7 +47,10 @@ def read_meta(folder: str | Path) -> dict:
 
 
 def check_meta(path: Path, meta: dict):
-    """ValueError for a number or dtype of meta.json that is out of range."""
+    """ValueError for what meta.json says that is out of range or of another type."""
+    for key, kind in TYPES.items():
+        if not isinstance(meta.get(key, kind()), kind):
+            raise ValueError(f"{path}: {key}={meta[key]!r} is no {kind.__name__}; prepare the data again")
     # The file may come from somebody else, and an embedding is made as large as it says.
     check_number(path, meta, "vocab_size", low=1, high=1 << 24)
     for key in ("eot", "bos"):
@@ -55,9 +59,15 @@ def check_meta(path: Path, meta: dict):
     for key in meta:
         if key.endswith(COUNTS):
             check_number(path, meta, key, low=0, high=math.inf)
+        if key.endswith("_files") and not is_list_of_names(meta[key]):
+            raise ValueError(f"{path}: {key}={meta[key]!r} is no list of files; prepare the data again")
     dtype = meta.get("dtype", "uint16")
     if dtype not in ("uint16", "uint32"):
         raise ValueError(f"{path}: dtype={dtype!r} is not one of uint16, uint32; prepare the data again")
+
+
+def is_list_of_names(content) -> bool:
+    return isinstance(content, list) and len(content) > 0 and all(isinstance(name, str) for name in content)
 
 
 def check_number(path: Path, meta: dict, key: str, low: int, high: float):

@@ -30,8 +30,10 @@ def check_hashes(folder: Path, meta: dict):
         remedy = "prepare the data again"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there, but meta.json names it; {remedy}")
+        if not isinstance(recorded, dict):
+            recorded = {}
         # The size first: a file that was cut is found without reading it.
-        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+        if path.stat().st_size != recorded.get("bytes") or file_sha256(path) != recorded.get("sha256"):
             raise ValueError(f"{path}: its bytes are not those that meta.json was written for; {remedy}")
 
 

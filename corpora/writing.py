@@ -245,7 +245,7 @@ def check_replaceable(folder: Path, settings: dict, overwrite: bool):
     before = {"source": meta.get("source")}
     # Shards that are used as they are have no settings. A setting that meta.json lacks was added to the script later:
     # document_separator was "file" before there was another, and of the rest nothing is known.
-    if "settings" in meta:
+    if isinstance(meta.get("settings"), dict):
         before |= {"document_separator": "file"} | meta["settings"]
     changes = []
     for key, value in before.items():
@@ -266,8 +266,8 @@ def remove_data_set(folder: Path, keep=()):
         return
     meta = read_json(meta_file)
     names = [*FILES, "choices.jsonl"]
-    if "settings" in meta:
-        names += meta.get("files", {})
+    if "settings" in meta and isinstance(meta.get("files"), dict):
+        names += meta["files"]
     for name in names:
         path = folder / name
         # A name in meta.json that points outside of the folder is not followed.
