@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 KINDS = (bool, int, float, str)
 HELP = ("-h", "--help")
 COMMAND_LINE = "command line"
+SHOWN = 1000  # characters of an error's line at its beginning, and at its end
 # They say which run is resumed, so that they cannot come from it.
 NEVER_STORED = ("init_from", "out_dir")
 # What the same knobs are called in nanoGPT and in Hugging Face's trainers.
@@ -335,7 +336,8 @@ def check(where: str, key: str, value, defaults: dict):
     """`value` as the type of the default of `key`; an int does for a float."""
     wanted = type(defaults[key])
     # type(), not isinstance(): a bool is an int as well, and batch_size=True is a mistake
-    if wanted is float and type(value) is int:
+    # an int beyond all floats stays one, and is refused below
+    if wanted is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     # torch and numpy hold integers in 64 bits.
     if type(value) is int and abs(value) >= 2**63:
@@ -424,6 +426,10 @@ def print_help(script: Path, config: dict, defaults: dict):
 def end_in_one_line():
     """From here on what a user can cause ends in one line; for a script whose modules are loaded."""
     sys.excepthook = one_line
+    # What a terminal or a log file in another encoding cannot show, such as a path, must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     # Ctrl-C may be an exception again.
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -444,9 +450,16 @@ def one_line(kind, error, trace):
     if issubclass(kind, OSError) or (issubclass(kind, ValueError) and is_raised_here(trace)):
         # The name of a file may hold line ends, or codes that move the terminal's cursor.
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
-        print(f"{script}: {text}", file=stderr, flush=True)
+        print(f"{script}: {shortened(text)}", file=stderr, flush=True)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)
+
+
+def shortened(text: str) -> str:
+    """A message without its middle, where it repeats a value as long as the file it is from; the remedy is its end."""
+    if len(text) <= 2 * SHOWN:
+        return text
+    return f"{text[:SHOWN]} … {text[-SHOWN:]}"
 
 
 def is_raised_here(trace) -> bool:

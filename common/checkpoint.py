@@ -11,7 +11,6 @@ No random state is kept: batches and dropout are pure functions of (seed, step).
 
 import atexit
 import contextlib
-import fcntl
 import math
 import os
 import shutil
@@ -22,14 +21,16 @@ from pathlib import Path
 import safetensors
 import torch
 
-from common.files import by_step, flush
+from common.files import by_step, flush, lock
 from common.optim import load_optimizer_state
 from common.pretrained import weights_to_store, write_pretrained
 from common.weight_files import DAMAGE
-from configurator import nearest
+from configurator import KINDS, nearest
 
 # What trainer.pt must hold; later versions added the rest.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
+# Its numbers, none of which is negative.
+STATE_NUMBERS = {"step": int, "rows": int, "world": int, "seconds": float, "flops": (int, float)}
 # The optimiser's state is laid out by these: which parameters are trained, and how.
 FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
 # Knobs whose change is no news when a run is resumed: they say which run that is.
@@ -56,13 +57,18 @@ class RunLock:
         check_out_dir(out_dir)
         # innermost first, the order in which they can be removed
         self.new_folders = [folder for folder in self.path.parents if not folder.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.take()
-        # The process id tells the user whom to wait for.
-        self.file.truncate(0)
-        self.file.write(str(os.getpid()))
-        self.file.flush()
         atexit.register(self.leave_nothing_behind)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.take()
+            # The process id tells the user whom to wait for.
+            self.file.truncate(0)
+            self.file.write(str(os.getpid()))
+            self.file.flush()
+        # read-only, full, beyond a quota, or somebody else's
+        except OSError as error:
+            remedy = "make room or get the permission there, or choose another --out_dir"
+            raise OSError(f"cannot write to {self.path.parent} ({error.strerror}); {remedy}") from None
 
     def take(self):
         """The locked file. ValueError when another process holds it."""
@@ -70,7 +76,7 @@ class RunLock:
             # not "w": it would empty the file of the process that holds the lock
             file = open(self.path, "a+")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
                 file.seek(0)
                 # The holder may not have written its id yet.
@@ -89,7 +95,9 @@ class RunLock:
         """At exit: a run that ended before its first log line takes its lock and its empty folders with it."""
         if (self.path.parent / "log.txt").exists():
             return
-        self.path.unlink()
+        # It may be gone, or never have come about.
+        with contextlib.suppress(OSError):
+            self.path.unlink()
         for folder in self.new_folders:
             # Somebody else may have put files there: then rmdir fails, as it should.
             with contextlib.suppress(OSError):
@@ -146,14 +154,32 @@ def load_trainer_state(folder: Path, mmap=False) -> dict:
     path = folder / "trainer.pt"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        for key, expected in STATE_TYPES.items():
-            if not isinstance(state[key], expected):
-                raise TypeError(f"{key} is {type(state[key]).__name__}")
+        check_state(state)
         return state
     except DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         remedy = f"delete {folder} to continue from the one before"
         raise ValueError(f"{path} is damaged or was cut ({reason}); {remedy}") from None
+
+
+def check_state(state: dict):
+    """KeyError, TypeError or ValueError unless a trainer.pt holds what the loops take from it."""
+    for key, expected in STATE_TYPES.items():
+        if not isinstance(state[key], expected):
+            raise TypeError(f"{key} is {type(state[key]).__name__}")
+    for key, expected in STATE_NUMBERS.items():
+        number = state.get(key, 0)
+        if not isinstance(number, expected) or not 0 <= number < math.inf:
+            raise ValueError(f"{key} is {number!r}")
+    for key, value in state["config"].items():
+        if not isinstance(key, str) or type(value) not in KINDS:
+            raise TypeError(f"its knob {key} is {type(value).__name__}")
+    lowest_loss, best_step = state.get("best", (math.inf, -1))
+    if not isinstance(lowest_loss, float) or not isinstance(best_step, int):
+        raise TypeError(f"best is {state['best']!r}")
+    for name, value in state.get("own", {}).items():
+        if not isinstance(value, float):
+            raise TypeError(f"{name} of own text is {type(value).__name__}")
 
 
 def stored_knobs(config: dict) -> dict:
@@ -189,13 +215,13 @@ def with_todays_names(stored: dict) -> dict:
     if not interval:
         return stored
     # two sets of tasks with an interval each are one set now
-    if stored["eval_tasks"]:
+    if stored.get("eval_tasks"):
         print(f"note: the run scored HellaSwag every {interval} steps; add it to --eval_tasks to go on with that")
         return stored
     return stored | {
-        "eval_tasks": stored["hellaswag_data"] or "hellaswag",
+        "eval_tasks": stored.get("hellaswag_data") or "hellaswag",
         "eval_tasks_interval": interval,
-        "eval_tasks_limit": stored["hellaswag_limit"],
+        "eval_tasks_limit": stored.get("hellaswag_limit", 0),
     }
 
 
@@ -213,7 +239,7 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
             raise ValueError(f"{problem}; {remedy}")
     has_projections = projections is not None and len(list(projections.parameters())) > 0
     if has_projections:
-        check_teacher_order(folder, old.get("teacher", ""), teachers)
+        check_teacher_order(folder, str(old.get("teacher", "")), teachers)
     try:
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             load_optimizer_state(optimizer, optimizer_state)

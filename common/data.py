@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.files import read_json
+from common.files import NumberFile, read_json
 from configurator import made_by, nearest
 
 # The public pretokenised sets (those of llm.c and modded-nanogpt) have a header, which begins with this int32.
 MAGIC = 20240520
 HEADER = 1024  # its bytes
-# Ids that are searched for ends of documents at a time: the stream may be larger than memory.
+# Ids that are read at a time where all are: the stream may be larger than memory.
 SCAN = 1 << 24
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
+TYPES = {"tokenizer": str, "tokenizer_hash": str, "domains": dict, "files": dict}
 COUNTS = ("_tokens", "_bytes", "_documents")  # what the keys of counts end with, behind the name of a split
 
 
@@ -46,7 +47,10 @@ def read_meta(folder: str | Path) -> dict:
 
 
 def check_meta(path: Path, meta: dict):
-    """ValueError for a number or dtype of meta.json that is out of range."""
+    """ValueError for what meta.json says that is out of range or of another type."""
+    for key, kind in TYPES.items():
+        if not isinstance(meta.get(key, kind()), kind):
+            raise ValueError(f"{path}: {key}={meta[key]!r} is no {kind.__name__}; prepare the data again")
     # The file may come from somebody else, and an embedding is made as large as it says.
     check_number(path, meta, "vocab_size", low=1, high=1 << 24)
     for key in ("eot", "bos"):
@@ -55,9 +59,15 @@ def check_meta(path: Path, meta: dict):
     for key in meta:
         if key.endswith(COUNTS):
             check_number(path, meta, key, low=0, high=math.inf)
+        if key.endswith("_files") and not is_list_of_names(meta[key]):
+            raise ValueError(f"{path}: {key}={meta[key]!r} is no list of files; prepare the data again")
     dtype = meta.get("dtype", "uint16")
     if dtype not in ("uint16", "uint32"):
         raise ValueError(f"{path}: dtype={dtype!r} is not one of uint16, uint32; prepare the data again")
+
+
+def is_list_of_names(content) -> bool:
+    return isinstance(content, list) and len(content) > 0 and all(isinstance(name, str) for name in content)
 
 
 def check_number(path: Path, meta: dict, key: str, low: int, high: float):
@@ -120,12 +130,12 @@ class Tokens:
 
     def __init__(self, paths: list[Path], dtype: str):
         little_endian = np.dtype(dtype).newbyteorder("<")
-        self.maps = [self.open(path, little_endian) for path in paths]
+        self.files = [self.open(path, little_endian) for path in paths]
         # where each file ends in the stream
-        self.ends = np.cumsum([len(ids) for ids in self.maps])
+        self.ends = np.cumsum([len(file) for file in self.files])
 
     @staticmethod
-    def open(path: Path, dtype: np.dtype) -> np.ndarray:
+    def open(path: Path, dtype: np.dtype) -> NumberFile:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; run prepare_data.py with --out_dir={path.parent} again")
         size = path.stat().st_size
@@ -142,13 +152,10 @@ class Tokens:
         elif size % dtype.itemsize:
             id_bytes = f"{dtype.itemsize}, the bytes of an id"
             raise ValueError(f"{path}: {size} bytes is no multiple of {id_bytes}; prepare it again")
-        # mmap refuses an empty range, but an empty shard is a valid one.
-        if size == offset:
-            return np.empty(0, dtype)
-        return np.memmap(path, dtype, mode="r", offset=offset)
+        return NumberFile(path, dtype, start=offset)
 
     def __len__(self) -> int:
-        if not self.maps:
+        if not self.files:
             return 0
         return int(self.ends[-1])
 
@@ -156,30 +163,33 @@ class Tokens:
         """Ids start … start + n - 1, whichever files they lie in."""
         pieces = []
         # side="right": a file that ends at `start` does not hold it, and an empty file holds nothing.
-        file = int(np.searchsorted(self.ends, start, side="right"))
+        number = int(np.searchsorted(self.ends, start, side="right"))
         while n > 0:
-            ids = self.maps[file]
-            file_start = int(self.ends[file]) - len(ids)
-            position = start - file_start
-            piece = ids[position : position + n]
+            file = self.files[number]
+            file_start = int(self.ends[number]) - len(file)
+            piece = file.read(start - file_start, n)
             pieces.append(piece)
             start += len(piece)
             n -= len(piece)
-            file += 1
+            number += 1
         # Nearly always one piece: a view of the mapped file, which copies nothing.
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces)
 
+    def blocks(self):
+        """Yield (start in the stream, ids) of all files, at most SCAN ids at once."""
+        file_start = 0
+        for file in self.files:
+            for first in range(0, len(file), SCAN):
+                yield file_start + first, file.read(first, SCAN)
+            file_start += len(file)
+
     def documents(self, eot: int) -> tuple[np.ndarray, np.ndarray]:
         """(start, length) of each document of two ids or more, its end-of-text id included."""
         ends = []
-        file_start = 0
-        for ids in self.maps:
-            for first in range(0, len(ids), SCAN):
-                eot_places = np.flatnonzero(ids[first : first + SCAN] == eot)
-                ends.append(eot_places + (file_start + first + 1))
-            file_start += len(ids)
+        for start, ids in self.blocks():
+            ends.append(np.flatnonzero(ids == eot) + start + 1)
         # The last document may lack its end-of-text id, if the stream was cut from a longer one.
         ends.append([len(self)])
         ends = np.unique(np.concatenate(ends))

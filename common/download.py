@@ -6,7 +6,6 @@ links and blobs are for that library to keep, while a plain folder can be looked
 """
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import os
@@ -20,7 +19,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from common.files import file_sha256, flush, read_json
+from common.files import file_sha256, flush, lock, read_json
 
 # Failures in a row before we give up.
 TRIES = 5
@@ -61,8 +60,8 @@ def download(url: str, path: str | Path, token="", instead="") -> Path:
 def locked(path: Path):
     """One process at a time; the lock is a file beside `path`, and goes with the process that holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock_file:
+        lock(lock_file, wait=True)
         yield
 
 

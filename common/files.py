@@ -1,10 +1,15 @@
 """Small things about files that several parts need."""
 
+import errno
+import fcntl
 import hashlib
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
+
+import numpy as np
 
 # ---------------------------------------------------------------------------------------------
 # read
@@ -51,6 +56,40 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class NumberFile:
+    """A file of numbers of one type, memory-mapped.
+
+    Behind the end of a mapped file that was cut while a run reads it there are zeros up to the end of a page, and then a
+    signal that kills without a word (SIGBUS). So each read looks at the size first, which takes a microsecond. A file
+    that is replaced by renaming another one, as prepare_data.py does, is read on as it was.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, start=0):
+        self.path = path
+        self.opened = os.stat(path)
+        # mmap refuses an empty range, but an empty shard is a valid one
+        if self.opened.st_size == start:
+            self.numbers = np.empty(0, dtype)
+        else:
+            self.numbers = np.memmap(path, dtype, mode="r", offset=start)  # behind the bytes of a header
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, first: int, n: int) -> np.ndarray:
+        """A view of numbers first … first + n - 1, fewer at the end. ValueError where the file was cut or grew."""
+        try:
+            now = os.stat(self.path)
+        # deleted or renamed: the mapping keeps it
+        except FileNotFoundError:
+            now = self.opened
+        is_same_file = (now.st_dev, now.st_ino) == (self.opened.st_dev, self.opened.st_ino)
+        if is_same_file and now.st_size != self.opened.st_size:
+            changed = f"had {self.opened.st_size:,} bytes when it was opened, and has {now.st_size:,} now"
+            raise ValueError(f"{self.path} {changed}; make it again, without a run that reads it, then resume")
+        return self.numbers[first : first + n]
+
+
 # ---------------------------------------------------------------------------------------------
 # write
 
@@ -71,6 +110,26 @@ def flush(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# What flock answers on file systems without locks: NFS without its lock daemon, Lustre mounted without them.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def lock(file, wait=False):
+    """Lock an open file for as long as it is open. BlockingIOError when another process holds it, unless `wait`.
+
+    On a file system without locks one line says so, and the caller goes on: to refuse would mean that nobody could ever
+    work there, and what a lock prevents takes a second mistake.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        folder = Path(file.name).parent
+        risk = "a second process that writes there would not be noticed"
+        print(f"note: {folder} is on a file system without locks ({error.strerror}); {risk}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------

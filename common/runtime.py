@@ -62,11 +62,26 @@ class Runtime:
             raise ValueError("device='mps' runs in one process only; start the script without torchrun")
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        # a GPU for each rank of this machine
-        if name == "cuda":
-            local_rank = os.environ.get("LOCAL_RANK", 0)
-            name = f"cuda:{local_rank}"
+        if name.startswith("cuda"):
+            return self.pick_gpu(name)
         return torch.device(name)
+
+    def pick_gpu(self, name: str) -> torch.device:
+        """A GPU for each rank of this machine ("cuda"), or the one that is named. ValueError where there is none."""
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        n_gpus = torch.cuda.device_count()
+        if name != "cuda" and ranks_here > 1:
+            raise ValueError(f"device={name!r} would be the GPU of all {ranks_here} ranks; use --device=cuda")
+        if ranks_here > n_gpus:
+            remedy = f"use torchrun --nproc_per_node={n_gpus}"
+            raise ValueError(f"{ranks_here} ranks on this machine need a GPU each, but {gpus_found(n_gpus)}; {remedy}")
+        number = int(os.environ.get("LOCAL_RANK", 0))
+        if name != "cuda":
+            number = int(name.removeprefix("cuda:"))
+        if number >= n_gpus:
+            known = f"cuda:0 to cuda:{n_gpus - 1}"
+            raise ValueError(f"device='cuda:{number}' is not there, but {known}: {gpus_found(n_gpus)}")
+        return torch.device("cuda", number)
 
     def pick_dtype(self, name: str) -> torch.dtype:
         if name not in ("auto", "float32", "bfloat16"):
@@ -167,6 +182,16 @@ class Runtime:
             # What was deleted is still there if it is part of a cycle.
             gc.collect()
             dist.destroy_process_group()
+
+
+def gpus_found(n_gpus: int) -> str:
+    """How many GPUs torch finds, and among which."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return f"torch finds {n_gpus}"
+    # CUDA's rule: of a GPU's instances a process sees one
+    note = "; of MIG instances it uses one" if "MIG-" in visible else ""
+    return f"torch finds {n_gpus} (CUDA_VISIBLE_DEVICES={visible}{note})"
 
 
 def keep_freed_memory():

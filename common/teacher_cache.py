@@ -23,6 +23,7 @@ Bytes a token, with 16-bit ids and float16: k ids of 2 + 2, log_tail 4, entropy 
 common/cache_writer.py writes it.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 
 from common.data import TokenData, read_meta
-from common.files import file_sha256, read_json
+from common.files import NumberFile, file_sha256, read_json
 from losses import Stored, check_tail
 
 FORMAT = 1
@@ -219,15 +220,14 @@ class TeacherCache:
         self.vocab_size = self.info["vocab_size"]
         self.is_whole = self.info["top_k"] == WHOLE
         sizes = sizes_of(self.info)
-        self.maps = {}  # {split: {field: (rows, T, width)}}
+        self.files = {}  # {split: {field: its file}}, the records of rows one after the other
         self.numbers = {}  # {split: (rows,)}, in the corpus
         for split in SPLITS:
             n_rows = self.info["splits"][split]["rows"]
-            self.numbers[split] = self.map(f"{split}_rows.bin", np.dtype("<i8"), (n_rows,), sizes)
-            self.maps[split] = {}
+            self.numbers[split] = self.open(f"{split}_rows.bin", np.dtype("<i8"), sizes).read(0, n_rows)
+            self.files[split] = {}
             for name, field in self.layout.items():
-                shape = (n_rows, self.T, field.width)
-                self.maps[split][name] = self.map(f"{split}_{name}.bin", field.dtype, shape, sizes)
+                self.files[split][name] = self.open(f"{split}_{name}.bin", field.dtype, sizes)
 
     @staticmethod
     def is_one(folder: str | Path) -> bool:
@@ -235,14 +235,14 @@ class TeacherCache:
         folder = Path(folder)
         return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file() or has_parts(folder)
 
-    def map(self, name: str, dtype: np.dtype, shape: tuple[int, ...], sizes: dict[str, int]) -> np.ndarray:
+    def open(self, name: str, dtype: np.dtype, sizes: dict[str, int]) -> NumberFile:
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; {MAKE_AGAIN}")
         size = path.stat().st_size
         if size != sizes[name]:
             raise ValueError(f"{path}: {size:,} bytes, but cache.json says {sizes[name]:,}; {MAKE_AGAIN}")
-        return np.memmap(path, dtype, mode="r", shape=shape)
+        return NumberFile(path, dtype)
 
     # --- does it fit a run?
 
@@ -301,7 +301,7 @@ class TeacherCache:
         places = self.places(split, rows)
         parts = {}
         for name, field in self.layout.items():
-            values = self.maps[split][name][places]  # (rows, T, width), a copy
+            values = self.records(split, name, places)  # (rows, T, width)
             self.check_values(split, name, values, rows)
             target = np.float32 if field.dtype.kind == "f" else np.int64
             values = torch.from_numpy(values.astype(target)).flatten(0, 1)
@@ -315,6 +315,13 @@ class TeacherCache:
         if self.info["number_format"] == "float16":
             normalise(parts)
         return parts
+
+    def records(self, split: str, name: str, places: np.ndarray) -> np.ndarray:
+        """A field of the rows that lie at these places: (len(places), T, width)."""
+        shape = (self.T, self.layout[name].width)
+        size = math.prod(shape)
+        file = self.files[split][name]
+        return np.stack([file.read(place * size, size).reshape(shape) for place in places.tolist()])
 
     def places(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Where the records of rows lie. ValueError for a row that the cache does not have."""

@@ -135,7 +135,8 @@ class SentencePieceTokenizer:
             raise ValueError(f"{where} is empty; copy or fetch it again")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+        # an error in bytes that are no UTF-8 is one of the message, which the library decodes
+        except (RuntimeError, UnicodeDecodeError):
             problem = "is not a SentencePiece model, or is incomplete; copy or fetch it again"
             raise ValueError(f"{where} {problem}") from None
         self.vocab_size = self.processor.vocab_size()

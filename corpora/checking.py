@@ -9,9 +9,6 @@ from common.data import Tokens, read_meta
 from common.files import file_sha256
 from common.tokenizer import load_tokenizer
 
-# Ids that are read at once: a stream may be larger than memory.
-BLOCK = 1 << 24
-
 
 def check_data(folder: Path):
     """ValueError unless every file is there with the size, hash and ids that meta.json says; prints a sample."""
@@ -33,8 +30,10 @@ def check_hashes(folder: Path, meta: dict):
         remedy = "prepare the data again"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there, but meta.json names it; {remedy}")
+        if not isinstance(recorded, dict):
+            recorded = {}
         # The size first: a file that was cut is found without reading it.
-        if path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+        if path.stat().st_size != recorded.get("bytes") or file_sha256(path) != recorded.get("sha256"):
             raise ValueError(f"{path}: its bytes are not those that meta.json was written for; {remedy}")
 
 
@@ -42,19 +41,12 @@ def check_ids(folder: Path, meta: dict, split: str) -> Tokens:
     """The ids of a split. ValueError unless there are as many as meta.json says, all within the vocabulary."""
     names = meta.get(f"{split}_files", [f"{split}.bin"])
     tokens = Tokens([folder / name for name in names], meta.get("dtype", "uint16"))
-    largest = max((int(ids.max()) for ids in blocks(tokens)), default=-1)
+    largest = max((int(ids.max()) for _, ids in tokens.blocks()), default=-1)
     if len(tokens) != meta.get(f"{split}_tokens") or largest >= meta["vocab_size"]:
         counted = f"{len(tokens)} {split} tokens up to id {largest}"
         raise ValueError(f"{folder}: {counted}, which meta.json does not say")
     print(f"{split}: {len(tokens):,} tokens in {len(names)} files, ids to {largest:,}: as meta.json says")
     return tokens
-
-
-def blocks(tokens: Tokens):
-    """Yield the ids of all files, at most BLOCK at once."""
-    for ids in tokens.maps:
-        for first in range(0, len(ids), BLOCK):
-            yield np.asarray(ids[first : first + BLOCK])
 
 
 def report_leaks(train: Tokens, val: Tokens, tok):

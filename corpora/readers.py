@@ -17,6 +17,8 @@ from common.files import need
 
 # The most characters in a piece; what bounds the memory that long documents take.
 PIECE = 1 << 20
+# Bytes of zstd that are decompressed at once: one that is made to may become 30,000 times as many.
+COMPRESSED = 1 << 10
 # Rows of parquet that are decoded at once. Its row groups may be larger than memory once they are str.
 PARQUET_ROWS = 256
 # document_separator says where the documents of these end
@@ -208,10 +210,51 @@ def decompressed(raw, path: Path):
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if path.suffix == ".zst":
-        # pzstd writes several frames; without read_across_frames all but the first would be lost.
-        zstandard = need("zstandard", path)
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        return io.BufferedReader(ZstdFile(raw, need("zstandard", path)))
     return raw
+
+
+class ZstdFile(io.RawIOBase):
+    """An open file of zstd's frames, of which pzstd writes several, decompressed. EOFError where it is damaged or cut.
+
+    zstandard's own reader takes a file that was cut for a shorter one, and says nothing.
+    """
+
+    def __init__(self, raw, zstandard):
+        self.raw = raw
+        self.decompressor = zstandard.ZstdDecompressor()
+        self.damage = zstandard.ZstdError
+        self.frame = None  # that is being read; None between two
+        self.compressed = b""
+        self.decompressed = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self.decompressed:
+            self.compressed = self.compressed or self.raw.read(COMPRESSED)
+            if not self.compressed:
+                if self.frame:
+                    raise EOFError("it ends within a frame")
+                return 0
+            self.decompress()
+        n = min(len(buffer), len(self.decompressed))
+        buffer[:n] = self.decompressed[:n]
+        self.decompressed = self.decompressed[n:]
+        return n
+
+    def decompress(self):
+        """Move what is compressed on, up to the end of its frame."""
+        self.frame = self.frame or self.decompressor.decompressobj()
+        try:
+            self.decompressed = memoryview(self.frame.decompress(self.compressed))
+        except self.damage as error:
+            raise EOFError(str(error)) from None
+        self.compressed = b""
+        if self.frame.eof:
+            self.compressed = self.frame.unused_data
+            self.frame = None
 
 
 def json_rows(lines, path: Path, text_key: str):

@@ -7,7 +7,6 @@ import numpy as np
 from common.data import Tokens, tokenizer_meta
 from common.files import file_sha256, write_json
 from common.tokenizer import load_tokenizer
-from corpora.checking import blocks
 from corpora.readers import File
 from corpora.writing import lock_folder, remove_data_set
 
@@ -46,7 +45,7 @@ def count(tokens: Tokens, tok) -> tuple[int, int]:
     bytes_of_id = np.append(tok.byte_lengths(), beyond)
     n_documents = 0
     n_bytes = 0
-    for ids in blocks(tokens):
+    for _, ids in tokens.blocks():
         n_documents += int((ids == tok.eot).sum())
         n_bytes += int(bytes_of_id[ids].sum())
     return n_documents, n_bytes

@@ -4,7 +4,6 @@ preparing/state.json records what is on the disk. A run that is started again af
 last record and makes it again, so that the bytes in the end are the same.
 """
 
-import fcntl
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import read_json, write_json
+from common.files import lock, read_json, write_json
 from common.tokenizer import FILES
 from corpora.splits import Piece
 
@@ -225,13 +224,13 @@ def lock_folder(folder: Path):
     """
     folder.mkdir(parents=True, exist_ok=True)
     # The file stays where it is: a lock on a file that was removed would keep nobody out.
-    lock = open(folder / ".preparing.lock", "w")
+    lock_file = open(folder / ".preparing.lock", "w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(lock_file)
     except BlockingIOError:
         what = f"{folder} is being prepared by another process"
         raise ValueError(f"{what}; wait for it, or choose another --out_dir") from None
-    return lock
+    return lock_file
 
 
 def check_replaceable(folder: Path, settings: dict, overwrite: bool):
@@ -248,7 +247,7 @@ def check_replaceable(folder: Path, settings: dict, overwrite: bool):
     before = {"source": meta.get("source")}
     # Shards that are used as they are have no settings. A setting that meta.json lacks was added to the script later:
     # document_separator was "file" before there was another, and of the rest nothing is known.
-    if "settings" in meta:
+    if isinstance(meta.get("settings"), dict):
         before |= {"document_separator": "file"} | meta["settings"]
     changes = []
     for key, value in before.items():
@@ -269,8 +268,8 @@ def remove_data_set(folder: Path, keep=()):
         return
     meta = read_json(meta_file)
     names = [*FILES, "choices.jsonl"]
-    if "settings" in meta:
-        names += meta.get("files", {})
+    if "settings" in meta and isinstance(meta.get("files"), dict):
+        names += meta["files"]
     for name in names:
         path = folder / name
         # A name in meta.json that points outside of the folder is not followed.

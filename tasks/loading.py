@@ -110,7 +110,7 @@ def own_task(path: Path, columns: dict[str, str]) -> Task:
 
     # the first row tells the form; an empty file is an error later, as for every task
     first = next(iter(read_rows(path)), {})
-    if first and not isinstance(first, dict):
+    if not isinstance(first, dict):
         expected = ", ".join(columns.values())
         raise ValueError(f"{path}: its first row is not a JSON object; expected one with {expected}")
     missing = [what for what, column in columns.items() if column not in first]
