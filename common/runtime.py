@@ -143,7 +143,10 @@ class Runtime:
         if self.world == 1:
             return module
         device_ids = [self.device] if self.cuda else None
-        return torch.nn.parallel.DistributedDataParallel(module, device_ids)
+        parallel = torch.nn.parallel.DistributedDataParallel(module, device_ids)
+        if not self.cuda:
+            parallel.register_comm_hook(self.world, average_each_gradient)
+        return parallel
 
     def average_gradients(self, module):
         """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
@@ -179,6 +182,20 @@ class Runtime:
             # What was deleted is still there if it is part of a cycle.
             gc.collect()
             dist.destroy_process_group()
+
+
+def average_each_gradient(world: int, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's hook for gradients on the CPU: their mean over the ranks, each tensor by itself.
+
+    DDP joins gradients to buckets, which it lays out anew after its first step, and of three numbers or more the order
+    in which gloo adds them depends on their place. So a resumed run of four ranks would take other bits.
+    """
+    for gradient in bucket.gradients():
+        gradient /= world
+        dist.all_reduce(gradient)
+    averaged = torch.futures.Future()
+    averaged.set_result(bucket.buffer())
+    return averaged
 
 
 def keep_freed_memory():
