@@ -350,8 +350,8 @@ config["max_steps"] = max_steps
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world))
     state = None  # the optimisers have copies of its tensors
-# from here on SIGTERM and Ctrl-C finish the step and save, and SIGUSR1 saves; before this line there is nothing to save
-stop = StopSignal()
+# from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
+stop = StopSignal(run)
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best)
 run.say(
@@ -430,13 +430,16 @@ def write(step, micro_step):
 
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
-stopping = False  # whether a signal came during the step before
-saving = False  # likewise, to save and go on
+stopping = False  # whether a signal came to a rank
+saving = False  # likewise, to save after the step and go on
+saved_step = first_step  # of the newest checkpoint
+step_seconds = math.inf  # of the step before; not known yet
 # from where the speed in the next log line is counted
 logged_step = first_step
 logged_flops = flops_done
 logged_seconds = seconds
-for step in range(first_step, max_steps + 1):
+step = first_step  # steps done
+while step <= max_steps:
     last = step == max_steps
 
     # --- evaluate: before the step, so that step 0 shows where the model starts, and max_steps where it ends
@@ -481,7 +484,7 @@ for step in range(first_step, max_steps + 1):
     writer.check()  # what stopped the writing of the checkpoint before, a full disk say, stops the run
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
-    if step > first_step and (last or stopping or saving or is_time or is_new_best):
+    if step > saved_step and (last or stopping or saving or is_time or is_new_best):
         # All ranks hold the same weights and moments: the first writes them. The loop waits for a copy in host memory
         # alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
@@ -490,6 +493,7 @@ for step in range(first_step, max_steps + 1):
         state["projections"] = projections.state_dict()
         if run.is_main:
             writer.save(raw_model, tokenizer, state)
+        saved_step = step
     if last or stopping:
         break
     started = time.perf_counter()
@@ -498,30 +502,39 @@ for step in range(first_step, max_steps + 1):
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
     # micro-steps, loss_mean="micro_step", weighs a token more where its batch has fewer of them. Along with the count
-    # the ranks exchange two flags, set by signals: all stop, or save, after this step, in the next turn of the loop.
+    # the ranks exchange two flags, set by signals: all save after this step, or all stop, now or between two of its
+    # micro-steps. Of a step that is left off nothing is in the weights yet, and the resumed run does all of it.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     # On-policy: some micro-steps learn from the student's own text, in rows of the same shape whose only targets are
     # the tokens that it has drawn. It is written first, so that these are counted before anything is divided.
     own_texts = {}  # by micro-step
-    for micro_step in own_micro_steps(on_policy, step, grad_accum_steps):
+    for n_written, micro_step in enumerate(own_micro_steps(on_policy, step, grad_accum_steps)):
+        # the flag below says so again
+        if stop.came(n_written):
+            break
         written = write(step, micro_step)
         own_texts[micro_step] = written
         batches[micro_step] = written.x, written.y
     own_share = len(own_texts) / grad_accum_steps  # of this step
     n_targets = [(y >= 0).sum().item() for _, y in batches]
     n_own = sum(n_targets[micro_step] for micro_step in own_texts)
-    n_data_of_step, n_own_of_step, n_ended, n_computed, stopping, saving = run.sum(
+    n_data_of_step, n_own_of_step, n_ended, n_computed, stopping, saving, seconds_of_ranks = run.sum(
         sum(n_targets) - n_own,
         n_own,
         sum(written.n_ended for written in own_texts.values()),
         sum(written.n_computed for written in own_texts.values()),
         stop.number > 0,
         stop.take_save(),
+        step_seconds,
     )
+    stop.set_pace(seconds_of_ranks / run.world, grad_accum_steps)
     losses = []  # of the micro-steps, each a share of the step's
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):
+        stopping = stopping or stop.came(micro_step)
+        if stopping:
+            break
         x, y = run.to_device(x, y)  # (B, T) each
         from_own = micro_step in own_texts
         # What this micro-step's sums are divided by: the tokens of its kind, data or own text. The two means add up by
@@ -568,6 +581,9 @@ for step in range(first_step, max_steps + 1):
             values = (loss, zero, zero, zero, zero, kld)
         sums += torch.stack(values).detach()
         losses.append(loss.detach())
+    # to the save above, of the steps before this one
+    if stopping:
+        continue
     # DDP averages the student's gradients; the projections are outside of it
     run.average_gradients(projections)
 
@@ -613,7 +629,8 @@ for step in range(first_step, max_steps + 1):
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
     flops_done += tokens_per_step * flops + n_computed * student_flops
-    seconds += time.perf_counter() - started
+    step_seconds = time.perf_counter() - started
+    seconds += step_seconds
 
     # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
@@ -651,6 +668,7 @@ for step in range(first_step, max_steps + 1):
             f"step {step}/{max_steps} | loss {loss:.4f} = {' + '.join(shown_terms)} | lr {lr:.2e} | norm {norm:.2f}"
             f"{about_own_text} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
         )
+    step += 1
 
 # ---------------------------------------------------------------------------------------------
 # end

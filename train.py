@@ -249,8 +249,8 @@ config["max_steps"] = max_steps
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world))
     state = None  # the optimisers have copies of its tensors
-# from here on SIGTERM and Ctrl-C finish the step and save, and SIGUSR1 saves; before this line there is nothing to save
-stop = StopSignal()
+# from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
+stop = StopSignal(run)
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best)
 flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
@@ -283,12 +283,15 @@ def evaluate(data, n_rows) -> float:
 
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
-stopping = False  # whether a signal came during the step before
-saving = False  # likewise, to save and go on
+stopping = False  # whether a signal came to a rank
+saving = False  # likewise, to save after the step and go on
+saved_step = first_step  # of the newest checkpoint
+step_seconds = math.inf  # of the step before; not known yet
 # from where the speed in the next log line is counted
 logged_step = first_step
 logged_seconds = seconds
-for step in range(first_step, max_steps + 1):
+step = first_step  # steps done
+while step <= max_steps:
     last = step == max_steps
 
     # --- evaluate: before the step, so that step 0 shows where the model starts, and max_steps where it ends
@@ -325,7 +328,7 @@ for step in range(first_step, max_steps + 1):
     writer.check()  # what stopped the writing of the checkpoint before, a full disk say, stops the run
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
-    if step > first_step and (last or stopping or saving or is_time or is_new_best):
+    if step > saved_step and (last or stopping or saving or is_time or is_new_best):
         # All ranks hold the same weights and moments: the first writes them. The loop waits for a copy in host memory
         # alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
@@ -333,6 +336,7 @@ for step in range(first_step, max_steps + 1):
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         if run.is_main:
             writer.save(raw_model, tokenizer, state)
+        saved_step = step
     if last or stopping:
         break
     started = time.perf_counter()
@@ -341,13 +345,20 @@ for step in range(first_step, max_steps + 1):
     # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
     # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
     # micro-steps, loss_mean="micro_step", weighs a token more where its batch has fewer of them. Along with the count
-    # the ranks exchange two flags, set by signals: all stop, or save, after this step, in the next turn of the loop.
+    # the ranks exchange two flags, set by signals: all save after this step, or all stop, now or between two of its
+    # micro-steps. Of a step that is left off nothing is in the weights yet, and the resumed run does all of it.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     n_targets = [(y >= 0).sum().item() for _, y in batches]
-    n_of_step, stopping, saving = run.sum(sum(n_targets), stop.number > 0, stop.take_save())
+    n_of_step, stopping, saving, seconds_of_ranks = run.sum(
+        sum(n_targets), stop.number > 0, stop.take_save(), step_seconds
+    )
+    stop.set_pace(seconds_of_ranks / run.world, grad_accum_steps)
     losses = []  # of the micro-steps, each a share of the step's
     for micro_step, (x, y) in enumerate(batches):
+        stopping = stopping or stop.came(micro_step)
+        if stopping:
+            break
         x, y = run.to_device(x, y)  # (B, T) each
         # what this micro-step's sums are divided by
         n_tokens = n_of_step
@@ -365,6 +376,9 @@ for step in range(first_step, max_steps + 1):
         if weight_dtype == "bfloat16":
             round_to_bfloat16(p.grad for p in params)
         losses.append(loss.detach())
+    # to the save above, of the steps before this one
+    if stopping:
+        continue
 
     # --- clip
     # without clipping the norm is still wanted, for the log
@@ -400,7 +414,8 @@ for step in range(first_step, max_steps + 1):
     if weight_dtype == "bfloat16":
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
-    seconds += time.perf_counter() - started
+    step_seconds = time.perf_counter() - started
+    seconds += step_seconds
 
     # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
@@ -413,6 +428,7 @@ for step in range(first_step, max_steps + 1):
             f"step {step}/{max_steps} | loss {loss:.4f} | lr {lr:.2e} | norm {norm:.2f} | "
             f"{speed:,.0f} tok/s | mfu {speed * flops / peak:.1%} | eta {left}"
         )
+    step += 1
 
 # ---------------------------------------------------------------------------------------------
 # end

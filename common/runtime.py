@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,18 @@ class Runtime:
         # TF32 for what autocast leaves in fp32, on CUDA
         torch.set_float32_matmul_precision("high")
         if self.world > 1:
+            self.join_ranks()
+
+    def join_ranks(self):
+        """Join the process group. OSError where the ranks do not find each other."""
+        try:
             dist.init_process_group("nccl" if self.cuda else "gloo")
+        except dist.DistError as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            reason = str(error).splitlines()[0]
+            problem = f"rank {self.rank} of {self.world} cannot meet the others at {address} ({reason})"
+            raise OSError(f"{problem}; start all ranks anew, as with torchrun") from None
+        sys.excepthook = partial(lost_rank_in_one_line, otherwise=sys.excepthook)
 
     def pick_device(self, name: str) -> torch.device:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
@@ -146,7 +158,10 @@ class Runtime:
         if self.world == 1:
             return module
         device_ids = [self.device] if self.cuda else None
-        return torch.nn.parallel.DistributedDataParallel(module, device_ids)
+        parallel = torch.nn.parallel.DistributedDataParallel(module, device_ids)
+        if not self.cuda:
+            parallel.register_comm_hook(self.world, average_each_gradient)
+        return parallel
 
     def average_gradients(self, module):
         """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
@@ -194,6 +209,20 @@ def gpus_found(n_gpus: int) -> str:
     return f"torch finds {n_gpus} (CUDA_VISIBLE_DEVICES={visible}{note})"
 
 
+def average_each_gradient(world: int, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's hook for gradients on the CPU: their mean over the ranks, each tensor by itself.
+
+    DDP joins gradients to buckets, which it lays out anew after its first step, and of three numbers or more the order
+    in which gloo adds them depends on their place. So a resumed run of four ranks would take other bits.
+    """
+    for gradient in bucket.gradients():
+        gradient /= world
+        dist.all_reduce(gradient)
+    averaged = torch.futures.Future()
+    averaged.set_result(bucket.buffer())
+    return averaged
+
+
 def keep_freed_memory():
     """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel and faulting it in anew.
 
@@ -228,18 +257,26 @@ def matmul_peak(device, dtype, n=0) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
-# signals
+# signals, and ranks that are lost
+
+# Of a long step, between two questions to the other ranks: nothing beside the 30 s after which torchrun kills.
+CHECK_SECONDS = 1
+# A scheduler may tell every process, and torchrun tells its own again: within this time that is one signal.
+SAME_SIGNAL_SECONDS = 2
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to finish its step, save and end; a second one ends it at once.
+    """SIGTERM and SIGINT ask the loop to leave off its step, save and end; a second one ends it at once.
 
     SIGUSR1 asks it to save after the step, and to go on.
     """
 
-    def __init__(self):
+    def __init__(self, run: Runtime):
+        self.run = run
         self.number = 0  # of the signal that came
+        self.came_at = 0.0
         self.wants_save = False
+        self.check_every = 1  # micro-steps
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.catch)
         # Windows has no such signal.
@@ -247,12 +284,33 @@ class StopSignal:
             signal.signal(signal.SIGUSR1, self.catch_save)
 
     def catch(self, number, frame):
-        self.number = number
-        # The next one does what it does without us.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        name = signal.Signals(number).name
-        print(f"{name}: finishing the step, then saving", file=sys.stderr, flush=True)
+        if not self.number:
+            self.number = number
+            self.came_at = time.monotonic()
+            print(f"{signal.Signals(number).name}: saving, then stopping", file=sys.stderr, flush=True)
+            return
+        if self.run.world > 1 and time.monotonic() - self.came_at < SAME_SIGNAL_SECONDS:
+            return
+        # what it does without us
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def set_pace(self, step_seconds: float, micro_steps: int):
+        """How long a step of so many micro-steps takes, as all ranks say: what `came` follows from."""
+        self.check_every = max(1, int(CHECK_SECONDS * micro_steps / step_seconds))
+
+    def came(self, micro_step: int) -> bool:
+        """Whether a signal came to any rank, asked before a micro-step: all ranks ask before the same ones.
+
+        Not before each, as a short one takes no longer than the question, nor before the first: the step's own
+        exchange has just told.
+        """
+        if micro_step == 0 or micro_step % self.check_every:
+            return False
+        (n_signals,) = self.run.sum(self.number > 0)
+        return n_signals > 0
 
     def catch_save(self, number, frame):
         self.wants_save = True
@@ -269,6 +327,27 @@ class StopSignal:
         if stopping:
             # The signal may have come to another rank only: then this one ends as after SIGTERM.
             sys.exit(128 + (self.number or signal.SIGTERM))
+
+
+def lost_rank_in_one_line(kind, error, trace, otherwise):
+    """sys.excepthook of one of several ranks: where another is gone, one line and exit code 2; else `otherwise`."""
+    if is_lost_rank(error):
+        # gloo adds advice that a killed process does not need
+        reason = str(error).splitlines()[0].split(". ")[0]
+        problem = "another rank ended, was killed or does not answer, and so this one ends"
+        remedy = "the same command continues from the newest checkpoint with --init_from=resume or auto"
+        error = ConnectionError(f"{problem} ({reason}); {remedy}")
+        kind = ConnectionError
+        # torchrun now sends it to the ranks that are left; this one is ending, and a save may not be finished yet
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    otherwise(kind, error, trace)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an exchange with the other ranks has failed."""
+    # NCCL's errors have a class of their own. Those of gloo have none, but name its source file.
+    is_of_gloo = isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    return isinstance(error, dist.DistError) or is_of_gloo
 
 
 # ---------------------------------------------------------------------------------------------

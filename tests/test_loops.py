@@ -204,12 +204,12 @@ runpy.run_path("train.py", run_name="__main__")"""
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_finish_the_step_save_and_exit_with_their_code(number, code, args, tmp_path):
+def test_signals_save_and_exit_with_their_code(number, code, args, tmp_path):
     process = start("train.py", *args("train.py", "run", "--max_steps=100000", "--save_interval=0"))
     wait_for(lambda: (tmp_path / "run/log.txt").exists() and read_log(tmp_path / "run", "train"), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == code and "finishing the step, then saving" in err and "Traceback" not in err
+    assert process.returncode == code and ": saving, then stopping" in err and "Traceback" not in err
     (checkpoint,) = (tmp_path / "run").glob("step_*")
     steps = torch.load(checkpoint / "trainer.pt", weights_only=True)["step"]
     assert steps == max(read_log(tmp_path / "run", "train")) + 1 == int(checkpoint.name.removeprefix("step_"))

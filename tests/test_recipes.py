@@ -251,7 +251,9 @@ LOOP_CONFIGS = [
     for path in sorted((ROOT / "config").rglob("*.py"))
     if path.name != "__init__.py" and loop_for(read_config_file(str(path)))
 ]
-PUBLISHED = [path for path in LOOP_CONFIGS if not path.parent.name.endswith(("quickstart", "race", "_small", "_larger"))]
+PUBLISHED = [
+    path for path in LOOP_CONFIGS if not path.parent.name.endswith(("quickstart", "race", "_small", "_larger"))
+]
 # config: (million parameters of the student, of the teachers), as published
 SIZES = {
     "pretrain_124m": (124, []),
