@@ -169,7 +169,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
 def test_what_does_not_go_with_shares_is_refused(start):
     for more, message in [
         (["--weight_dtype=bfloat16"], "shard=True goes with weight_dtype='float32' alone"),
-        (["--tie_word_embeddings=False", "--freeze=wte,h,ln_f"], "needs a trained parameter below the head"),
+        (["--tie_word_embeddings=False", "--freeze=wte,h,ln_f"], "shard=True needs a trained parameter below the head"),
     ]:
         done = start("train.py", "run", 2, "--shard=True", *more, ok=False)
         assert done.returncode == 2 and f"train.py: {message}" in done.stderr
