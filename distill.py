@@ -47,6 +47,7 @@ from common.pretrained import (
     round_up,
 )
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
+from common.sharding import check_shard, is_sharded, whole, whole_weights
 from common.teacher_cache import open_cache
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from head import COMPARED, chunked_head, compare
@@ -139,6 +140,8 @@ device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
+teacher_shard = False  # divide the teachers' weights among the ranks (FSDP2), where they do not fit on one device
+shard = False  # divide weights, gradients and moments among the ranks (FSDP2), where they do not fit on one device
 # applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config has the
 # same values, to be checked, logged and stored
 config = configure(globals(), stored=stored_knobs)
@@ -155,6 +158,7 @@ at_least(config, 1, "response_tokens")
 at_least(config, 1e-3, "temperature sample_temperature")
 one_of(config, loss_mean=("token", "micro_step"), weight_dtype=("float32", "bfloat16"))
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
+check_shard(config, run.world)
 # one run at a time in a folder; the lock goes when this process ends, however it ends
 lock = RunLock(out_dir, writes=run.is_main and not eval_only)
 folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
@@ -237,7 +241,8 @@ teachers = []
 for name in teacher_names if cache is None else []:
     # its logits have the student's meaning only if both have one tokenizer
     check_same_tokenizer(dataset, find_model(name))
-    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
+    divide = run.shard if teacher_shard else None
+    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype), divide).requires_grad_(False)  # in eval mode
     check_fits(t, name, block_size, vocab_size)
     teachers.append(t)
     run.say(f"teacher {name}: {t.n_params():,} parameters")
@@ -272,11 +277,11 @@ if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, source)
 # a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
 record_shape(config, raw_model, source)
-check_memory(run, raw_model, batch_size, block_size)
+check_memory(run, raw_model, batch_size, block_size, shard)
 freeze_parameters(raw_model, freeze)
-# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training
-raw_model.to(run.device).train()
-model = run.parallel(run.compile(raw_model, compile))
+# raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training.
+# With shard they are one: a rank has its share of every weight, and whole ones only of the block that computes.
+model = run.parallel(raw_model.train(), compile, shard)
 # hidden states -> loss
 head = partial(
     chunked_head,
@@ -292,6 +297,8 @@ for t in teachers if weight_cos or weight_mse else []:
     width, teacher_width = raw_model.config.n_embd, t.config.n_embd
     projections.append(nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width, bias=False))
 projections.to(run.device)
+for projection in projections if shard else []:
+    run.shard(projection)
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
@@ -322,7 +329,8 @@ own_text_values = {}  # of the newest step with own text, until they are logged
 bad_steps = 0  # left out
 seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
-state = load_trainer_state(folder) if init_from == "resume" else None
+# with shard the tensors stay in the file until a rank takes its share
+state = load_trainer_state(folder, mmap=is_sharded(raw_model)) if init_from == "resume" else None
 student_flops = raw_model.flops_per_token(block_size)  # forward, of one token
 flops = 3 * student_flops  # backward is twice forward
 flops += sum(t.flops_per_token(block_size) for t in teachers)
@@ -353,7 +361,7 @@ if state:
 # from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal(run)
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
-writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best)
+writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best, writes=run.is_main)
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
@@ -412,18 +420,19 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
 def write(step, micro_step):
     """What the student, as it is now, writes after the beginnings of the rows of a micro-step."""
     raw_model.eval()
-    written = write_own_text(
-        raw_model,
-        *train_data.batch(step, micro_step),
-        train_data.first_of_batch(step, micro_step),
-        seed=seed,
-        prompt_tokens=parse_prompt_tokens(prompt_tokens),
-        response_tokens=response_tokens,
-        temperature=sample_temperature,
-        vocab_size=vocab_size,
-        eot=tokenizer.eot,
-        run=run,
-    )
+    with whole_weights(raw_model):
+        written = write_own_text(
+            raw_model,
+            *train_data.batch(step, micro_step),
+            train_data.first_of_batch(step, micro_step),
+            seed=seed,
+            prompt_tokens=parse_prompt_tokens(prompt_tokens),
+            response_tokens=response_tokens,
+            temperature=sample_temperature,
+            vocab_size=vocab_size,
+            eot=tokenizer.eot,
+            run=run,
+        )
     raw_model.train()
     return written
 
@@ -474,10 +483,12 @@ while step <= max_steps:
         run.say(f"step {step}/{max_steps} |", " | ".join(f"{task} {value:.4f}" for task, value in values.items()))
 
     # a text to look at; the step below seeds the generator again, so that training is not affected
-    if sample_interval and run.is_main and not stopping and (last or step % sample_interval == 0):
+    if sample_interval and not stopping and (last or step % sample_interval == 0):
         raw_model.eval()
         run.seed(seed, step)
-        log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
+        with whole_weights(raw_model):
+            if run.is_main:
+                log.sample(step, write_text(raw_model, tokenizer, sample_prompt, run))
         raw_model.train()
 
     # --- save: at intervals, when the validation loss is the lowest so far, when asked to, and at the end
@@ -485,14 +496,13 @@ while step <= max_steps:
     is_new_best = keep_best and best[1] == step
     is_time = save_interval and step % save_interval == 0
     if step > saved_step and (last or stopping or saving or is_time or is_new_best):
-        # All ranks hold the same weights and moments: the first writes them. The loop waits for a copy in host memory
-        # alone, which a thread writes while the steps go on.
+        # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
+        # waits for a copy in host memory alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
         state |= {"bad_steps": bad_steps, "flops": flops_done, "own": own_text_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
-        if run.is_main:
-            writer.save(raw_model, tokenizer, state)
+        writer.save(raw_model, tokenizer, state)
         saved_step = step
     if last or stopping:
         break
@@ -546,7 +556,8 @@ while step <= max_steps:
         if loss_mean == "micro_step":
             n_tokens = n_targets[micro_step] * grad_accum_steps * run.world
         # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
-        # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing.
+        # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing:
+        # with shard they are exchanged in each, as no rank has the memory to keep all of them.
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
@@ -571,7 +582,7 @@ while step <= max_steps:
         if weight_mse and not from_own:
             mse = reduce(mean_distance(hidden_mse, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_mse * mse
-        # DDP averages over the ranks, where n_tokens asks for a sum
+        # DDP and FSDP average over the ranks, where n_tokens asks for a sum
         (loss * run.world).backward()
         if weight_dtype == "bfloat16":
             # a projection has none in a step of own text alone
@@ -584,12 +595,12 @@ while step <= max_steps:
     # to the save above, of the steps before this one
     if stopping:
         continue
-    # DDP averages the student's gradients; the projections are outside of it
+    # DDP averages the student's gradients; the projections are outside of it, unless the ranks divide them too
     run.average_gradients(projections)
 
     # --- clip
     # without clipping the norm is still wanted, for the log
-    total_norm = torch.nn.utils.get_total_norm(p.grad for p in params if p.grad is not None)
+    total_norm = whole(torch.nn.utils.get_total_norm(p.grad for p in params if p.grad is not None))
     norm = total_norm.item()
     loss, *data_sums, own_sum = run.sum(*sums)
     if own_share:

@@ -209,6 +209,9 @@ def make_plan(script: str, config: Config, vocab_size=0) -> Plan:
     """The plan of a run. vocab_size: ids of the data set, 0 to find out."""
     at_least(config, 1, "block_size n_layer n_head n_embd vocab_multiple batch_size grad_accum_steps")
     at_least(config, 0, "tokens_per_step max_steps epochs chunk_tokens")
+    for key in ("shard", "teacher_shard"):
+        if config.get(key):
+            raise ValueError(f"{key}=True: bench.py --part=fit counts a rank that holds all weights; leave {key} out")
     device, dtype = machine(config["device"], config["dtype"])
     vocab_size = vocabulary(config["dataset"], vocab_size)
     _, tokens_per_step = split_batch(config, world=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from common.data import TokenData
+from common.sharding import whole
 
 
 def report_bad_step(run, model, data: TokenData, tokenizer, out_dir: str, step: int, losses: list) -> str:
@@ -46,14 +47,17 @@ def gather(value, world: int) -> list:
 
 
 def first_bad_parameter(model) -> str:
-    """The first parameter that is not finite itself, else the first that backward gave such a gradient."""
+    """The first parameter that is not finite itself, else the first that backward gave such a gradient.
+
+    Of a model that the ranks divide, they go through it together.
+    """
     named = list(model.named_parameters())
     for name, parameter in named:
-        if not parameter.isfinite().all():
+        if not whole(parameter).isfinite().all():
             return f"the weights {name} are not finite themselves"
     # backward goes from the head to the embedding
     for name, parameter in reversed(named):
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
+        if parameter.grad is not None and not whole(parameter.grad).isfinite().all():
             return f"the gradient is not finite first in {name}"
     return "all gradients of the model are finite"
 

@@ -24,6 +24,7 @@ import torch
 from common.files import by_step, flush, lock
 from common.optim import load_optimizer_state
 from common.pretrained import weights_to_store, write_pretrained
+from common.sharding import share_of, whole
 from common.weight_files import DAMAGE
 from configurator import KINDS, nearest
 
@@ -244,7 +245,9 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
         for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             load_optimizer_state(optimizer, optimizer_state)
         if projections is not None:
-            projections.load_state_dict(state["projections"])
+            ours = projections.state_dict()
+            theirs = state["projections"]
+            projections.load_state_dict({name: share_of(theirs[name], ours.get(name)) for name in theirs})
     # What torch raises depends on where the two differ: in number, in names or in shapes.
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
         same = "the script, optimizer, freeze, teacher, weight_cos and weight_mse it was trained with"
@@ -312,13 +315,14 @@ class CheckpointWriter:
     """Writes the checkpoints of a run, one at a time, while the run goes on.
 
     out_dir: where they go. keep: how many of the newest stay, 0 for all. keep_best: that of the lowest validation loss,
-    state["best"], stays as well.
+    state["best"], stays as well. writes: False for the other ranks, which only give their shares.
     """
 
-    def __init__(self, out_dir: str, keep=0, keep_best=False):
+    def __init__(self, out_dir: str, keep=0, keep_best=False, writes=True):
         self.out_dir = Path(out_dir)
         self.keep = keep
         self.keep_best = keep_best
+        self.writes = writes
         self.thread = None  # that writes; at most one
         self.error = None  # what stopped it
         atexit.register(self.say_error)
@@ -327,12 +331,15 @@ class CheckpointWriter:
         """Copy a run to host memory, then write it as out_dir/step_NNNNNN in the background.
 
         state: what trainer.pt is to hold, tensors and plain values, of the finished steps state["step"]; tokenizer: of
-        the data, goes along. Waits for the one before, and raises what stopped that.
+        the data, goes along. Waits for the one before, and raises what stopped that. All ranks call it, as a model that
+        they divide is gathered, a tensor at a time: the files are those of one rank.
         """
         self.wait()
         # The next step changes weights and moments in place, so the thread must not read those.
-        weights = on_host(weights_to_store(model))
-        state = on_host(state)
+        weights = {name: on_host(weight, self.writes) for name, weight in weights_to_store(model)}
+        state = on_host(state, self.writes)
+        if not self.writes:
+            return
         # No daemon: should the run end by an error, Python still waits until the folder is complete.
         self.thread = threading.Thread(target=self.write, args=(weights, model.config, tokenizer, state))
         self.thread.start()
@@ -367,14 +374,18 @@ class CheckpointWriter:
             print(f"and {self.error}", file=sys.stderr, flush=True)
 
 
-def on_host(value):
-    """A copy in host memory of all tensors in dicts, lists and tuples; other values as they are."""
+def on_host(value, keep=True):
+    """A copy in host memory of all tensors in dicts, lists and tuples; other values as they are.
+
+    Tensors that the ranks divide are gathered. keep: False to only take part in that; the tensors are None then.
+    """
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        tensor = whole(value.detach())
+        return tensor.to("cpu", copy=True, memory_format=torch.contiguous_format) if keep else None
     if isinstance(value, dict):
-        return {key: on_host(item) for key, item in value.items()}
+        return {key: on_host(item, keep) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(on_host(item) for item in value)
+        return type(value)(on_host(item, keep) for item in value)
     return value
 
 

@@ -416,15 +416,20 @@ class TokenData:
         What fills up the last batch has the number of the batch's first row: any that is there will do.
         """
         for first, n_real in self.eval_ranges(eval_rows):
-            numbers = np.full(self.batch_size, self.corpus_row(first))
+            # `first` may be behind the last row of the corpus
+            numbers = np.full(self.batch_size, self.corpus_row(min(first, self.n_rows - 1)))
             numbers[:n_real] = self.chosen(first, n_real)
             yield numbers
 
     def eval_ranges(self, eval_rows: int):
-        """(first row, rows) of each batch of this rank's share of the first `eval_rows` rows (0: all)."""
+        """(first row, rows) of each batch of this rank's share of the first `eval_rows` rows (0: all).
+
+        All ranks have as many batches, the last perhaps of 0 rows: a model that they divide computes on all of them.
+        """
         n = self.n_eval_rows(eval_rows)
-        for first in range(self.rank * self.batch_size, n, self.world * self.batch_size):
-            yield first, min(self.batch_size, n - first)
+        for first_of_ranks in range(0, n, self.world * self.batch_size):
+            first = first_of_ranks + self.rank * self.batch_size
+            yield min(first, n), max(0, min(self.batch_size, n - first))
 
     def n_eval_rows(self, eval_rows: int) -> int:
         """How many rows the knob eval_rows (0: all) stands for."""

@@ -59,8 +59,8 @@ def file_sha256(path: Path) -> str:
 class NumberFile:
     """A file of numbers of one type, memory-mapped.
 
-    Behind the end of a mapped file that was cut while a run reads it there are zeros up to the end of a page, and then a
-    signal that kills without a word (SIGBUS). So each read looks at the size first, which takes a microsecond. A file
+    Behind the end of a mapped file that was cut while a run reads it there are zeros up to the end of a page, and then
+    a signal that kills without a word (SIGBUS). So each read looks at the size first, which takes a microsecond. A file
     that is replaced by renaming another one, as prepare_data.py does, is read on as it was.
     """
 

@@ -12,6 +12,8 @@ import math
 
 import torch
 
+from common.sharding import share_of, whole
+
 # of the quintic iteration; they trade accuracy for speed: singular values end between 0.7 and 1.2, not at 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -44,14 +46,15 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p)
             # an average of the gradients, and Nesterov's look one step ahead
             average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            directions.append(p.grad.lerp(average, momentum))
+            # whole on each rank, where the ranks divide p: an orthogonal matrix is not made of orthogonal shares
+            directions.append(whole(p.grad.lerp(average, momentum)))
 
         n_out, n_in = params[0].shape
         step_size = group["lr"] * 0.2 * math.sqrt(max(n_out, n_in))
         for p, direction in zip(params, orthogonalized(torch.stack(directions))):
             direction = self.balanced(p, direction)
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(direction, alpha=-step_size)
+            p.add_(share_of(direction, p), alpha=-step_size)
 
     def balanced(self, p: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
         """The direction of a step of p, (n_out, n_in): as it is; NorMuon changes it."""

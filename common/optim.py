@@ -5,11 +5,14 @@ import math
 import torch
 
 from common.muon import Muon, NorMuon
+from common.sharding import share_of
 
 # for the matrices of the blocks, beside AdamW for the rest
 MATRIX_OPTIMIZERS = {"muon": Muon, "normuon": NorMuon}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
+# Moments that are not of the parameter's shape, and whole on every rank also where the ranks divide the parameter.
+WHOLE_MOMENTS = ("step", "row_squares")
 # What each optimiser keeps for a parameter between steps, by torch's names.
 MOMENTS = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
@@ -117,9 +120,10 @@ def trained_parameters(module) -> list:
 
 
 def load_optimizer_state(optimizer, state: dict):
-    """Load the moments of a state_dict, and keep the knobs that the optimiser was made with.
+    """Load the moments of a state_dict, whole tensors, and keep the knobs that the optimiser was made with.
 
-    Raises ValueError when the moments do not fit the parameters.
+    Of a parameter that the ranks divide, each takes its share. Raises ValueError when the moments do not fit the
+    parameters, or another of torch's errors.
     """
     # torch's load_state_dict brings the old weight_decay, betas and eps back: changing them when resuming would be
     # announced and ignored.
@@ -128,7 +132,10 @@ def load_optimizer_state(optimizer, state: dict):
         knobs = dict(group)
         del knobs["params"]
         knobs_of_groups.append(knobs)
-    optimizer.load_state_dict(state)
+    # before torch moves them to the device, which may not hold all of them
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    shares = {number: shares_of(moments, params[number]) for number, moments in state["state"].items()}
+    optimizer.load_state_dict(state | {"state": shares})
     for group, knobs in zip(optimizer.param_groups, knobs_of_groups):
         group.update(knobs)
     # torch does not compare shapes, and the fused AdamW would read beyond moments that are too short.
@@ -138,6 +145,15 @@ def load_optimizer_state(optimizer, state: dict):
             fits = fits and moment.shape == moment_shape(name, p)
         if not fits:
             raise ValueError("the optimiser's moments are those of another model")
+
+
+def shares_of(moments: dict, p: torch.Tensor) -> dict:
+    """The moments of p by their names, divided as p is."""
+    shares = {}
+    for name, moment in moments.items():
+        # a copy: these are small, and the others' shares are copies too, so that nothing keeps a mapped file open
+        shares[name] = moment.clone() if name in WHOLE_MOMENTS else share_of(moment, p)
+    return shares
 
 
 # ---------------------------------------------------------------------------------------------

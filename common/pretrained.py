@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from common.download import download_repo, is_repo
 from common.families import CONV1D, Family, Layout
 from common.files import by_step, file_sha256, read_json
 from common.hf_config import read_config, write_config
+from common.sharding import share_of, whole
 from common.weight_files import Weights
 from configurator import made_by, nearest
 from model import LLaMAConfig
@@ -85,10 +87,12 @@ def models_beside(folder: Path) -> list[str]:
 # load
 
 
-def load_pretrained(where: str | Path, device="cpu", dtype=None, **overrides):
+def load_pretrained(where: str | Path, device="cpu", dtype=None, divide=None, **overrides):
     """A GPT or LLaMA in eval mode from a model folder, a run's out_dir (its newest checkpoint) or the hub.
 
     dtype: a torch dtype, or None for that of the file. overrides: fields of the config, such as dropout.
+    divide: what divides the model among the ranks (Runtime.shard; dtype is needed then), before it has weights: each
+    rank reads all tensors, one at a time, and keeps its share.
     Raises FileNotFoundError or ValueError naming the file, and the tensors or options that do not fit.
     """
     folder = find_model(where)
@@ -104,6 +108,8 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, **overrides):
     # The meta device has shapes only: the weights are those of the file, each read once.
     with torch.device("meta"), NoInit():
         model = family.model_class(config)
+    if divide:
+        divide(model.to(dtype))
     weights, misfits = read_weights(stored, model, family, device, dtype)
     # a few: the wrong config.json makes every tensor misfit
     if misfits:
@@ -128,7 +134,7 @@ class NoInit(torch.overrides.TorchFunctionMode):
 def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple[dict, list[str]]:
     """The state dict of `model`, and what of it does not fit: missing, misshapen, damaged or unused tensors."""
     config = model.config
-    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    parameters = model.state_dict()
     prefix = missing_prefix(stored, family)
     unused = set(stored.files) - known_buffers(family, config.n_layer, prefix)
     weights = {}
@@ -142,7 +148,7 @@ def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple
                 misfits.append(f"{theirs} is missing")
             continue
         unused.discard(theirs)
-        misfit = wrong_shape(stored.view(theirs), shapes[ours], layout)
+        misfit = wrong_shape(stored.view(theirs), parameters[ours].shape, layout)
         if misfit:
             misfits.append(f"{theirs} is {misfit}")
             continue
@@ -150,11 +156,11 @@ def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple
         weight = stored.read(theirs, device, dtype)
         if layout:
             weight = layout.load(weight, config).contiguous()
-        weights[ours] = weight
+        weights[ours] = share_of(weight, parameters[ours])
         if not is_finite(weight):
             misfits.append(f"{theirs} has NaN or infinity in {name_of(weight.dtype)}")
         embedding = weights.get("wte.weight")
-        if is_tied_head and embedding is not None and not torch.equal(weight, embedding):
+        if is_tied_head and embedding is not None and not torch.equal(weight, whole(embedding)):
             misfits.append(f"{theirs} differs from the embedding, but config.json ties the two")
     for name in sorted(unused):
         misfits.append(f"{name} is not used")
@@ -220,27 +226,26 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
 
     With a tokenizer, its files and meta.json too, by which a model is known to fit a data set.
     """
-    weights = {name: weight.cpu().contiguous() for name, weight in weights_to_store(model).items()}
+    weights = {name: weight.cpu().contiguous() for name, weight in weights_to_store(model)}
     write_pretrained(Path(folder), weights, model.config, tokenizer)
 
 
-def weights_to_store(model) -> dict[str, torch.Tensor]:
-    """A model's weights by the names and in the layout of its family, so that transformers opens them as they are.
+def weights_to_store(model) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's weights with the names and in the layout of its family, so that transformers opens them as they are.
 
-    They are the model's own tensors or views of them, on its device.
+    They are the model's own tensors or views of them, on its device; of a model that the ranks divide, whole tensors,
+    one at a time, for which all ranks go through them together.
     """
     _, family = write_config(model.config)
     state = model.state_dict()
-    weights = {}
     for ours, name, layout in family.weights(model.config):
         # a tied head is written once, as the embedding
         if ours == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
-        weight = state[ours].detach()
+        weight = whole(state[ours].detach())
         if layout:
             weight = layout.save(weight, model.config)
-        weights[name] = weight
-    return weights
+        yield name, weight
 
 
 def write_pretrained(folder: Path, weights: dict[str, torch.Tensor], config, tokenizer=None):

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from common.sharding import check_trained, is_sharded, shard_module
 from configurator import COMMAND_LINE
 
 # glibc's names for two of its settings, in malloc.h.
@@ -132,6 +133,14 @@ class Runtime:
             dist.all_reduce(totals)
         return totals.tolist()
 
+    def max(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.world == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.item()
+
     def all_sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor summed over the ranks, on the CPU."""
         if self.world > 1:
@@ -153,15 +162,45 @@ class Runtime:
             return torch.compile(module)
         return module
 
-    def parallel(self, module):
-        """`module` with its gradients averaged over the ranks in backward."""
+    def parallel(self, model, compile="off", shard=False):
+        """`model` on the device, compiled, with its gradients averaged over the ranks in backward.
+
+        shard: its weights, gradients and moments are divided among the ranks (common/sharding.py); then what is
+        returned is `model` itself. Of one rank nothing is divided.
+        """
+        if shard and self.world > 1:
+            check_trained(model)
+            for block in model.h:
+                self.compile_in_training(block, compile)
+            return self.shard(model)
+        model = self.compile(model.to(self.device), compile)
         if self.world == 1:
-            return module
+            return model
         device_ids = [self.device] if self.cuda else None
-        parallel = torch.nn.parallel.DistributedDataParallel(module, device_ids)
+        parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids)
         if not self.cuda:
             parallel.register_comm_hook(self.world, average_each_gradient)
         return parallel
+
+    def shard(self, module):
+        """`module`, its weights divided among the ranks, in place; of one rank as it is."""
+        if self.world > 1:
+            shard_module(module, self.device)
+        return module
+
+    def compile_in_training(self, block, compile: str):
+        """Compile a block's computation, in place; what gathers its weights before and drops them behind it is not.
+
+        Other shapes than those of training (questions, text that grows) are not compiled, nor are they in replicas.
+        """
+        plain = block.forward
+        compiled = self.compile(plain, compile)
+
+        def forward(*inputs):
+            return compiled(*inputs) if block.training else plain(*inputs)
+
+        if compiled is not plain:
+            block.forward = forward
 
     def average_gradients(self, module):
         """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
@@ -169,7 +208,8 @@ class Runtime:
         A parameter must have a gradient on every rank or on none: all_reduce waits until all ranks call it, in the same
         order.
         """
-        if self.world == 1:
+        # FSDP2 averages in each backward
+        if self.world == 1 or any(is_sharded(child) for child in module.children()):
             return
         # Not by DDP: it refuses a module without parameters, such as the projections between equal widths, and it would
         # exchange after every micro-step.
@@ -388,13 +428,16 @@ def split_batch(config, world: int) -> tuple[int, int]:
     return micro_steps, tokens_per_step
 
 
-def check_memory(run: Runtime, model, batch_size: int, block_size: int):
+def check_memory(run: Runtime, model, batch_size: int, block_size: int, shard=False):
     """ValueError when a step cannot fit into the memory of the device, before it takes minutes to find out.
 
-    A lower bound: what it refuses cannot run, but what it lets pass may still be too large.
+    A lower bound: what it refuses cannot run, but what it lets pass may still be too large. shard: the ranks divide
+    the model.
     """
     # parameters, gradients and AdamW's two moments, of 4 bytes each
     weights = 4 * 4 * model.n_params()
+    if shard:
+        weights /= run.world
     # Of each block's activations only what backward must keep whatever the compiler recomputes: 4 vectors of n_embd
     # and 1 of n_inner for each token.
     shape = model.config

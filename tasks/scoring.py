@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from common.runtime import Runtime
+from common.sharding import is_sharded
 from head import blocks, logits_in_chunks
 from losses import Objective, loss_terms
 
@@ -180,14 +181,19 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     n_texts = sum(len(group) for group in groups)
     total = torch.zeros(n_texts, 3, dtype=torch.float64)
 
+    all_batches = list(batches(rows, size, run))
+    # a model that the ranks divide computes on all of them: those with fewer batches take part in the others' passes
+    n_passes = run.max(len(all_batches)) if is_sharded(model) else len(all_batches)
+
     is_watched = progress and run.is_main and sys.stderr.isatty()
     bar = tqdm(total=len(rows), unit="row", desc=progress, disable=not is_watched)
-    for some_rows, width in batches(rows, size, run):
+    for some_rows, width in all_batches:
         texts, values = score_batch(model, some_rows, width=width, vocab_size=vocab_size, run=run, greedy=greedy)
         # the CPU adds them up: Apple's GPUs have no float64
         total.index_add_(0, texts.cpu(), values.cpu().double())
         bar.update(len(some_rows))
     bar.close()
+    compute_idly(model, n_passes - len(all_batches), run)
 
     # each rank has filled in the texts of its groups
     total = run.all_sum(total)
@@ -211,6 +217,14 @@ def score_batch(model, rows: list[Row], width: int, vocab_size: int, run: Runtim
     weight = raw(model).lm_head.weight.to(run.dtype)
     losses, hits = token_losses(hidden, weight, targets, vocab_size=vocab_size, greedy=greedy)
     return texts, torch.stack((-losses, torch.ones_like(losses), ~hits), dim=1)
+
+
+def compute_idly(model, n_passes: int, run: Runtime):
+    """Make forward passes of one token, whose results nobody wants."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=run.device)
+    for _ in range(n_passes):
+        with run.autocast():
+            model(ids, hidden=True)
 
 
 def raw(model):

@@ -86,6 +86,16 @@ def test_eval_batches_cover_the_rows_once_in_one_shape(counting):
     assert (first >= 0).sum() == 6 * 16
 
 
+def test_all_ranks_have_as_many_eval_batches(counting):
+    """Three rows in batches of two: the second rank has one, the third none, and the fourth too."""
+    ranks = [TokenData(counting, "val", 16, 0, 2, 1, rank, 4) for rank in range(4)]
+    for rank, n_rows in zip(ranks, (2, 1, 0, 0)):
+        ((x, y),) = rank.eval_batches(3)
+        assert x.shape == y.shape == (2, 16) and (y >= 0).sum() == n_rows * 16
+        (numbers,) = rank.eval_batch_rows(3)
+        assert numbers.shape == (2,) and (numbers < rank.n_rows).all()
+
+
 def test_steps_and_bits_per_byte(counting):
     data = TokenData(counting, "train", 16, 1, batch_size=2, grad_accum_steps=2)
     assert data.steps(1) == 3 and data.steps(2) == 6 and data.steps(0.1) == 1

@@ -22,6 +22,8 @@ import sentencepiece
 import tiktoken
 import torch
 import torch._dynamo
+import torch.distributed.fsdp
+import torch.distributed.tensor
 import torch.utils.data
 import tqdm
 
