@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, run_script, write_dataset
 from test_corpus import as_jsonl, as_parquet, babylm_zip, wiki_lines
@@ -28,9 +29,11 @@ import corpora.stream
 import prepare_data
 from common.cache_parts import check_parts, join, part_settings
 from common.cache_writer import CacheWriter
+from common.files import file_sha256
 from common.parts import Part, parse_part, parts_in
 from common.teacher_cache import WHOLE, TeacherCache
 from configurator import defaults_of
+from corpora.parts import PIECE
 from corpora.writing import SplitWriter
 
 
@@ -383,6 +386,19 @@ def test_part_json_is_not_believed(changed, message, parted):
     assert message in line and "part_2of3" in line
 
 
+def test_pieces_in_another_order_are_refused(parted):
+    """Whose hash is right: the file may come from somebody else."""
+    knobs, out_dir = parted
+    path = out_dir / "part_1of3/pieces.dat"
+    pieces = np.fromfile(path, PIECE)
+    assert set(pieces["file"]) == {0, 3}
+    pieces[::-1].tofile(path)
+    info = json.loads((out_dir / "part_1of3/part.json").read_text())
+    info["files"]["pieces.dat"]["sha256"] = file_sha256(path)
+    rewrite(out_dir / "part_1of3/part.json", **info)
+    assert "part_1of3 has pieces out of order; copy it again, or delete" in refusal(out_dir, **knobs)
+
+
 def test_a_finished_part_of_a_corpus_is_left_as_it_is(parted, capsys):
     knobs, out_dir = parted
     times = {path: path.stat().st_mtime_ns for path in out_dir.rglob("*.bin")}
@@ -448,7 +464,7 @@ def kill_everywhere(task, is_right, folder, begun, places):
 @pytest.mark.parametrize("kind", ["documents", "domains"])
 def test_kill_9_of_a_part_of_a_corpus_and_of_the_join(kind, tmp_path, monkeypatch):
     # many batches, each of which is recorded
-    monkeypatch.setattr(corpora.stream, "BATCH", 6000)
+    monkeypatch.setattr(corpora.stream, "BATCH", 1200)
     (tmp_path / "texts").mkdir()
     knobs = CORPORA[kind](tmp_path / "texts") | {"shard_tokens": 2500}
     prepare(tmp_path / "whole", **knobs)
