@@ -54,7 +54,14 @@ class Runtime:
             self.join_ranks()
 
     def join_ranks(self):
-        """Join the process group. OSError where the ranks do not find each other."""
+        """Join the process group. OSError where the ranks do not find each other, ValueError where they cannot."""
+        # torchrun (torch 2.13) keeps its store when it starts ranks again: there they find the addresses of those that
+        # are gone, and wait for them (github.com/pytorch/pytorch/issues/135712)
+        is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        if is_restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            problem = "torchrun has started this rank again, but with the store of the ranks that are gone"
+            remedy = "restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun"
+            raise ValueError(f"{problem}, for which it would wait; {remedy}")
         try:
             dist.init_process_group("nccl" if self.cuda else "gloo")
         except dist.DistError as error:

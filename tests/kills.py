@@ -33,7 +33,7 @@ from conftest import ROOT, TINY, write_dataset
 SHARE_OF_SAVES = 0.6  # of the kills, that wait until something is being saved
 MOST_CHANGES = 12  # of what is being saved, that such a kill lets pass
 MOST_KILLS = 4  # in a row, before the work is left to end
-SECONDS = 300  # that a process may take
+SECONDS = 900  # that a process may take
 # What is being written or removed under another name, and the files that say how far the work is.
 ASIDE = (".writing", ".removing")
 RECORDS = ("done.bin", "state.json", "meta.json", "cache.json", "unfinished.json", "summary.json")

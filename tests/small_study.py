@@ -14,8 +14,8 @@ from studies.rows import Cache, Row
 from studies.runs import Study
 
 CONFIG = """n_layer, n_head, n_embd = 1, 2, 32
-block_size, batch_size = 16, 4
-max_steps, save_interval, eval_interval, eval_rows, log_interval = 40, 4, 20, 8, 1
+block_size, batch_size = 128, 2
+max_steps, save_interval, eval_interval, eval_rows, log_interval = 40, 4, 20, 4, 1
 random_offset = False
 device = "cpu"
 """
@@ -23,12 +23,12 @@ device = "cpu"
 
 def main(folder: Path):
     for name, more in (("teacher", ""), ("student", "weight_ce, weight_kl = 0.5, 0.5\n")):
-        (folder / f"{name}.py").write_text(CONFIG + more)
+        (folder / f"{name}.py").write_text(f"dataset = {str(folder / 'data')!r}\n{CONFIG}{more}")
     teacher = Row("a teacher", script="train.py", config=str(folder / "teacher.py"), tuned_as="teacher")
     student = Row(
         "learns from it", script="distill.py", config=str(folder / "student.py"), tuned_as="student", cache="cell"
     )
-    arguments = ("--block_size=16", "--batch_size=1", "--eval_rows=8", "--top_k=4", "--device=cpu")
+    arguments = ("--block_size=128", "--batch_size=1", "--eval_rows=4", "--top_k=4", "--device=cpu")
     study = Study(
         rows={"teacher": teacher, "student": student},
         caches={"cell": Cache(teachers=("teacher",), arguments=arguments)},

@@ -237,6 +237,19 @@ def test_ranks_that_do_not_meet_say_where(dataset, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
+def test_ranks_that_would_wait_for_those_that_are_gone_are_refused(dataset, tmp_path):
+    """The environment is what torchrun gives to ranks that it starts again with its own store."""
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}"]
+    again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    (rank, other) = start_ranks(2, *keys, **again)
+    for process in (rank, other):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2 and errors.count("\n") == 1, errors
+        assert "train.py: torchrun has started this rank again" in errors
+        assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in errors
+
+
 def rank_of(pid: int) -> str:
     """The rank that torchrun has given to a process, "" for one that is none."""
     variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -254,11 +267,13 @@ def test_a_rank_of_torchrun_is_killed_and_the_same_command_goes_on(restarts, dat
     undisturbed = out.rename(tmp_path / "undisturbed")
 
     launcher = [*TORCHRUN, "--nproc_per_node=2", f"--max-restarts={restarts}"]
-    run = start([*launcher, ROOT / "tests/hindered.py", "train.py", *keys], MICRO_STEP_SECONDS="0.1")
+    # without it the ranks that torchrun starts again find the addresses of those that are gone, and wait for them
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    run = start([*launcher, ROOT / "tests/hindered.py", "train.py", *keys], MICRO_STEP_SECONDS="0.1", **own_store)
     wait_for_steps(out, 8, run)
     (victim,) = [pid for pid in descendants(run.pid) if rank_of(pid) == "1"]
     os.kill(victim, signal.SIGKILL)
-    output, errors = run.communicate(timeout=120)
+    output, errors = run.communicate(timeout=300)
     assert "[rank" not in errors and re.search(ONE_LINE, errors), errors
     if not restarts:
         assert run.returncode
