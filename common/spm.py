@@ -79,7 +79,8 @@ def read_piece(message: bytes) -> Piece:
     for field, serialised, contents in proto_fields(message):
         if field == 1:
             text = contents.decode(errors="replace")
-        elif field == 2:
+        # of another length it is written as a field that SentencePiece does not know, and skips
+        elif field == 2 and len(contents) == 4:
             (score,) = struct.unpack("<f", contents)
         elif field == 3:
             piece_type = number(serialised)

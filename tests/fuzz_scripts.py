@@ -74,7 +74,7 @@ def spoil_command(draw, files: dict[str, bytes], folder: Path):
 
 
 def run_command(folder: Path, out: Path):
-    """AssertionError unless the script ends with 0, or with 2 and one line."""
+    """ValueError where the script ends with 2 and one line, AssertionError where it ends neither so nor with 0."""
     script, *args = json.loads((folder / "command.json").read_text())
     for name, path in (("DATA", folder / "data"), ("RUN", folder / "run"), ("OUT", out)):
         args = [arg.replace(name, str(path)) for arg in args]
@@ -85,10 +85,13 @@ def run_command(folder: Path, out: Path):
     code = os.waitstatus_to_exitcode(status)
     lines = (out / "stderr").read_text(errors="replace").splitlines()
     # notes, as of an empty prompt, come in front
-    ends_well = code == 0 or (code == 2 and lines and lines[-1].startswith(f"{script}: "))
+    is_refused = code == 2 and lines and lines[-1].startswith(f"{script}: ")
+    ends_well = code == 0 or is_refused
     assert ends_well and not any(line.startswith("Traceback") for line in lines), (
         f"{script} {args}: {code}, {lines[-3:]}"
     )
+    if is_refused:
+        raise ValueError(lines[-1])
 
 
 def run_as_main(script: str, args: list[str], out: Path):

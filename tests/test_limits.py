@@ -85,12 +85,15 @@ def read_only(tmp_path):
 def test_a_read_only_out_dir_is_said_before_anything_is_loaded(read_only, dataset, teacher):
     keys = [*TINY, f"--dataset={dataset}", "--max_steps=1"]
     shape = [f"--dataset={dataset}", "--block_size=16", f"--teacher={teacher}", "--device=cpu"]
-    for out_dir in (read_only, read_only / "deep/run"):
+    deeper = read_only / "deep/run"
+    for script, args, out_dir in (
+        ("train.py", keys, read_only),
+        ("distill.py", [*keys, f"--teacher={teacher}"], deeper),
+        ("cache_teacher.py", shape, deeper),
+    ):
         expected = f"cannot write to {out_dir} (Read-only file system); make room or get the permission there"
-        for script, args in (("train.py", keys), ("distill.py", [*keys, f"--teacher={teacher}"]),
-                             ("cache_teacher.py", shape)):  # fmt: skip
-            assert expected in refusal(run_script(script, *args, f"--out_dir={out_dir}", ok=False))
-    source = ["--source=README.md", f"--out_dir={read_only}"]
+        assert expected in refusal(run_script(script, *args, f"--out_dir={out_dir}", ok=False))
+    source = ["--source=requirements.txt", "--tokenizer=bytes", f"--out_dir={read_only}"]
     assert "Read-only file system" in refusal(run_script("prepare_data.py", *source, ok=False))
     # nothing is written there, so that it does not matter
     run_script("train.py", *keys, f"--out_dir={read_only}", "--eval_only=True")
