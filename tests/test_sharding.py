@@ -75,6 +75,21 @@ def test_teachers_and_students_in_shares_give_the_losses_of_whole_ones(ranks, st
         check_logs(tmp_path / "one", tmp_path / name, "val", "agree", "forward_kl", "teacher_entropy", n=1)
 
 
+def test_shares_in_bfloat16_have_the_numbers_of_replicas(start, tmp_path):
+    """Autocast casts what was gathered: norms and the sums of gradients stay in float32, on as many ranks as before."""
+    more = ["--dtype=bfloat16", "--teacher_dtype=bfloat16"]
+    start("distill.py", "replicas", 2, *more, steps=10)
+    start("distill.py", "shares", 2, "--shard=True", "--teacher_shard=True", *more, steps=10)
+    check_logs(tmp_path / "replicas", tmp_path / "shares", "train", "kl", "norm", n=10)
+
+
+def test_compiled_blocks_of_shares_compute_the_same(start, tmp_path):
+    more = ["--shard=True", "--eval_interval=2"]
+    start("train.py", "eager", 2, *more, steps=4)
+    start("train.py", "compiled", 2, "--compile=on", *more, steps=4)
+    check_logs(tmp_path / "eager", tmp_path / "compiled", "train", "norm", n=4)
+
+
 def test_ranks_that_have_different_work_do_not_wait_for_ever(start, tmp_path):
     """Texts that end early, a text of the first rank alone, three questions and three rows of validation."""
     rows = [{"ctx": "abc" * i, "endings": ["d", "ef", "ghi", "jk"], "label": i} for i in range(3)]
