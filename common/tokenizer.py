@@ -356,6 +356,7 @@ def from_files(folder: Path) -> Tokenizer | None:
     path, spec = read_spec(folder)
     if spec is None:
         return None
+    check_is_text(spec, path)
     tokenizer = BPETokenizer(spec, path)
     tokenizer.eot = special_id(folder, "eos", tokenizer.added_ids)
     # GPT-2's older pair of files often lies alone, with nothing that names the token.
@@ -369,6 +370,15 @@ def from_files(folder: Path) -> Tokenizer | None:
     if tokenizer.bos is None:
         tokenizer.bos = tokenizer.eot
     return tokenizer
+
+
+def check_is_text(spec: dict, path: Path):
+    """ValueError for half a surrogate pair, which JSON can hold: what has one could not be saved with a checkpoint."""
+    try:
+        json.dumps(spec, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        problem = "has half a surrogate pair, which is no character"
+        raise ValueError(f"{path} {problem}; copy or fetch it again") from None
 
 
 def read_spec(folder: Path) -> tuple[Path, dict | None]:

@@ -5,9 +5,7 @@ which nothing depends on the input any more.
 """
 
 import contextlib
-import gzip
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,12 +19,20 @@ import torch
 from fuzz_http import begin_http, http_files, spoil_http, write_answers
 from fuzz_scripts import make_commands, run_command, spoil_command
 from fuzz_spoil import spoil_file
+from fuzz_texts import (
+    extract_zip,
+    make_tasks,
+    make_texts,
+    prepare,
+    read_pieces,
+    read_zip_as_text,
+    score_files,
+    score_tasks,
+)
 from hypothesis import strategies as st
 
 import common.figures  # noqa: F401  (matplotlib, before memory is limited)
-import configurator
 import plot
-import prepare_data
 from common.cache_writer import CacheWriter
 from common.checkpoint import best_checkpoint, best_so_far, changes, load_trainer_state, restore, stored_knobs
 from common.data import TokenData
@@ -38,11 +44,7 @@ from common.tokenizer import check_same_tokenizer, load_tokenizer
 from common.weight_files import DAMAGE
 from configurator import at_least, configure, defaults_of
 from corpora.checking import check_data
-from corpora.readers import File, pieces
-from corpora.sources import extract
 from corpora.writing import check_replaceable, remove_data_set
-from tasks.files import read_text
-from tasks.loading import load_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 1 << 20  # of the valid ones; a larger one would make a batch slow
@@ -459,77 +461,7 @@ def continue_log(folder: Path, out: Path):
 
 
 # ---------------------------------------------------------------------------------------------
-# text, archives, tasks
-
-
-def make_texts(material: Material) -> dict[str, bytes]:
-    rows = [{"text": f"A text, number {i}.", "target": "A line."} for i in range(30)]
-    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    files = {"a.jsonl": lines, "b.jsonl.gz": gzip.compress(lines), "d.txt": b"A text.\n\nAnother.\n" * 20}
-    folder = material.folder / "archives"
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("babylm_10M/cbt.train", "A text.\n" * 50)
-        archive.writestr("babylm_dev/cbt.dev", "Another.\n" * 50)
-    files["x.zip"] = (folder / "x.zip").read_bytes()
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        files["c.jsonl.zst"] = zstandard.compress(lines)
-    with contextlib.suppress(ImportError):
-        import pyarrow
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "e.parquet")
-        files["e.parquet"] = (folder / "e.parquet").read_bytes()
-    return files
-
-
-def read_pieces(folder: Path, out: Path):
-    """Each file by itself, so that the first that is refused does not hide the rest."""
-    name = sorted(path.name for path in folder.iterdir())
-    for path in map(folder.joinpath, name):
-        if path.suffix != ".zip":
-            for text, _ in pieces(File(path), separator="blank"):
-                text.encode()
-
-
-def prepare(folder: Path, out: Path):
-    knobs = {"source": str(folder), "out_dir": str(out / "data"), "tokenizer": "bytes", "val_fraction": 0.2}
-    prepare_data.prepare(configurator.Config(defaults_of(ROOT / "prepare_data.py") | knobs | {"workers": 1}, given={}))
-
-
-def extract_zip(folder: Path, out: Path):
-    if (folder / "x.zip").is_file():
-        extract(folder / "x.zip", out / "texts", ("babylm_10M", "babylm_dev"))
-
-
-def read_zip_as_text(folder: Path, out: Path):
-    if (folder / "x.zip").is_file():
-        read_text(folder / "x.zip")
-
-
-def make_tasks(material: Material) -> dict[str, bytes]:
-    own = {"context": "The capital of France is", "choices": ["Lyon", "Paris"], "label": 1}
-    hellaswag = {"ctx": "ab", "endings": ["c", "de", "f", "cd"], "label": 0}
-    piqa = {"goal": "g", "sol1": "a", "sol2": "b", "label": 1}
-    files = {"own.jsonl": own, "hellaswag.jsonl": hellaswag, "piqa/valid.jsonl": piqa}
-    texts = {name: (json.dumps(row) + "\n").encode() * 4 for name, row in files.items()}
-    cola = b"gj04\t1\t\tA sentence.\n" * 4
-    return texts | {"text.txt": b"A text of some words.\n" * 9, "cola/in_domain_dev.tsv": cola}
-
-
-def score_files(folder: Path, out: Path):
-    for name in ("own.jsonl", "hellaswag.jsonl", "text.txt"):
-        load_tasks(str(folder / name), str(folder), shots=0 if name == "text.txt" else 1)
-
-
-def score_tasks(folder: Path, out: Path):
-    os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    # what is missing there is downloaded to it
-    shutil.copytree(folder, out / "eval")
-    load_tasks("piqa,cola", str(out / "eval"))
-
+# all of them
 
 DATA_USES = [use_rows("constant"), use_rows("documents"), check_as_prepare_data_does]
 LOG_USES = [read_tables, read_tables, continue_log, use_plot(runs="run"), use_plot(bars="results.json")]

@@ -15,7 +15,7 @@ from fuzz_kinds import KINDS, Kind, Material, write_files
 from common.checkpoint import load_trainer_state
 from common.data import TokenData
 from common.spm import NORMAL, Piece, read_piece
-from common.tokenizer import load_tokenizer
+from common.tokenizer import ByteTokenizer, load_tokenizer
 from configurator import check, one_line
 from corpora.checking import check_data
 from corpora.readers import File, pieces
@@ -120,6 +120,17 @@ def test_a_sentencepiece_file_with_a_piece_that_is_no_utf_8(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer.model is not a SentencePiece model, or is incomplete"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_json_with_half_a_surrogate_pair_is_refused_before_it_must_be_saved(tmp_path):
+    """In a part that we do not read; the first checkpoint would have ended in a traceback."""
+    ByteTokenizer().save(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"version": "\ud800"}))
+    with pytest.raises(ValueError, match=r"tokenizer.json has half a surrogate pair, which is no character; copy"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec | {"version": "\ud83d\udcbe"}))
+    load_tokenizer(tmp_path)
 
 
 def test_a_score_that_is_no_float_is_skipped_as_sentencepiece_does():
