@@ -58,7 +58,9 @@ class Runtime:
         # torchrun (torch 2.13) keeps its store when it starts ranks again: there they find the addresses of those that
         # are gone, and wait for them (github.com/pytorch/pytorch/issues/135712)
         is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        if is_restarted and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        is_store_old = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        # gloo keeps the ranks' addresses there; whether NCCL has the same trouble was never tried
+        if is_restarted and is_store_old and not self.cuda:
             problem = "torchrun has started this rank again, but with the store of the ranks that are gone"
             remedy = "restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun"
             raise ValueError(f"{problem}, for which it would wait; {remedy}")
