@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.files import NumberFile, read_json
+from common.files import read_json
+from common.number_file import NumberFile
 from configurator import made_by, nearest
 
 # The public pretokenised sets (those of llm.c and modded-nanogpt) have a header, which begins with this int32.
@@ -413,11 +414,10 @@ class TokenData:
     def eval_batch_rows(self, eval_rows: int):
         """(batch_size,) for each batch of `eval_batches`: the numbers of its rows in the corpus.
 
-        What fills up the last batch has the number of the batch's first row: any that is there will do.
+        What fills up the last batch has the number of the first row of all: any that is scored will do.
         """
         for first, n_real in self.eval_ranges(eval_rows):
-            # `first` may be behind the last row of the corpus
-            numbers = np.full(self.batch_size, self.corpus_row(min(first, self.n_rows - 1)))
+            numbers = np.full(self.batch_size, self.corpus_row(0))
             numbers[:n_real] = self.chosen(first, n_real)
             yield numbers
 

@@ -31,7 +31,8 @@ import numpy as np
 import torch
 
 from common.data import TokenData, read_meta
-from common.files import NumberFile, file_sha256, read_json
+from common.files import file_sha256, read_json
+from common.number_file import NumberFile
 from losses import Stored, check_tail
 
 FORMAT = 1

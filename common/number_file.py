@@ -1,0 +1,40 @@
+"""Files of numbers: token streams, and what is stored of teachers."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+class NumberFile:
+    """A file of numbers of one type, memory-mapped.
+
+    Behind the end of a mapped file that was cut while a run reads it there are zeros up to the end of a page, and then
+    a signal that kills without a word (SIGBUS). So each read looks at the size first, which takes a microsecond. A file
+    that is replaced by renaming another one, as prepare_data.py does, is read on as it was.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, start=0):
+        self.path = path
+        self.opened = os.stat(path)
+        # mmap refuses an empty range, but an empty shard is a valid one
+        if self.opened.st_size == start:
+            self.numbers = np.empty(0, dtype)
+        else:
+            self.numbers = np.memmap(path, dtype, mode="r", offset=start)  # behind the bytes of a header
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, first: int, n: int) -> np.ndarray:
+        """A view of numbers first … first + n - 1, fewer at the end. ValueError where the file was cut or grew."""
+        try:
+            now = os.stat(self.path)
+        # deleted or renamed: the mapping keeps it
+        except FileNotFoundError:
+            now = self.opened
+        is_same_file = (now.st_dev, now.st_ino) == (self.opened.st_dev, self.opened.st_ino)
+        if is_same_file and now.st_size != self.opened.st_size:
+            changed = f"had {self.opened.st_size:,} bytes when it was opened, and has {now.st_size:,} now"
+            raise ValueError(f"{self.path} {changed}; make it again, without a run that reads it, then resume")
+        return self.numbers[first : first + n]
