@@ -3,7 +3,7 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart report check test clean
+.PHONY: help quickstart report check test test-long clean
 .PHONY: study-babyllama study-babyllama-larger study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
 
 help:
@@ -18,7 +18,8 @@ help:
 	@echo "make study-onpolicy       does its own text teach a student more? (half an hour)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
-	@echo "make test         all tests (about 15 minutes on 2 cores)"
+	@echo "make test         all tests but the long ones (about 16 minutes on 2 cores)"
+	@echo "make test-long    every number of ranks, kind of kill and full disk (about 5 minutes)"
 	@echo "make clean        delete the quickstart's data and runs"
 
 .venv/done: requirements.txt requirements-dev.txt
@@ -33,7 +34,11 @@ check: .venv/done
 	$(RUN) -m pytest -n auto -m "not slow" tests
 
 test: .venv/done
-	$(RUN) -m pytest -n auto tests
+	$(RUN) -m pytest -n auto -m "not long" tests
+
+# the whole matrix of ranks, shares and kills, of which `make test` has a part
+test-long: .venv/done
+	$(RUN) -m pytest -n auto -m long tests
 
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl

@@ -25,6 +25,9 @@ TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_
         "--eval_interval=0", "--log_interval=1", "--device=cpu"]  # fmt: skip
 
 
+LONG = (pytest.mark.slow, pytest.mark.long)  # of a case, see pytest.ini
+
+
 class WarmPython:
     """Runs scripts in processes forked from one that has imported torch (tests/warm.py), one at a time."""
 

@@ -4,11 +4,21 @@ import json
 
 import pytest
 import torch
+from conftest import LONG
 from kills import differences, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["train", "distill", "cache_teacher", "prepare_data", "study"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "train",
+        "cache_teacher",
+        pytest.param("distill", marks=LONG),
+        pytest.param("prepare_data", marks=LONG),
+        pytest.param("study", marks=LONG),
+    ],
+)
 def test_what_is_killed_and_started_again_ends_with_the_same_bits(kind, tmp_path):
     """Three kinds are called distill."""
     kills = 6 if kind == "distill" else 2

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log, run_script, write_dataset
+from conftest import LONG, ROOT, TINY, read_log, run_script, write_dataset
 
 from common.checkpoint import RunLock, checkpoints, load_trainer_state
 from common.data import TokenData
@@ -37,7 +37,7 @@ def refusal(done) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+@pytest.mark.parametrize("script", ["train.py", pytest.param("distill.py", marks=LONG)])
 def test_a_disk_that_is_full_at_any_place_ends_in_one_line_and_loses_nothing(script):
     """tests/full_disk.py fills it at every place; here at some of them."""
     command = [sys.executable, ROOT / "tests/full_disk.py", f"--script={script}", "--every=9"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, environments, read_log, run_script, write_dataset
+from conftest import LONG, ROOT, TINY, environments, read_log, run_script, write_dataset
 from kills import descendants, differences
 
 from common.checkpoint import checkpoints
@@ -54,7 +54,9 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["two teachers", *(pytest.param(kind, marks=LONG) for kind in KINDS if kind != "two teachers")]
+)
 def test_ranks_share_a_step_and_its_losses_are_those_of_one(kind, models, dataset, tmp_path):
     """1, 2 and 4 ranks over 50 steps: every logged number but the gradient's norm is within 1e-5."""
     script, knobs, more = KINDS[kind]
@@ -102,7 +104,7 @@ def wait_for_steps(out_dir, steps, *processes):
     [
         ("train.py", 1, []),
         ("train.py", 2, []),
-        ("distill.py", 4, ["--weight_cos=0.5"]),
+        pytest.param("distill.py", 4, ["--weight_cos=0.5"], marks=LONG),
         ("distill.py", 2, ["--on_policy=0.5", "--prompt_tokens=4", "--response_tokens=4"]),
     ],
 )
@@ -257,7 +259,7 @@ def rank_of(pid: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [0, 1])
+@pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=LONG)])
 def test_a_rank_of_torchrun_is_killed_and_the_same_command_goes_on(restarts, dataset, tmp_path):
     """By hand, or by torchrun itself; what is lost is less than save_interval, and in the end nothing is."""
     out = tmp_path / "run"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, read_log, run_python, run_script
+from conftest import LONG, ROOT, TINY, read_log, run_python, run_script
 from safetensors.torch import load_file
 
 from common.pretrained import save_pretrained
@@ -57,7 +57,7 @@ def test_a_student_in_shares_trains_as_a_whole_one(ranks, more, start, tmp_path)
     check_logs(tmp_path / "one", tmp_path / "shares", "val", n=1)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=LONG)])
 def test_teachers_and_students_in_shares_give_the_losses_of_whole_ones(ranks, start, teacher, tmp_path):
     """Two teachers: a GPT that is wider than the student, and a LLaMA of its width whose head is not tied."""
     torch.manual_seed(0)
@@ -83,6 +83,7 @@ def test_shares_in_bfloat16_have_the_numbers_of_replicas(start, tmp_path):
     check_logs(tmp_path / "replicas", tmp_path / "shares", "train", "kl", "norm", n=10)
 
 
+@pytest.mark.long
 def test_compiled_blocks_of_shares_compute_the_same(start, tmp_path):
     more = ["--shard=True", "--eval_interval=2"]
     start("train.py", "eager", 2, *more, steps=4)
