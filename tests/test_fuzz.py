@@ -1,5 +1,6 @@
 """The fuzzer (tests/fuzz.py) on a few inputs of each kind, that it can find something, and what it has found so far."""
 
+import faulthandler
 import json
 import math
 import os
@@ -46,6 +47,8 @@ def write_elsewhere(folder, out):
 
 
 def crash(folder, out):
+    # pytest would print a page of frames
+    faulthandler.disable()
     os.abort()
 
 
