@@ -414,10 +414,11 @@ class TokenData:
     def eval_batch_rows(self, eval_rows: int):
         """(batch_size,) for each batch of `eval_batches`: the numbers of its rows in the corpus.
 
-        What fills up the last batch has the number of the first row of all: any that is scored will do.
+        What fills up the last batch has the number of the batch's first row, or in one of 0 rows that of the first row
+        of all: any that is scored will do.
         """
         for first, n_real in self.eval_ranges(eval_rows):
-            numbers = np.full(self.batch_size, self.corpus_row(0))
+            numbers = np.full(self.batch_size, self.corpus_row(first if n_real else 0))
             numbers[:n_real] = self.chosen(first, n_real)
             yield numbers
 
