@@ -168,7 +168,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")"""
     (tmp_path / "die.py").write_text(die)
     folders = [f"--dataset={dataset}", f"--out_dir={tmp_path / 'killed'}"]
     done = run_python(tmp_path / "die.py", *TINY, "--batch_size=2", "--max_steps=8", *folders, *more, ranks=2, ok=False)
-    assert done.returncode == 9
+    # 9, or the 2 of the other rank, whichever of the two is seen to end first
+    assert done.returncode in (9, 2) and max(read_log(tmp_path / "killed", "train")) < 7
     done = start("train.py", "killed", 2, "--init_from=auto", steps=8)
     assert "resume" in done.stdout and "step_000004" in done.stdout
     for label in ("train", "norm"):
