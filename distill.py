@@ -108,7 +108,7 @@ tokens_per_step = 0  # of all micro-steps and ranks; grad_accum_steps follows fr
 max_steps = 1000  # optimiser steps
 epochs = 0.0  # if over 0: max_steps is this many passes over train.bin, unless --max_steps alone is given by hand
 # Optimiser
-optimizer = "adamw"  # "adamw", or "muon" or "normuon" for the blocks' matrices and AdamW for the rest
+optimizer = "adamw"  # "adamw", or for the blocks' matrices "muon", "normuon" or "headmuon", and AdamW for the rest
 learning_rate = 1e-3  # the peak; 6e-4 for 124M parameters
 min_lr = 1e-4  # where the schedule ends; a tenth of the peak is customary
 warmup_steps = 50  # of linear warm-up

@@ -331,7 +331,7 @@ class GPTConfig:
 class GPTAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
+        self.hs = config.n_embd // config.n_head
         self.dropout = config.dropout
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # q, k, v of all heads in one
         self.c_proj = Linear(config.n_embd, config.n_embd)  # mixes what the heads found
@@ -339,9 +339,9 @@ class GPTAttention(nn.Module):
     def forward(self, x, rope, mask, cache):
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)  # (B, T, C) each
-        q = q.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
-        k = k.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
-        v = v.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, nh, T, hs)
+        q = q.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
+        k = k.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
+        v = v.view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs)
         # Queries and keys alone: the product of two turned vectors depends on the distance of their
         # positions. Values are not compared but passed on, and would arrive turned.
         if rope:

@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from common.muon import Muon, NorMuon
+from common.muon import HeadMuon, Muon, NorMuon
 from common.sharding import share_of
 
 # for the matrices of the blocks, beside AdamW for the rest
-MATRIX_OPTIMIZERS = {"muon": Muon, "normuon": NorMuon}
+MATRIX_OPTIMIZERS = {"muon": Muon, "normuon": NorMuon, "headmuon": HeadMuon}
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 
 # Moments that are not of the parameter's shape, and whole on every rank also where the ranks divide the parameter.
@@ -18,6 +18,7 @@ MOMENTS = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     Muon: {"momentum_buffer"},
     NorMuon: {"momentum_buffer", "row_squares"},
+    HeadMuon: {"momentum_buffer", "row_squares"},
 }
 
 
@@ -86,11 +87,32 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
     optimizers = []
     if muon_params:
-        optimizers.append(MATRIX_OPTIMIZERS[optimizer](muon_params, lr=learning_rate, weight_decay=weight_decay))
+        of_matrices = MATRIX_OPTIMIZERS[optimizer]
+        muon_groups = by_heads(model.h, muon_params) if of_matrices is HeadMuon else muon_params
+        optimizers.append(of_matrices(muon_groups, lr=learning_rate, weight_decay=weight_decay))
     if groups:
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
         optimizers.append(adamw)
     return optimizers
+
+
+def by_heads(blocks, matrices: list) -> list[dict]:
+    """The matrices of the blocks in groups, by where the heads lie in them: what HeadMuon takes."""
+    head_dim = blocks[0].attn.hs
+    # by identity, as == compares the numbers of two tensors
+    wanted = {id(p) for p in matrices}
+    groups = {"rows": [], "columns": [], "": []}
+    for name, p in blocks.named_parameters():
+        if id(p) not in wanted:
+            continue
+        heads = ""
+        if ".attn." in name:
+            # the output reads the heads side by side; queries, keys and values write them
+            heads = "columns" if name.endswith(".c_proj.weight") else "rows"
+        groups[heads].append(p)
+    # torch refuses a group without parameters
+    filled = {heads: params for heads, params in groups.items() if params}
+    return [{"params": params, "heads": heads, "head_dim": head_dim} for heads, params in filled.items()]
 
 
 def moment_shape(name: str, p: torch.Tensor) -> tuple:

@@ -79,7 +79,7 @@ def test_distill_without_distillation_is_train_bit_for_bit(args, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "headmuon"])
 @pytest.mark.parametrize("script", LOOPS)
 def test_ten_steps_equal_five_resumed_for_five_more(script, optimizer, args, tmp_path):
     more = [f"--optimizer={optimizer}", "--schedule=constant", "--dropout=0.1", "--eval_interval=5"]

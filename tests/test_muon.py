@@ -1,10 +1,12 @@
 """Muon, against float64 and against torch's own, which computes in bfloat16."""
 
+import numpy as np
 import pytest
 import torch
 
-from common.muon import COEFFICIENTS, ITERATIONS, Muon, NorMuon, orthogonalized
-from common.optim import load_optimizer_state
+from common.muon import COEFFICIENTS, ITERATIONS, POLAR_EXPRESS, HeadMuon, Muon, NorMuon, orthogonalized
+from common.optim import by_heads, load_optimizer_state
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 
 def matrices(*shapes, seed=0):
@@ -97,6 +99,97 @@ def test_normuon_by_hand():
     average = 0.95 * squares * scale + (second[0] / second[0].norm()).square().mean(1, keepdim=True)
     expected = second[0] / average.sqrt()
     torch.testing.assert_close(second[1] / second[1].norm(), expected / expected.norm(), rtol=1e-4, atol=1e-6)
+
+
+def best_odd_quintic(low, high):
+    """(a, b, c) and the error: a s + b s^3 + c s^5 nearest to 1 on low … high, by Remez's exchange.
+
+    The best has its largest error at four points, with alternating signs: both ends and its two extrema between.
+    """
+    points = low + (high - low) * (1 - np.cos(np.arange(4) * np.pi / 3)) / 2
+    for _ in range(30):
+        signs = (-1.0) ** np.arange(4)
+        equations = np.stack([points, points**3, points**5, signs], axis=1)
+        a, b, c, error = np.linalg.solve(equations, np.ones(4))
+        extrema = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a]).real))
+        points = np.array([low, *extrema, high])
+    return (a, b, c), abs(error)
+
+
+def test_polar_express_is_the_best_three_polynomials_can_do():
+    """Each is the best on the interval where the one before it ends, from 0.001 on (arXiv:2505.16932)."""
+    low, high = 0.001, 1.0
+    for given in POLAR_EXPRESS:
+        best, error = best_odd_quintic(low, high)
+        assert given == pytest.approx(best, abs=5e-5)
+        low, high = 1 - error, 1 + error
+    assert (low, high) == pytest.approx((0.14, 1.86), abs=1e-3)
+
+
+def by_hand(part):
+    """U S V^T -> U f(S) V^T in float64, f the three polynomials, of S divided by its norm."""
+    u, s, vt = torch.linalg.svd(part.double(), full_matrices=False)
+    s = s / s.norm()
+    for a, b, c in POLAR_EXPRESS:
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ vt
+
+
+def step_of(optimizer, p):
+    before = p.detach().clone()
+    optimizer.step()
+    return p.detach() - before
+
+
+@pytest.mark.parametrize("heads", ["rows", "columns", ""])
+def test_headmuon_takes_each_head_by_itself(heads):
+    """The first step of a matrix with four heads of 6: parts made orthogonal, rows of one norm, RMS 0.2 * lr."""
+    (p,) = matrices((24, 32) if heads == "rows" else (32, 24))
+    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(5))
+    if heads == "rows":
+        parts = p.grad.split(6, dim=0)
+        expected = torch.cat([by_hand(part) for part in parts], dim=0)
+    elif heads == "columns":
+        parts = p.grad.split(6, dim=1)
+        expected = torch.cat([by_hand(part) for part in parts], dim=1)
+    else:
+        expected = by_hand(p.grad)
+    group = {"params": [p], "heads": heads, "head_dim": 6}
+    step = step_of(HeadMuon([group], lr=0.01, weight_decay=0.0), p)
+    expected = -expected / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(step / step.norm(dim=1, keepdim=True), expected.float(), atol=1e-4, rtol=0)
+    assert step.square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=1e-3)
+
+
+def test_a_head_without_a_gradient_stays_and_disturbs_none():
+    (p,) = matrices((24, 32))
+    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(5))
+    p.grad[:6] = 0
+    group = {"params": [p], "heads": "rows", "head_dim": 6}
+    step = step_of(HeadMuon([group], lr=0.01, weight_decay=0.0), p)
+    assert not step[:6].any() and torch.isfinite(step).all() and (step[6:].norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("arch", ["gpt", "llama"])
+def test_the_heads_of_every_matrix_are_where_the_groups_say(arch):
+    if arch == "gpt":
+        model = GPT(GPTConfig(64, 16, n_layer=2, n_head=4, n_embd=32))
+        n_in_rows = 1  # queries, keys and values in one
+    else:
+        model = LLaMA(LLaMAConfig(64, 16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, head_dim=12))
+        n_in_rows = 3
+    model.h[1].mlp.c_fc.weight.requires_grad_(False)
+    trained = [p for p in model.h.parameters() if p.dim() == 2 and p.requires_grad]
+    groups = {group["heads"]: group for group in by_heads(model.h, trained)}
+    assert len(groups["rows"]["params"]) == 2 * n_in_rows and len(groups["columns"]["params"]) == 2
+    assert sum(len(group["params"]) for group in groups.values()) == len(trained)
+    head_dim = groups["rows"]["head_dim"]
+    assert head_dim == (8 if arch == "gpt" else 12)
+    assert all(len(p) % head_dim == 0 for p in groups["rows"]["params"])
+    # a head's columns of the output are what multiplies that head's values: without them the head says nothing
+    attention = model.h[0].attn
+    assert groups["columns"]["params"][0] is attention.c_proj.weight
+    assert attention.c_proj.weight.shape[1] == 4 * head_dim
 
 
 def test_a_state_of_muon_is_none_of_normuon():

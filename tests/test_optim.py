@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common.muon import Muon, NorMuon
+from common.muon import HeadMuon, Muon, NorMuon
 from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, stored_tensors
 from model import GPT, GPTConfig
 
@@ -20,7 +20,10 @@ def test_schedules_by_hand():
         rates("step")
 
 
-@pytest.mark.parametrize("name, matrices_by", [("adamw", torch.optim.AdamW), ("muon", Muon), ("normuon", NorMuon)])
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "muon": Muon, "normuon": NorMuon, "headmuon": HeadMuon}
+
+
+@pytest.mark.parametrize("name, matrices_by", OPTIMIZERS.items())
 def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(name, matrices_by):
     model, extra = GPT(GPTConfig(64, 16, 2, 2, 16)), torch.nn.Linear(16, 8, bias=False)
     optimizers = make_optimizers(model, name, 1e-3, 0.1, 0.9, 0.95, 1e-8, extra)
@@ -31,7 +34,7 @@ def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(name, matric
     by = {id(p): type(o) for o, _, p in groups}
     assert by[id(model.h[0].attn.c_attn.weight)] is matrices_by
     assert by[id(model.wte.weight)] is by[id(extra.weight)] is torch.optim.AdamW
-    with pytest.raises(ValueError, match="optimizer='sgd' is not one of adamw, muon, normuon"):
+    with pytest.raises(ValueError, match="optimizer='sgd' is not one of adamw, muon, normuon, headmuon"):
         make_optimizers(model, "sgd", 1e-3, 0.1, 0.9, 0.95, 1e-8)
 
 

@@ -15,7 +15,7 @@ from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 pytestmark = pytest.mark.slow
 
-MUON = ["--optimizer=normuon", "--grad_clip=0"]
+MUON = ["--optimizer=headmuon", "--grad_clip=0"]
 # a text is written before the first forward pass
 GPT_ARGS = ["--arch=gpt", "--grad_accum_steps=2", "--grad_clip=0.5", "--sample_interval=25"]
 # no width is a multiple of the ranks', so that some shares are smaller than others
@@ -48,7 +48,7 @@ def check_logs(one, other, *labels, n=50):
 
 
 @pytest.mark.parametrize(
-    "ranks, more", [(2, GPT_ARGS), (4, LLAMA_ARGS), (2, MUON)], ids=["gpt, tied", "llama, untied, 4 ranks", "normuon"]
+    "ranks, more", [(2, GPT_ARGS), (4, LLAMA_ARGS), (2, MUON)], ids=["gpt, tied", "llama, untied, 4 ranks", "headmuon"]
 )
 def test_a_student_in_shares_trains_as_a_whole_one(ranks, more, start, tmp_path):
     start("train.py", "one", 1, *more)
@@ -121,7 +121,7 @@ def shapes_of(value):
     return [shapes_of(item) for item in value] if isinstance(value, (list, tuple)) else type(value)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "normuon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "headmuon"])
 def test_a_checkpoint_of_shares_is_that_of_one_rank(optimizer, start, tmp_path):
     more = [f"--optimizer={optimizer}", "--eps=1e-4"]
     start("distill.py", "one", 1, *more, steps=3)

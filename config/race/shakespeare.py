@@ -9,17 +9,18 @@ block_size = 64
 
 arch = "llama"
 n_layer, n_head, n_embd = 4, 4, 128
+qk_norm = True
 
 batch_size = 12  # 768 tokens a step, as in nanoGPT's example for CPUs
-max_steps = 500  # where the rate ends at 0 when the loss is reached
+max_steps = 200  # where the rate ends at 0 when the loss is reached
 
-optimizer = "normuon"
+optimizer = "headmuon"
 learning_rate = 1e-2
 min_lr = 0.0
-warmup_steps = 25
+warmup_steps = 10
 schedule = "linear"
 
-eval_interval = 25
+eval_interval = 10
 eval_rows = 256
 save_interval = 0
 keep_best = False
