@@ -7,7 +7,7 @@ RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was sto
 .PHONY: study-babyllama study-babyllama-larger study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
 
 help:
-	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 8 minutes on 2 cores)"
+	@echo "make quickstart   prepare data, train a teacher, distil it, compare with no teacher (about 4 minutes on 2 cores)"
 	@echo "studies of CORPUS=<folder>, each with a page in studies/, on 2 cores:"
 	@echo "make study-babyllama      does it distil? (under 2 hours)"
 	@echo "make study-babyllama-larger   the same with four times the text and the parameters (under 2 hours)"
@@ -43,7 +43,7 @@ test-long: .venv/done
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl
 	$(RUN) sample.py --model=$(Q)/forward_kl --prompt="def main():" --max_tokens=120
-	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png --curve=choices.jsonl --chance=0.25 \
+	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png \
 		--labels="teacher,student alone,student <- forward KL,student <- reverse KL"
 
 data/stdlib/meta.json: | .venv/done

@@ -85,7 +85,7 @@ def call(module: str, *args: str) -> dict:
 def table(results: dict[str, list[dict]], target: float) -> str:
     """A line for each runner: medians over the seeds, and how many times sooner than the first it was, seed by seed."""
     head = f"{'to ' + format(target, 'g') + ' nats/token':<24}{'seconds':>10}{'steps':>8}{'tokens/s':>10}{'TFLOP':>8}"
-    lines = [head + f"{'val':>9}{'times sooner':>15}"]
+    lines = [head + f"{'val':>9}{'times sooner':>19}"]
     first = next(iter(results.values()))
     for runner, runs in results.items():
         columns = {name: statistics.median(run[name] for run in runs) for name in ("seconds", "steps", "flops", "val")}
@@ -99,6 +99,6 @@ def table(results: dict[str, list[dict]], target: float) -> str:
             sooner = "not reached"
         lines.append(
             f"{runner:<24}{columns['seconds']:10.1f}{columns['steps']:8.0f}{speed:10,.0f}{columns['flops'] / 1e12:8.2f}"
-            f"{columns['val']:9.4f}{sooner:>15}"
+            f"{columns['val']:9.4f}{sooner:>19}"
         )
     return "\n".join(lines)

@@ -117,13 +117,13 @@ def does_the_stage_hurt(results: Results) -> str:
 
 def does_reverse_hurt(results: Results) -> str:
     """The recipe as published against its start and both controls."""
-    says = {"higher": "worse", "lower": "better", "not significant": "no different measurably"}
+    says = {"higher": "worse than", "lower": "better than", "not significant": "not measurably different from"}
     verdicts = {reference: says[compared(results, TEST, "reverse", reference)] for reference in CHECKED}
     return (
         "**Does reverse KL alone, as published, make the student worse?** By the test loss it ends "
-        f"{verdicts['start']} than its start ({against(results, TEST, 'reverse', 'start')}), "
-        f"{verdicts['ce']} than cross-entropy on the same tokens ({against(results, TEST, 'reverse', 'ce')}), "
-        f"{verdicts['ce_flops']} than cross-entropy of the same FLOPs "
+        f"{verdicts['start']} its start ({against(results, TEST, 'reverse', 'start')}), "
+        f"{verdicts['ce']} cross-entropy on the same tokens ({against(results, TEST, 'reverse', 'ce')}), "
+        f"{verdicts['ce_flops']} cross-entropy of the same FLOPs "
         f"({against(results, TEST, 'reverse', 'ce_flops')})."
     )
 
