@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from common.muon import orthogonalized
+from common.muon import HeadMuon, orthogonalized
 from model import attend
 
 
@@ -90,8 +90,8 @@ def attend_expanded(q, k, v, mask=None):
 def compare_muon(run, n_turns: int) -> dict:
     """Making the gradients of 4 LLaMA blocks of width 192 orthogonal: {case: {version: median seconds}}.
 
-    As common/muon.py does it, all matrices of one shape together; one matrix at a time; and one at a
-    time in bfloat16 whatever the device, as torch.optim.Muon.
+    As common/muon.py does it, all matrices of one shape together; as its HeadMuon, the square ones in six heads; one
+    matrix at a time; and one at a time in bfloat16 whatever the device, as torch.optim.Muon.
     """
     torch.manual_seed(0)
     # the quickstart's teacher: query, key, value, output; gate, up; down
@@ -102,6 +102,11 @@ def compare_muon(run, n_turns: int) -> dict:
         "4 of 192 x 512": torch.randn(n_blocks, 192, 512, device=run.device),
     }
 
+    def as_headmuon(stacked):
+        # of the square ones a quarter is columns of heads, which takes as long
+        heads = "rows" if stacked.size(1) == stacked.size(2) else ""
+        return headmuon.orthogonal(stacked, {"heads": heads, "head_dim": 32})
+
     def one_at_a_time(stacked):
         return [orthogonalized(matrix[None]) for matrix in stacked]
 
@@ -109,7 +114,13 @@ def compare_muon(run, n_turns: int) -> dict:
         return [torch.optim._muon._zeropower_via_newtonschulz(matrix, *settings) for matrix in stacked]
 
     settings = ((3.4445, -4.7750, 2.0315), 5, 1e-7)
-    versions = {"common/muon.py": orthogonalized, "one at a time": one_at_a_time, "torch": as_torch}
+    headmuon = HeadMuon([torch.zeros(1, 1)], lr=0.0, weight_decay=0.0)
+    versions = {
+        "common/muon.py": orthogonalized,
+        "headmuon": as_headmuon,
+        "one at a time": one_at_a_time,
+        "torch": as_torch,
+    }
     medians = {}
     for name, stacked in matrices.items():
         medians[name] = in_turns(lambda version, given=stacked: version(given), versions, n_turns, run)

@@ -71,7 +71,11 @@ def test_loader(dataset):
     "part, cases, versions",
     [
         ("gqa", ["training", "scoring", "generation"], ["model.py", "expanded"]),
-        ("muon", ["16 of 192 x 192", "8 of 512 x 192", "4 of 192 x 512"], ["common/muon.py", "one at a time", "torch"]),
+        (
+            "muon",
+            ["16 of 192 x 192", "8 of 512 x 192", "4 of 192 x 512"],
+            ["common/muon.py", "headmuon", "one at a time", "torch"],
+        ),
     ],
 )
 def test_operations(part, cases, versions):
