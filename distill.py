@@ -342,7 +342,7 @@ if state:
     flops_done = state.get("flops", rows_done * block_size * flops)
     own_text_values = state.get("own", {}) if on_policy else {}
     # starts anew if what the validation loss is of has changed
-    best = best_so_far(state, config)
+    best = best_so_far(state, config, train_data.identity)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
     restore(folder, state, config, optimizers, projections, teacher_names)
 # no row twice and none left out, also where a step now takes more rows than before, or fewer
@@ -356,7 +356,7 @@ if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
 if state:
-    run.say(f"resume {folder}", changes(state, config, run.world))
+    run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity))
     state = None  # the optimisers have copies of its tensors
 # from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal(run)
@@ -499,7 +499,8 @@ while step <= max_steps:
         # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
         # waits for a copy in host memory alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"bad_steps": bad_steps, "flops": flops_done, "own": own_text_values}
+        state |= {"data": train_data.identity, "bad_steps": bad_steps}
+        state |= {"flops": flops_done, "own": own_text_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         writer.save(raw_model, tokenizer, state)

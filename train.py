@@ -237,7 +237,7 @@ if state:
     bad_steps = state.get("bad_steps", 0)
     rows_done = state.get("rows", first_step * rows_per_step)
     # starts anew if what the validation loss is of has changed
-    best = best_so_far(state, config)
+    best = best_so_far(state, config, train_data.identity)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
     restore(folder, state, config, optimizers)
 # no row twice and none left out, also where a step now takes more rows than before, or fewer
@@ -251,7 +251,7 @@ if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
 if state:
-    run.say(f"resume {folder}", changes(state, config, run.world))
+    run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity))
     state = None  # the optimisers have copies of its tensors
 # from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal(run)
@@ -338,7 +338,7 @@ while step <= max_steps:
         # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
         # waits for a copy in host memory alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"bad_steps": bad_steps}
+        state |= {"data": train_data.identity, "bad_steps": bad_steps}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         writer.save(raw_model, tokenizer, state)
         saved_step = step

@@ -37,7 +37,7 @@ FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
 # Knobs whose change is no news when a run is resumed: they say which run that is.
 UNREPORTED = ("init_from", "out_dir")
 # With another of these the validation loss is of other rows.
-BEST_DEPENDS_ON = ("dataset", "block_size", "packing", "eval_rows")
+BEST_DEPENDS_ON = ("block_size", "packing", "eval_rows")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -178,6 +178,8 @@ def check_state(state: dict):
     lowest_loss, best_step = state.get("best", (math.inf, -1))
     if not isinstance(lowest_loss, float) or not isinstance(best_step, int):
         raise TypeError(f"best is {state['best']!r}")
+    if not isinstance(state.get("data", ""), str):
+        raise TypeError(f"data is {type(state['data']).__name__}")
     for name, value in state.get("own", {}).items():
         if not isinstance(value, float):
             raise TypeError(f"{name} of own text is {type(value).__name__}")
@@ -275,8 +277,11 @@ def check_teacher_order(folder: Path, old_teachers: str, teachers):
             )
 
 
-def changes(state: dict, config: dict, world: int) -> str:
-    """What a resumed run does differently from here on: "| learning_rate 0.001 -> 0.0005 | ranks 1 -> 2", or ""."""
+def changes(state: dict, config: dict, world: int, data: str) -> str:
+    """What a resumed run does differently from here on: "| learning_rate 0.001 -> 0.0005 | ranks 1 -> 2", or "".
+
+    data: the identity of its data set.
+    """
     old = state["config"]
     changed = []
     for key, value in config.items():
@@ -284,14 +289,24 @@ def changes(state: dict, config: dict, world: int) -> str:
             changed.append(f"| {key} {old[key]!r} -> {value!r}")
     if state.get("world", world) != world:
         changed.append(f"| ranks {state['world']} -> {world}")
+    # a folder of the same name may have been prepared anew
+    if config["dataset"] == old.get("dataset") and not is_same_data(state, config, data):
+        changed.append(f"| {config['dataset']} has other tokens than before")
     return " ".join(changed)
 
 
-def best_so_far(state: dict, config: dict) -> tuple[float, int]:
+def is_same_data(state: dict, config: dict, data: str) -> bool:
+    """Whether a run's data set, of this identity, is what it was; of older runs only the folder's name is known."""
+    if "data" in state:
+        return state["data"] == data
+    return state["config"].get("dataset") == config["dataset"]
+
+
+def best_so_far(state: dict, config: dict, data: str) -> tuple[float, int]:
     """(lowest validation loss, its step) of a resumed run; (inf, -1) where the loss is measured otherwise now."""
     old = state["config"]
     is_comparable = all(old.get(key) == config[key] for key in BEST_DEPENDS_ON)
-    if "best" in state and is_comparable:
+    if "best" in state and is_comparable and is_same_data(state, config, data):
         return tuple(state["best"])
     return (math.inf, -1)
 

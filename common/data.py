@@ -8,6 +8,8 @@ val.bin, val_<domain>.bin       held-out text, of all domains and perhaps of eac
 meta.json                       tokenizer, hash, vocab_size, eot, files, counts, source
 """
 
+import hashlib
+import json
 import math
 from functools import cached_property
 from pathlib import Path
@@ -299,6 +301,16 @@ class TokenData:
         n_rows = max(1, (n_tokens - self.T) // self.T)
         n_offsets = min(self.T, n_tokens - n_rows * self.T)
         return n_rows, n_offsets if random_offset else 1
+
+    @property
+    def identity(self) -> str:
+        """A hash of what meta.json says of the tokens of all splits: a data set made anew has another."""
+        of_tokens = {}
+        for key, value in self.meta.items():
+            # the files' own hashes, where prepare_data.py wrote them, and the counts in any case
+            if key in ("files", "tokenizer_hash") or key.endswith(COUNTS):
+                of_tokens[key] = value
+        return hashlib.sha256(json.dumps(of_tokens, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def domains(self) -> list[str]:

@@ -299,6 +299,24 @@ def test_the_best_checkpoint_stays_beside_the_newest(train, resume, tmp_path):
     assert "best val " in done.stdout and "at step 10" not in done.stdout
 
 
+@pytest.mark.slow
+def test_a_data_set_made_anew_is_said_and_has_a_best_of_its_own(train, resume, tmp_path):
+    data = write_dataset(tmp_path / "data", seed=1)
+    more = ["--schedule=constant", "--eval_interval=5", f"--dataset={data}"]
+    train("run", *more)
+    best = trainer_state(tmp_path / "run")["best"]
+    # the same tokens by another path are the same data set, of which nothing has to be said but the path
+    moved = data.rename(tmp_path / "moved")
+    done = resume("run", "--max_steps=11", "--eval_interval=0", "--learning_rate=0", f"--dataset={moved}")
+    assert "other tokens" not in done.stdout and f"| dataset '{data}' -> '{moved}'" in done.stdout
+    assert trainer_state(tmp_path / "run")["best"] == best
+    # other tokens by the same path are another one
+    write_dataset(moved, tokens=5000, seed=2)
+    done = resume("run", "--max_steps=12")
+    assert f"| {moved} has other tokens than before" in done.stdout
+    assert trainer_state(tmp_path / "run")["best"][1] == 12
+
+
 # ---------------------------------------------------------------------------------------------
 # what a run says and writes
 
