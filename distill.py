@@ -34,7 +34,7 @@ from common.checkpoint import (
 )
 from common.data import TokenData
 from common.generate import write_text
-from common.log import Log, eta, last_words
+from common.log import Log, eta, last_words, loss_as_sum
 from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, stored_tensors
 from common.own_text import check_own_text, own_micro_steps, parse_prompt_tokens, write_own_text
 from common.pretrained import (
@@ -204,15 +204,23 @@ has_teacher = weight_kl > 0 or weight_cos > 0 or weight_mse > 0
 if not (has_teacher or weight_ce):
     raise ValueError("weight_ce, weight_kl, weight_cos and weight_mse are all 0; nothing would be learnt")
 
-# what the KL is multiplied by, and how the log line spells it: "0.5*2^2"
-kl_factors = [f"{weight_kl:g}"]
+# what the KL is multiplied by
 kl_scale = weight_kl
+kl_factors = [f"{weight_kl:g}"]
 if t2_scale:
     kl_factors.append(f"{temperature:g}^2")
     kl_scale *= temperature**2
 if kl_norm == "sequence":
     kl_factors.append(f"{block_size}")
     kl_scale *= block_size
+# the terms that have a weight, as the log line spells it: "0.5*2^2" of the KL
+term_factors = {"ce": f"{weight_ce:g}"}
+if weight_kl:
+    term_factors["kl"] = "*".join(kl_factors)
+if weight_cos:
+    term_factors["cos"] = f"{weight_cos:g}"
+if weight_mse:
+    term_factors["mse"] = f"{weight_mse:g}"
 
 # a control, with all three weights at 0, has no teacher to learn from; init_layers may still take blocks of the first
 named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
@@ -652,24 +660,11 @@ while step <= max_steps:
         logged_step = step + 1
         logged_flops = flops_done
         logged_seconds = seconds
-        # the terms with their factors, so that the line adds up
-        kl_factor = "*".join(kl_factors)
-        shown_terms = []
-        logged = {"train": loss}
+        means = {}  # of the terms, over the data's tokens
         if own_share < 1:
-            ce, kld, cos, mse = (total / (1 - own_share) for total in data_sums)  # means over the data's tokens
-            logged |= {"ce": ce, "kl": kld, "cos": cos, "mse": mse}
-            shown = f"{weight_ce:g} ce {ce:.4f}"
-            if weight_kl:
-                shown += f" + {kl_factor} kl {kld:.4f}"
-            if weight_cos:
-                shown += f" + {weight_cos:g} cos {cos:.4f}"
-            if weight_mse:
-                shown += f" + {weight_mse:g} mse {mse:.4f}"
-            shown_terms.append(f"{1 - own_share:g} ({shown})" if own_share else shown)
-        if own_share:
-            shown_terms.append(f"{own_share:g}*{kl_factor} kl_own {own_text_values['kl_own']:.4f}")
-        log(step, **logged, lr=lr, norm=norm, **own_text_values)
+            means = {name: total / (1 - own_share) for name, total in zip(("ce", "kl", "cos", "mse"), data_sums)}
+        log(step, train=loss, **means, lr=lr, norm=norm, **own_text_values)
+        summands = loss_as_sum(term_factors, means, own_share, own_text_values)
         about_own_text = ""
         if own_text_values:
             about_own_text = (
@@ -677,7 +672,7 @@ while step <= max_steps:
             ).format(**own_text_values)
         own_text_values = {}
         run.say(
-            f"step {step}/{max_steps} | loss {loss:.4f} = {' + '.join(shown_terms)} | lr {lr:.2e} | norm {norm:.2f}"
+            f"step {step}/{max_steps} | loss {loss:.4f} = {summands} | lr {lr:.2e} | norm {norm:.2f}"
             f"{about_own_text} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
         )
     step += 1

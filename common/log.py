@@ -99,6 +99,21 @@ def start_wandb(out_dir: Path, project: str, first_step: int, config: dict):
 # for the terminal
 
 
+def loss_as_sum(factors: dict[str, str], means: dict[str, float], own_share: float, own_text: dict) -> str:
+    """The terms of a loss with their factors, so that the log line adds up: "0.1 ce 4.0222 + 0.9*1^2 kl 0.1621".
+
+    factors: of each term, as they are spelt. means: of each term, over the data's tokens. own_share: of the step's
+    micro-steps those on own text, of which own_text has kl_own: "0.75 (0.1 ce 4.0222 + …) + 0.25*0.9*1^2 kl_own 0.2".
+    """
+    summands = []
+    if own_share < 1:
+        of_data = " + ".join(f"{factor} {name} {means[name]:.4f}" for name, factor in factors.items())
+        summands.append(f"{1 - own_share:g} ({of_data})" if own_share else of_data)
+    if own_share:
+        summands.append(f"{own_share:g}*{factors['kl']} kl_own {own_text['kl_own']:.4f}")
+    return " + ".join(summands)
+
+
 def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, int], finished: bool) -> str:
     """Where a run saved, its best checkpoint, and the three commands that make sense next.
 
