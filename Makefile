@@ -43,7 +43,7 @@ test-long: .venv/done
 quickstart: $(Q)/teacher/summary.json $(Q)/alone/summary.json $(Q)/forward_kl/summary.json $(Q)/reverse_kl/summary.json
 	$(RUN) hellaswag.py --model=$(Q)/forward_kl --data=data/stdlib/choices.jsonl
 	$(RUN) sample.py --model=$(Q)/forward_kl --prompt="def main():" --max_tokens=120
-	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png \
+	$(RUN) plot.py --runs=$(Q)/teacher,$(Q)/alone,$(Q)/forward_kl,$(Q)/reverse_kl --out=$(Q)/loss.png --curve=choices.jsonl --chance=0.25 \
 		--labels="teacher,student alone,student <- forward KL,student <- reverse KL"
 
 data/stdlib/meta.json: | .venv/done

@@ -117,13 +117,23 @@ def best_odd_quintic(low, high):
 
 
 def test_polar_express_is_the_best_three_polynomials_can_do():
-    """Each is the best on the interval where the one before it ends, from 0.001 on (arXiv:2505.16932)."""
+    """Each is the best on the interval where the one before it ends, from 0.001 on, and 1 % more (arXiv:2505.16932)."""
     low, high = 0.001, 1.0
     for given in POLAR_EXPRESS:
-        best, error = best_odd_quintic(low, high)
+        best, error = best_odd_quintic(low, 1.01 * high)
         assert given == pytest.approx(best, abs=5e-5)
         low, high = 1 - error, 1 + error
-    assert (low, high) == pytest.approx((0.14, 1.86), abs=1e-3)
+    assert (low, high) == pytest.approx((0.136, 1.864), abs=1e-3)
+
+
+def test_polar_express_bears_the_rounding_of_bfloat16():
+    """A matrix of rank one has its singular value at the end of the interval, and rounding may push it over."""
+    values = np.geomspace(0.001, 1, 10_000)
+    for a, b, c in POLAR_EXPRESS:
+        # up, by the most that bfloat16's 8 bits round
+        values = values * (1 + 2**-8)
+        values = a * values + b * values**3 + c * values**5
+    assert 0.13 < values.min() and values.max() < 1.87
 
 
 def by_hand(part):
