@@ -332,7 +332,7 @@ def broken(dataset, tmp_path, name="broken", **meta):
         (["--lerning_rate=1"], "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         (["--n_layer=two"], "n_layer must be int"),
         (["config/nowhere.py"], "no config file 'config/nowhere.py'"),
-        (["--dataset=data/nowhere"], "data set data/nowhere is not there; first run: python prepare_data.py"),
+        (["--dataset=data/q_0_q"], "data set data/q_0_q is not there; first run: python prepare_data.py"),
         (["--n_head=3"], "n_embd=32 is not divisible by n_head=3"),
         (["--block_size=5000"], "4000 tokens, but one row needs block_size + 1 = 5001"),
         (["--batch_size=0"], "batch_size=0 is too small; it must be at least 1"),
