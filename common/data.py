@@ -310,6 +310,9 @@ class TokenData:
             # the files' own hashes, where prepare_data.py wrote them, and the counts in any case
             if key in ("files", "tokenizer_hash") or key.endswith(COUNTS):
                 of_tokens[key] = value
+        # without hashes two data sets may well have the same counts: only the folder tells them apart
+        if "files" not in self.meta:
+            of_tokens["folder"] = str(self.folder)
         return hashlib.sha256(json.dumps(of_tokens, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

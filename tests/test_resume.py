@@ -301,7 +301,7 @@ def test_the_best_checkpoint_stays_beside_the_newest(train, resume, tmp_path):
 
 @pytest.mark.slow
 def test_a_data_set_made_anew_is_said_and_has_a_best_of_its_own(train, resume, tmp_path):
-    data = write_dataset(tmp_path / "data", seed=1)
+    data = write_dataset(tmp_path / "data", seed=1, files={"train.bin": {"sha256": "1"}})
     more = ["--schedule=constant", "--eval_interval=5", f"--dataset={data}"]
     train("run", *more)
     best = trainer_state(tmp_path / "run")["best"]
@@ -311,10 +311,16 @@ def test_a_data_set_made_anew_is_said_and_has_a_best_of_its_own(train, resume, t
     assert "other tokens" not in done.stdout and f"| dataset '{data}' -> '{moved}'" in done.stdout
     assert trainer_state(tmp_path / "run")["best"] == best
     # other tokens by the same path are another one
-    write_dataset(moved, tokens=5000, seed=2)
+    write_dataset(moved, seed=2, files={"train.bin": {"sha256": "2"}})
     done = resume("run", "--max_steps=12")
     assert f"| {moved} has other tokens than before" in done.stdout
     assert trainer_state(tmp_path / "run")["best"][1] == 12
+
+
+def test_without_hashes_data_sets_of_the_same_counts_are_told_apart_by_their_folders(tmp_path):
+    folders = [write_dataset(tmp_path / "one"), write_dataset(tmp_path / "other")]
+    one, other = (TokenData(folder, "train", 16, seed=0, batch_size=2).identity for folder in folders)
+    assert one != other
 
 
 # ---------------------------------------------------------------------------------------------
