@@ -437,29 +437,36 @@ def split_batch(config, world: int) -> tuple[int, int]:
     return micro_steps, tokens_per_step
 
 
-def check_memory(run: Runtime, model, batch_size: int, block_size: int, shard=False):
+def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=False):
     """ValueError when a step cannot fit into the memory of the device, before it takes minutes to find out.
 
-    A lower bound: what it refuses cannot run, but what it lets pass may still be too large. shard: the ranks divide
-    the model.
+    A lower bound: what it refuses cannot run, but what it lets pass may still be too large. It needs the shape alone
+    (a GPTConfig or LLaMAConfig), so that a model which would take all memory need not be made to be refused.
+    shard: the ranks divide the model.
     """
+    # the embedding; of each block what every one has: query and output matrices, and two of the MLP
+    head_dim = getattr(shape, "head_dim", shape.n_embd // shape.n_head)  # a GPTConfig has no other
+    attention = 2 * shape.n_embd * shape.n_head * head_dim
+    mlp = 2 * shape.n_embd * shape.n_inner
+    n_params = shape.vocab_size * shape.n_embd + shape.n_layer * (attention + mlp)
     # parameters, gradients and AdamW's two moments, of 4 bytes each
-    weights = 4 * 4 * model.n_params()
+    weights = 4 * 4 * n_params
     if shard:
         weights /= run.world
     # Of each block's activations only what backward must keep whatever the compiler recomputes: 4 vectors of n_embd
     # and 1 of n_inner for each token.
-    shape = model.config
     numbers_per_token = shape.n_layer * (4 * shape.n_embd + shape.n_inner)
     activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
     needed = weights + activations
     memory = device_memory(run)
     if memory and needed > memory:
         rows = f"batch_size={batch_size} rows of block_size={block_size}"
+        remedy = "lower batch_size and raise grad_accum_steps (or set tokens_per_step)"
+        if weights > memory:
+            remedy = "lower n_layer or n_embd, or divide the model among more ranks with shard"
         raise ValueError(
-            f"a step needs at least {needed / 1e9:,.1f} GB, {activations / 1e9:,.1f} of them for {rows}, but "
-            f"{run.device} has {memory / 1e9:,.1f} GB; lower batch_size and raise grad_accum_steps (or set "
-            "tokens_per_step)"
+            f"a step needs at least {needed / 1e9:,.1f} GB, {weights / 1e9:,.1f} of them for weights, gradients and "
+            f"moments and {activations / 1e9:,.1f} for {rows}, but {run.device} has {memory / 1e9:,.1f} GB; {remedy}"
         )
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from conftest import run_script, write_dataset
 
+from common import runtime
 from common.runtime import Runtime, check_memory, device_memory
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 
 def test_an_apple_gpu_computes_in_float32_and_uncompiled(monkeypatch):
@@ -27,9 +29,50 @@ def test_an_apple_gpu_computes_in_float32_and_uncompiled(monkeypatch):
 
 def test_what_cannot_fit_into_memory_is_refused_and_what_may_fit_is_not():
     run = Runtime("cpu", keep_memory=False)
-    model = GPT(GPTConfig(64, 16, 2, 2, 16))
+    shape = GPTConfig(64, 16, 2, 2, 16)
     per_token = 2 * (4 * 16 + 64) * 4  # layers * (4 n_embd + n_inner) * bytes of float32
     most = device_memory(run) // (16 * per_token)
-    check_memory(run, model, batch_size=most // 2, block_size=16)
+    check_memory(run, shape, batch_size=most // 2, block_size=16)
     with pytest.raises(ValueError, match=r"a step needs at least .* GB; lower batch_size"):
-        check_memory(run, model, batch_size=most + 1, block_size=16)
+        check_memory(run, shape, batch_size=most + 1, block_size=16)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        GPTConfig(64, 16, 2, 2, 16),
+        LLaMAConfig(64, 16, 2, 2, n_kv_head=1, n_embd=16),
+        LLaMAConfig(64, 16, 2, 2, n_embd=16, head_dim=2, tie_word_embeddings=False),
+    ],
+)
+def test_the_weights_that_are_counted_are_fewer_than_those_of_the_model(shape, monkeypatch):
+    """A bound from below, from the shape alone: with a byte less than that it is refused."""
+    run = Runtime("cpu", keep_memory=False)
+    made = GPT(shape) if isinstance(shape, GPTConfig) else LLaMA(shape)
+    least = []
+
+    def memory(run):
+        return least[-1]
+
+    monkeypatch.setattr(runtime, "device_memory", memory)
+    for share, fits in ((1.0, True), (0.5, False)):
+        least.append(16 * made.n_params() * share)
+        if fits:
+            check_memory(run, shape, batch_size=0, block_size=16)
+        else:
+            with pytest.raises(ValueError, match="GB; lower n_layer or n_embd, or divide the model"):
+                check_memory(run, shape, batch_size=0, block_size=16)
+
+
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_a_model_that_is_far_too_large_is_refused_before_it_is_made(script, tmp_path):
+    """Made first, it would take all of the memory, and the system would end it without a word."""
+    data = write_dataset(tmp_path / "data")
+    arguments = [f"--dataset={data}", f"--out_dir={tmp_path / 'out'}", "--n_layer=100000", "--n_embd=12288"]
+    if script == "distill.py":
+        arguments += ["--weight_kl=0"]
+    result = run_script(script, *arguments, ok=False)
+    assert result.returncode == 2
+    assert "GB; lower n_layer or n_embd" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list((tmp_path / "out").glob("step_*"))
