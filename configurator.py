@@ -25,6 +25,8 @@ KINDS = (bool, int, float, str)
 HELP = ("-h", "--help")
 COMMAND_LINE = "command line"
 SHOWN = 1000  # characters of an error's line at its beginning, and at its end
+# What else went wrong when an error ends a script: functions that return a text for its line, or "" for nothing.
+ALSO_WRONG = []
 # They say which run is resumed, so that they cannot come from it.
 NEVER_STORED = ("init_from", "out_dir")
 # What the same knobs are called in nanoGPT and in Hugging Face's trainers.
@@ -448,11 +450,23 @@ def one_line(kind, error, trace):
         sys.exit(128 + signal.SIGINT)
     # A ValueError out of a library is most likely our mistake, whose place the traceback shows.
     if issubclass(kind, OSError) or (issubclass(kind, ValueError) and is_raised_here(trace)):
-        # The name of a file may hold line ends, or codes that move the terminal's cursor.
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+        text = "; ".join([printable(error), *others_of(error)])
         print(f"{script}: {shortened(text)}", file=stderr, flush=True)
         sys.exit(2)
     sys.__excepthook__(kind, error, trace)
+    for text in others_of(error):
+        print(f"{script}: {text}", file=stderr, flush=True)
+
+
+def printable(text) -> str:
+    """On one line: the name of a file may hold line ends, or codes that move the terminal's cursor."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def others_of(error) -> list[str]:
+    """What went wrong besides this error, in words that differ from its own."""
+    texts = [printable(tell()) for tell in ALSO_WRONG]
+    return [text for text in texts if text and text != printable(error)]
 
 
 def shortened(text: str) -> str:

@@ -14,19 +14,18 @@ import contextlib
 import math
 import os
 import shutil
-import sys
 import threading
 from pathlib import Path
 
 import safetensors
 import torch
 
-from common.files import by_step, flush, lock
+from common.files import by_step, flush, lock, names_file
 from common.optim import load_optimizer_state
 from common.pretrained import weights_to_store, write_pretrained
 from common.sharding import share_of, whole
 from common.weight_files import DAMAGE
-from configurator import KINDS, nearest
+from configurator import ALSO_WRONG, KINDS, nearest
 
 # What trainer.pt must hold; later versions added the rest.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
@@ -340,7 +339,8 @@ class CheckpointWriter:
         self.writes = writes
         self.thread = None  # that writes; at most one
         self.error = None  # what stopped it
-        atexit.register(self.say_error)
+        # a run that ends by another error has not looked
+        ALSO_WRONG.append(self.last_error)
 
     def save(self, model, tokenizer, state: dict):
         """Copy a run to host memory, then write it as out_dir/step_NNNNNN in the background.
@@ -383,10 +383,11 @@ class CheckpointWriter:
             self.thread = None
         self.check()
 
-    def say_error(self):
-        """At exit: a run that ended for another reason has not looked."""
-        if self.error:
-            print(f"and {self.error}", file=sys.stderr, flush=True)
+    def last_error(self) -> str:
+        """What stopped the writing, "" if nothing did; waits for the end of what is being written."""
+        if self.thread:
+            self.thread.join()
+        return str(self.error or "")
 
 
 def on_host(value, keep=True):
@@ -412,8 +413,9 @@ def write_checkpoint(out_dir: Path, weights: dict, shape, tokenizer, state: dict
     for leftover in out_dir.glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        write_pretrained(unfinished, weights, shape, tokenizer)
-        torch.save(state, unfinished / "trainer.pt")
+        with names_file(unfinished):
+            write_pretrained(unfinished, weights, shape, tokenizer)
+            torch.save(state, unfinished / "trainer.pt")
         # Bytes and names must be on the disk before the folder has its name, should the power fail.
         for path in [*unfinished.iterdir(), unfinished]:
             flush(path)

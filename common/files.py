@@ -1,5 +1,6 @@
 """Small things about files that several parts need."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -58,10 +59,23 @@ def file_sha256(path: Path) -> str:
 # write
 
 
+@contextlib.contextmanager
+def names_file(path: Path):
+    """Within it an OSError says which file it is about: write() itself, on a full disk, does not."""
+    try:
+        yield
+    except OSError as error:
+        # one without a number is a sentence of ours
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_json(path: Path, content: dict):
     """Write `content` to a file that is either the old one or the new one, whenever the process is killed."""
     unfinished = path.with_name(path.name + ".writing")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with names_file(path):
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     # The new name must not reach the disk before the bytes, should the power fail.
     flush(unfinished)
     unfinished.replace(path)

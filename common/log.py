@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common.files import write_json
+from common.files import names_file, write_json
 
 # ---------------------------------------------------------------------------------------------
 # log.txt and what lies beside it
@@ -24,7 +24,8 @@ class Log:
         self.out_dir.mkdir(parents=True, exist_ok=True)
         path = self.out_dir / "log.txt"
         # Steps behind the checkpoint, which the run was killed after, would stand there twice.
-        path.write_text(earlier_lines(path, first_step), encoding="utf-8")
+        with names_file(path):
+            path.write_text(earlier_lines(path, first_step), encoding="utf-8")
         self.file = open(path, "a", encoding="utf-8")
         if wandb_project:
             self.wandb = start_wandb(self.out_dir, wandb_project, first_step, config)
@@ -33,15 +34,18 @@ class Log:
         if self.file:
             # 9 digits: a float32 can be told from its neighbours, so that equal logs mean equal runs.
             lines = [f"{step} {label} {value:.9g}\n" for label, value in values.items()]
-            self.file.write("".join(lines))
-            self.file.flush()
+            with names_file(self.file.name):
+                self.file.write("".join(lines))
+                self.file.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
 
     def sample(self, step: int, text: str):
         """Write out_dir/sample_NNNNNN.txt: a file for each step, so that resuming writes none twice."""
         if self.file:
-            (self.out_dir / f"sample_{step:06d}.txt").write_text(text + "\n", encoding="utf-8")
+            path = self.out_dir / f"sample_{step:06d}.txt"
+            with names_file(path):
+                path.write_text(text + "\n", encoding="utf-8")
 
     def summary(self, **values):
         """Write out_dir/summary.json: what a finished run took and reached; plot.py prints it as a table."""

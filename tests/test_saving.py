@@ -121,3 +121,49 @@ def test_a_failed_save_stops_the_run(dataset, tmp_path, steps):
     assert not (tmp_path / "run/summary.json").exists()
     run_script("train.py", f"--out_dir={tmp_path / 'run'}", "--init_from=resume")
     assert checkpoints(tmp_path / "run")[-1].name == f"step_{steps:06d}"
+
+
+BOTH_FAIL = """
+import sys, time
+sys.path.insert(0, {root!r})
+from configurator import end_in_one_line
+import common.checkpoint as checkpoint
+from common.files import names_file
+from common.tokenizer import ByteTokenizer
+from model import GPT, GPTConfig
+end_in_one_line()
+def fail(out_dir, weights, shape, tokenizer, state):
+    time.sleep(0.2)
+    with names_file(out_dir):
+        raise OSError(28, "No space left on device")
+checkpoint.write_checkpoint = fail
+writer = checkpoint.CheckpointWriter("run")
+model = GPT(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8))
+writer.save(model, ByteTokenizer(), dict(step=1))
+raise {error}
+"""
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        ('OSError(28, "No space left on device", "log.txt")', ["'log.txt'; [Errno 28] No space left on device: 'run'"]),
+        # the same words twice say nothing more
+        ('OSError(28, "No space left on device", "run")', ["No space left on device: 'run'"]),
+        # a mistake of ours has its traceback first
+        (
+            'RuntimeError("a mistake")',
+            ["RuntimeError: a mistake", "failing.py: [Errno 28] No space left on device: 'run'"],
+        ),
+    ],
+)
+def test_a_run_that_ends_by_an_error_tells_that_of_its_writer_on_the_same_line(error, expected, tmp_path):
+    """Which may come after it, while the checkpoint is still being written."""
+    failing = tmp_path / "failing.py"
+    failing.write_text(BOTH_FAIL.format(root=str(ROOT), error=error))
+    done = run_python(failing, ok=False, cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    if "OSError" in error:
+        assert done.returncode == 2 and len(lines) == 1
+    for line, end in zip(lines[-len(expected) :], expected, strict=True):
+        assert line.endswith(end)
