@@ -3,7 +3,8 @@ RUN = .venv/bin/python
 Q = out/quickstart
 RESUME = $(if $(wildcard $(@D)/step_*),--init_from=resume)  # a run that was stopped goes on
 
-.PHONY: help quickstart report check test test-long clean
+.PHONY: help quickstart report check test test-long clean study-distilgpt2-smaller study-distilpythia-smaller
+.PHONY: study-microlm-smaller
 .PHONY: study-babyllama study-babyllama-larger study-cache study-distilgpt2 study-distilpythia study-microlm study-onpolicy
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make study-distilpythia   why did the student get worse? (about an hour)"
 	@echo "make study-microlm        does reverse KL hurt, and where does it stop? (about an hour)"
 	@echo "make study-onpolicy       does its own text teach a student more? (half an hour)"
+	@echo "make study-<distilgpt2, distilpythia or microlm>-smaller   its main rows at half the width (20 minutes)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
 	@echo "make test         all tests but the long ones (about 15 minutes on 2 cores)"
@@ -74,6 +76,9 @@ study-cache study-microlm study-onpolicy: .venv/done
 
 study-babyllama-larger: .venv/done
 	$(RUN) -m studies.babyllama.larger --corpus=$(CORPUS) $(if $(EVAL),--eval_dir=$(EVAL))
+
+study-distilgpt2-smaller study-distilpythia-smaller study-microlm-smaller: .venv/done
+	$(RUN) -m studies.smaller --study=$(@:study-%-smaller=%) --corpus=$(CORPUS)
 
 # of every study that has published what its page is made of
 report: .venv/done

@@ -35,17 +35,17 @@ VOCAB_SIZE = read_config_file("config/babylm_medium/data.py")["vocab_size"]
 N_COPIED = len(read_config_file(f"{CONFIGS}/student.py")["init_layers"].split(","))  # blocks
 
 
-def forward_flops(n_layer: int) -> float:
+def forward_flops(n_layer: int, width: int) -> float:
     """Of one token, by the teacher or, of fewer blocks, a student."""
-    shape = {name: TEACHER_CONFIG[name] for name in ("block_size", "n_head", "n_embd")}
-    net = GPT(GPTConfig(vocab_size=VOCAB_SIZE, n_layer=n_layer, **shape))
+    shape = {name: TEACHER_CONFIG[name] for name in ("block_size", "n_head")}
+    net = GPT(GPTConfig(vocab_size=VOCAB_SIZE, n_layer=n_layer, n_embd=width, **shape))
     return net.flops_per_token(shape["block_size"])
 
 
-def equal_flops() -> float:
+def equal_flops(width=TEACHER_CONFIG["n_embd"]) -> float:
     """How many times the steps of a student its control can make with its FLOPs, the teacher's included."""
-    step = 3 * forward_flops(N_COPIED)  # backward is twice forward
-    return 1 + forward_flops(TEACHER_CONFIG["n_layer"]) / step
+    step = 3 * forward_flops(N_COPIED, width)  # backward is twice forward
+    return 1 + forward_flops(TEACHER_CONFIG["n_layer"], width) / step
 
 
 def weights(ce: float, kl: float, cos: float) -> tuple[str, ...]:

@@ -25,9 +25,13 @@ from studies.report import (
     trial_table,
     write_page,
 )
+from studies.second_size import section
 from studies.stats import bound, paired, significance
 
 HERE = Path("studies/distilgpt2")  # where it is written; the study runs in the repository's root
+# differences that the section on the second size follows
+PAIRS = [("three_short", "teacher"), ("three", "teacher"), ("three_short", "control_short")]
+PAIRS += [("three", "control"), ("three", "control_flops"), ("no_kl", "three")]
 
 TEST = Figure("test nats/token", lambda run: run.test)
 WIKITEXT = Figure("WikiText ppl", lambda run: run.metric("wikitext", "ppl"), ",.1f")
@@ -236,6 +240,7 @@ def fields(results: Results) -> dict:
         "short_tokens": results.table["three_short"][0].tokens,
         "flops_tokens": results.table["control_flops"][0].tokens / student.tokens,
         "read": teacher.tokens / student.tokens,
+        "smaller": section(results, PAIRS, student="three"),
         "runs": results.n_runs,
         "jobs": results.about["jobs"],
         "minutes": results.minutes,

@@ -24,7 +24,9 @@ class PythiaStudy(Study):
         if self.rows[run.row].script == "train.py" and not (folder / "summary.json").exists():
             # one that was interrupted begins anew: resumed it would no longer say what it began from
             shutil.rmtree(folder, ignore_errors=True)
-            shape = read_config_file(self.rows[run.row].config)
+            row = self.rows[run.row]
+            shape = read_config_file(row.config)
+            shape |= dict(override.removeprefix("--").split("=", 1) for override in row.overrides)
             knobs = [f"--{name}={shape[name]}" for name in ("n_layer", "n_head", "n_embd", "block_size", "dataset")]
             knobs += [f"--seed={run.seed}", f"--out_dir={self.fresh(run)}"]
             self.call(["-m", "studies.distilpythia.fresh", *knobs])

@@ -24,9 +24,13 @@ from studies.report import (
     seed_table,
     write_page,
 )
+from studies.second_size import section
 from studies.stats import bound, paired
 
 HERE = Path("studies/distilpythia")  # where it is written; the study runs in the repository's root
+# differences that the section on the second size follows
+PAIRS = [("published", "start"), ("no_mask", "start"), ("rate_10", "start"), ("rate_30", "start")]
+PAIRS += [("mended", "start"), ("mended", "control")]
 
 TEST = Figure("test nats/token", lambda run: run.test)
 # the logarithm, as perplexities of the seeds differ by factors; published: ln 420.70 - ln 140.81 = +1.09
@@ -253,6 +257,7 @@ def write_report(results: Results):
         "trials": trial_table(results),
         "teacher": results.table["teacher"][0].parameters / results.table["start"][0].parameters,
         "student": results.table["start"][0].parameters,
+        "smaller": section(results, PAIRS, student="start"),
         "runs": results.n_runs,
         "jobs": results.about["jobs"],
         "minutes": results.minutes,

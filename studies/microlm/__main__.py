@@ -28,9 +28,9 @@ CONFIGS = "config/microlm_small"
 SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")
 
 
-def forward_flops(config: str) -> float:
-    """Of a token, through the model of a config."""
-    knobs = read_config_file(f"{CONFIGS}/{config}.py")
+def forward_flops(config: str, **changed: int) -> float:
+    """Of a token, through the model of a config, or of one whose shape is changed."""
+    knobs = read_config_file(f"{CONFIGS}/{config}.py") | changed
     shape = {name: knobs[name] for name in SHAPE}
     return LLaMA(LLaMAConfig(vocab_size=2048, block_size=128, **shape)).flops_per_token(128)
 

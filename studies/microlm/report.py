@@ -25,9 +25,13 @@ from studies.report import (
     trial_table,
     write_page,
 )
+from studies.second_size import section
 from studies.stats import bound, mean_sd
 
 HERE = Path("studies/microlm")  # where it is written; the study runs in the repository's root
+# differences that the section on the second size follows
+PAIRS = [("ce", "start"), ("reverse", "start"), ("reverse_long", "start")]
+PAIRS += [("reverse", "ce"), ("reverse", "ce_flops"), ("forward", "reverse")]
 
 
 def score(head: str, file: str, name: str, form=".4f", factor=1.0) -> Figure:
@@ -252,6 +256,7 @@ def write_report(results: Results):
         "teacher": sizes["strong"] / sizes["start"],
         "share": results.table["start"][0].tokens / sizes["start"],
         "equal_flops": results.about["equal_flops"],
+        "smaller": section(results, PAIRS, student="start"),
         "runs": results.n_runs,
         "jobs": results.about["jobs"],
         "minutes": results.minutes,
