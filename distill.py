@@ -252,7 +252,8 @@ for name in teacher_names if cache is None else []:
     divide = run.shard if teacher_shard else None
     t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype), divide).requires_grad_(False)  # in eval mode
     check_fits(t, name, block_size, vocab_size)
-    teachers.append(t)
+    # blocks that gather their weights as they compute are not compiled
+    teachers.append(t if teacher_shard else run.compile(t, compile))
     run.say(f"teacher {name}: {t.n_params():,} parameters")
 
 # ---------------------------------------------------------------------------------------------

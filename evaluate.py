@@ -163,6 +163,6 @@ if __name__ == "__main__":
     json = False  # print one JSON object instead of a table
     device = "auto"  # "auto", "cpu" or "cuda"
     dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
-    compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
+    compile = "off"  # torch.compile: "on" takes a minute, and so pays for many minutes of questions; "auto": on CUDA
     config = configure(globals())
     main()

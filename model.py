@@ -88,7 +88,7 @@ def attend(q, k, v, mask=None, dropout=0.0):
 
 def reads_grouped_heads(q, mask):
     """Whether a fast kernel of torch's reads key/value heads that several query heads share."""
-    # On CUDA flash alone does. Without it torch would write out all scores, by plain matmuls, where
+    # On CUDA flash and cuDNN do. Without it torch would write out all scores, by plain matmuls, where
     # with expanded heads its memory-efficient kernel takes fp32 and masks.
     return not q.is_cuda or (mask is None and q.dtype in (torch.float16, torch.bfloat16))
 
@@ -189,6 +189,8 @@ class LanguageModel(nn.Module):
         ids = idx.new_full((idx.size(0), longest + n), 0 if eot is None else eot)
         in_prompt = torch.arange(longest, device=idx.device) < lengths  # (B, longest)
         ids[:, :longest] = idx[:, :longest].where(in_prompt, ids[:, :longest])
+        if uniforms is not None and idx.is_cuda:  # once, and not a column at a time
+            uniforms = uniforms.to(idx.device)
         if uniforms is not None:  # each to the position that it decides
             positions = (lengths + torch.arange(n, device=idx.device)).to(uniforms.device)  # (B, n)
             uniforms = uniforms.new_zeros(ids.shape).scatter(1, positions, uniforms)

@@ -34,7 +34,7 @@ def stream_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=
     model: in eval mode.
     """
     idx = torch.tensor([prompt_ids(tokenizer, prompt)], device=run.device)  # (1, T)
-    with run.autocast():
+    with run.autocast(), run.any_shape():
         # the head has padding beyond the tokenizer's ids, which it could not decode
         growing = model.stream(
             idx,

@@ -92,7 +92,7 @@ def write_own_text(
     B, T = x.shape
     lengths, uniforms = prompt_lengths_and_uniforms(x, y, first_row, seed, prompt_tokens, response_tokens)
     (prompts,) = run.to_device(x)
-    with run.autocast():
+    with run.autocast(), run.any_shape():
         ids = model.generate(
             prompts,
             response_tokens,

@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.sharding import check_trained, is_sharded, shard_module
 from configurator import COMMAND_LINE
@@ -48,8 +49,9 @@ class Runtime:
             torch.cuda.set_device(self.device)
         if keep_memory:
             keep_freed_memory()
-        # TF32 for what autocast leaves in fp32, on CUDA
-        torch.set_float32_matmul_precision("high")
+        # On CUDA "high" is TF32, three digits, for what autocast leaves in fp32. With dtype="float32" that would be
+        # every matmul, of a run that asked for seven digits.
+        torch.set_float32_matmul_precision("highest" if self.dtype is torch.float32 else "high")
         if self.world > 1:
             self.join_ranks()
 
@@ -65,7 +67,8 @@ class Runtime:
             remedy = "restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun"
             raise ValueError(f"{problem}, for which it would wait; {remedy}")
         try:
-            dist.init_process_group("nccl" if self.cuda else "gloo")
+            # With a device NCCL connects here, where it is told what went wrong, and not in the first exchange.
+            dist.init_process_group("nccl" if self.cuda else "gloo", device_id=self.device if self.cuda else None)
         except dist.DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = str(error).splitlines()[0]
@@ -120,15 +123,24 @@ class Runtime:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def any_shape(self):
+        """A context for attention whose shapes change from call to call, as they do while a text grows.
+
+        cuDNN, which newer torch prefers on CUDA, plans for each shape that it meets, some 30 ms each.
+        """
+        if not self.cuda:
+            return contextlib.nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
     def to_device(self, *tensors):
         """The tensors on the device."""
-        if not self.cuda:
-            return tuple(tensor.to(self.device) for tensor in tensors)
-        # From pinned memory the GPU copies by itself, and we need not wait until it has done what it is at.
-        return tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors)
+        return tuple(to_device(tensor, self.device) for tensor in tensors)
 
     def sum(self, *numbers) -> list[float]:
         """Each number (or scalar tensor) summed over the ranks, in float64."""
+        # nothing is on a device, for which we would have to wait
+        if self.world == 1 and not any(isinstance(number, torch.Tensor) for number in numbers):
+            return [float(number) for number in numbers]
         # Apple's GPUs have no float64.
         device = "cpu" if self.mps else self.device
         summands = []
@@ -186,7 +198,8 @@ class Runtime:
         if self.world == 1:
             return model
         device_ids = [self.device] if self.cuda else None
-        parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids)
+        # gradients lie in the buffers that are exchanged: else each would exist twice
+        parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
         if not self.cuda:
             parallel.register_comm_hook(self.world, average_each_gradient)
         return parallel
@@ -246,6 +259,14 @@ class Runtime:
             # What was deleted is still there if it is part of a cycle.
             gc.collect()
             dist.destroy_process_group()
+
+
+def to_device(tensor: torch.Tensor, device) -> torch.Tensor:
+    """The tensor on a device."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    # From pinned memory the GPU copies by itself, and we need not wait until it has done what it is at.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def gpus_found(n_gpus: int) -> str:

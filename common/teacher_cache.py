@@ -33,6 +33,7 @@ import torch
 from common.data import TokenData, read_meta
 from common.files import file_sha256, read_json
 from common.number_file import NumberFile
+from common.runtime import to_device
 from losses import Stored, check_tail
 
 FORMAT = 1
@@ -350,7 +351,7 @@ class TeacherCache:
 
     def stored(self, split: str, rows: np.ndarray, device) -> Stored:
         """The same as losses.py takes it, on a device."""
-        parts = {name: part.to(device) for name, part in self.read(split, rows).items()}
+        parts = {name: to_device(part, device) for name, part in self.read(split, rows).items()}
         if self.is_whole:
             return Stored(log_p=parts["log_probs"])
         # the last cell is all other ids together

@@ -211,7 +211,7 @@ def score_batch(model, rows: list[Row], width: int, vocab_size: int, run: Runtim
     """The number of a text (P,) and its log-probability, 1 and whether it is no hit (P, 3) for each scored position."""
     ids, positions, mask = batch(rows, width, run.device)
     places, targets, texts = scored_places(rows, width, run.device)  # (P,) each
-    with run.autocast():
+    with run.autocast(), run.any_shape():
         hidden = model(ids, hidden=True, positions=positions, mask=mask)  # (B, width, C)
     hidden = hidden.flatten(0, 1)[places]  # (P, C)
     weight = raw(model).lm_head.weight.to(run.dtype)
@@ -223,7 +223,7 @@ def compute_idly(model, n_passes: int, run: Runtime):
     """Make forward passes of one token, whose results nobody wants."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=run.device)
     for _ in range(n_passes):
-        with run.autocast():
+        with run.autocast(), run.any_shape():
             model(ids, hidden=True)
 
 

@@ -76,3 +76,28 @@ def test_a_model_that_is_far_too_large_is_refused_before_it_is_made(script, tmp_
     assert "GB; lower n_layer or n_embd" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not list((tmp_path / "out").glob("step_*"))
+
+
+def test_float32_is_no_tf32_and_what_bfloat16_leaves_in_fp32_may_be():
+    for dtype, precision in (("bfloat16", "high"), ("float32", "highest")):
+        Runtime("cpu", dtype, keep_memory=False)
+        assert torch.get_float32_matmul_precision() == precision
+
+
+def test_sums_of_numbers_alone_are_those_of_tensors():
+    run = Runtime("cpu", keep_memory=False)
+    numbers = [3, 0.1, True, 2**53]
+    assert run.sum(*numbers) == run.sum(*numbers, torch.tensor(1.0))[:-1] == [3.0, 0.1, 1.0, 2.0**53]
+    assert all(isinstance(number, float) for number in run.sum(*numbers))
+
+
+def test_attention_of_any_shape_on_a_gpu_is_not_by_cudnn():
+    """Which plans for each new shape. Here it is only what is allowed that can be tested."""
+    run = Runtime("cpu", keep_memory=False)
+    with run.any_shape():
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    run.cuda = True
+    with run.any_shape():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
