@@ -29,8 +29,11 @@ from common.checkpoint import (
     checkpoints,
     load_trainer_state,
     restore,
+    rows_so_far,
+    sections_of,
     starting_point,
     stored_knobs,
+    tokens_so_far,
 )
 from common.data import TokenData
 from common.generate import write_text
@@ -335,6 +338,7 @@ if weight_dtype == "bfloat16":
 # ranks as before; on another number of ranks, or on a GPU, to float tolerance.
 first_step = 0  # steps done
 rows_done = 0  # rows used
+tokens_done = 0  # of these rows
 flops_done = 0.0  # computed
 own_text_values = {}  # of the newest step with own text, until they are logged
 bad_steps = 0  # left out
@@ -344,13 +348,18 @@ best = (math.inf, -1)  # lowest validation loss so far, and its step
 state = load_trainer_state(folder, mmap=is_sharded(raw_model)) if init_from == "resume" else None
 student_flops = raw_model.flops_per_token(block_size)  # forward, of one token
 flops = 3 * student_flops  # backward is twice forward
-flops += sum(t.flops_per_token(block_size) for t in teachers)
+for t in teachers:
+    flops += t.flops_per_token(block_size)
+    # without the KL nobody asks for its logits: two for each weight of its head are left out
+    if not weight_kl:
+        flops -= 2 * t.lm_head.weight.numel()
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
     bad_steps = state.get("bad_steps", 0)
-    rows_done = state.get("rows", first_step * rows_per_step)
-    flops_done = state.get("flops", rows_done * block_size * flops)
+    rows_done = rows_so_far(state, config, tokens_per_step, train_data.n_rows)
+    tokens_done = tokens_so_far(state)
+    flops_done = state.get("flops", tokens_done * flops)
     own_text_values = state.get("own", {}) if on_policy else {}
     # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config, train_data.identity)
@@ -366,6 +375,7 @@ if eval_only:
 if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
+sections = sections_of(state, config, first_step, rows_done)
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity))
     state = None  # the optimisers have copies of its tensors
@@ -510,8 +520,9 @@ while step <= max_steps:
         # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
         # waits for a copy in host memory alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"data": train_data.identity, "bad_steps": bad_steps}
-        state |= {"flops": flops_done, "own": own_text_values}
+        state |= {"tokens": tokens_done, "epochs_done": rows_done / train_data.n_rows, "sections": sections}
+        state |= {"data": train_data.identity, "bad_steps": bad_steps, "flops": flops_done}
+        state |= {"own": own_text_values}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         writer.save(raw_model, tokenizer, state)
@@ -627,7 +638,7 @@ while step <= max_steps:
     is_bad = not math.isfinite(loss + norm)
     if is_bad:
         bad_steps += 1
-        where = report_bad_step(run, raw_model, train_data, tokenizer, out_dir, step, losses)
+        where = report_bad_step(run, raw_model, train_data, tokenizer, out_dir, step, losses, own_texts)
         what = f"step {step}: loss is {loss}, gradient norm {norm}; {where}"
         if bad_steps > max_bad_steps:
             raise ValueError(
@@ -638,6 +649,8 @@ while step <= max_steps:
         log(step, bad_steps=bad_steps)
     elif grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, total_norm)
+        if weight_dtype == "bfloat16":
+            round_to_bfloat16(p.grad for p in params if p.grad is not None)
 
     # --- step
     lr = learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps)
@@ -651,6 +664,7 @@ while step <= max_steps:
     if weight_dtype == "bfloat16":
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
+    tokens_done += tokens_per_step
     flops_done += tokens_per_step * flops + n_computed * student_flops
     step_seconds = time.perf_counter() - started
     seconds += step_seconds
@@ -685,7 +699,7 @@ while step <= max_steps:
 writer.wait()
 if last:
     log.summary(
-        parameters=raw_model.n_params(), steps=step, tokens=rows_done * block_size, seconds=seconds,
+        parameters=raw_model.n_params(), steps=step, tokens=tokens_done, seconds=seconds,
         flops=flops_done, val=val, bits_per_byte=val_data.bits_per_byte(val),
         best_val=best[0], best_step=best[1], config=config,
     )  # fmt: skip

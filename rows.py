@@ -3,8 +3,9 @@
     python rows.py --out_dir=out/run                       # of the steps whose loss stands out most
     python rows.py --out_dir=out/run --steps=1200,1340
 
-Rows are a function of the seed and the step, so that nothing about them has to be logged. The losses shown are those of
-the newest checkpoint that is not beyond the step (of the oldest one where all are). Of a step that learnt from the
+Rows are a function of a few knobs and the step, so that nothing about them has to be logged; what these knobs were at a
+step, also where a run was resumed with others, is in its newest checkpoint. The losses shown are those of the newest
+checkpoint that is not beyond the step (of the oldest one where all are). Of a step that learnt from the
 student's own text (distill.py --on_policy) these are the rows whose beginnings were its prompts.
 """
 
@@ -78,9 +79,16 @@ def checkpoint_for(step: int, saved: list[Path]) -> Path:
     return before[-1] if before else saved[0]
 
 
-def data_of(state: dict) -> TokenData:
-    """The rows of a run as one rank, from what its checkpoint says."""
-    knobs = state["config"]
+def section_of(step: int, state: dict) -> dict:
+    """The knobs with which a step's rows were read, and where they began, from the newest checkpoint's state."""
+    # older runs kept what they had at the end alone
+    at_the_end = [state["config"] | {"step": state["step"], "row": state["rows"]}]
+    sections = [section for section in state.get("sections", at_the_end) if section["step"] <= step]
+    return sections[-1] if sections else at_the_end[0]
+
+
+def data_of(knobs: dict) -> TokenData:
+    """The rows of a section of a run, as one rank."""
     data = TokenData(
         knobs["dataset"],
         "train",
@@ -92,7 +100,7 @@ def data_of(state: dict) -> TokenData:
         packing=knobs["packing"],
         random_offset=knobs["random_offset"],
     )
-    data.continue_at(state["step"], state["rows"])
+    data.continue_at(knobs["step"], knobs["row"])
     return data
 
 
@@ -109,9 +117,9 @@ def losses_of_rows(model, x, y, vocab_size: int, run) -> torch.Tensor:
     return torch.stack(losses).cpu()
 
 
-def show(step: int, folder: Path, run):
-    state = load_trainer_state(folder, mmap=True)
-    data = data_of(state)
+def show(step: int, folder: Path, newest: dict, run):
+    """folder: the checkpoint whose losses are shown; newest: the state of the newest one."""
+    data = data_of(section_of(step, newest))
     first, n = data.rows_of_step(step)
     if step < 0 or first < 0:
         raise ValueError(f"{folder} has no step {step} before it with rows of this size; leave it out")
@@ -129,5 +137,11 @@ saved = checkpoints(out_dir)
 if not saved:
     raise ValueError(f"{out_dir} has no checkpoint, which says what its rows were; out_dirs of train.py have")
 machine = Runtime(device, dtype)
+newest = load_trainer_state(saved[-1], mmap=True)
+logged, _ = read_log(out_dir).get("train", ([], []))
+# a run may have got beyond its newest checkpoint before it stopped
+n_steps = max([newest["step"], *(step + 1 for step in logged)])
 for step in wanted_steps():
-    show(step, checkpoint_for(step, saved), machine)
+    if step >= n_steps:
+        raise ValueError(f"{out_dir} has made {n_steps} steps, of which {step} is none; steps are counted from 0")
+    show(step, checkpoint_for(step, saved), newest, machine)

@@ -24,8 +24,11 @@ from common.checkpoint import (
     checkpoints,
     load_trainer_state,
     restore,
+    rows_so_far,
+    sections_of,
     starting_point,
     stored_knobs,
+    tokens_so_far,
 )
 from common.data import TokenData
 from common.generate import write_text
@@ -228,16 +231,21 @@ if weight_dtype == "bfloat16":
 # ranks as before; on another number of ranks, or on a GPU, to float tolerance.
 first_step = 0  # steps done
 rows_done = 0  # rows used
+tokens_done = 0  # of these rows
+flops_done = 0.0  # computed
 bad_steps = 0  # left out
 seconds = 0.0  # training time so far
 best = (math.inf, -1)  # lowest validation loss so far, and its step
 # with shard the tensors stay in the file until a rank takes its share
 state = load_trainer_state(folder, mmap=is_sharded(raw_model)) if init_from == "resume" else None
+flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 if state:
     first_step = state["step"]
     seconds = state["seconds"]
     bad_steps = state.get("bad_steps", 0)
-    rows_done = state.get("rows", first_step * rows_per_step)
+    rows_done = rows_so_far(state, config, tokens_per_step, train_data.n_rows)
+    tokens_done = tokens_so_far(state)
+    flops_done = state.get("flops", tokens_done * flops)
     # starts anew if what the validation loss is of has changed
     best = best_so_far(state, config, train_data.identity)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
@@ -252,6 +260,7 @@ if eval_only:
 if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
+sections = sections_of(state, config, first_step, rows_done)
 if state:
     run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity))
     state = None  # the optimisers have copies of its tensors
@@ -259,7 +268,6 @@ if state:
 stop = StopSignal(run)
 log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
 writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best, writes=run.is_main)
-flops = 3 * raw_model.flops_per_token(block_size)  # of one token; backward is twice forward
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
@@ -340,7 +348,8 @@ while step <= max_steps:
         # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
         # waits for a copy in host memory alone, which a thread writes while the steps go on.
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
-        state |= {"data": train_data.identity, "bad_steps": bad_steps}
+        state |= {"tokens": tokens_done, "epochs_done": rows_done / train_data.n_rows, "sections": sections}
+        state |= {"data": train_data.identity, "bad_steps": bad_steps, "flops": flops_done}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         writer.save(raw_model, tokenizer, state)
         saved_step = step
@@ -409,6 +418,8 @@ while step <= max_steps:
         log(step, bad_steps=bad_steps)
     elif grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, total_norm)
+        if weight_dtype == "bfloat16":
+            round_to_bfloat16(p.grad for p in params if p.grad is not None)
 
     # --- step
     lr = learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_steps)
@@ -422,6 +433,8 @@ while step <= max_steps:
     if weight_dtype == "bfloat16":
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
+    tokens_done += tokens_per_step
+    flops_done += tokens_per_step * flops
     step_seconds = time.perf_counter() - started
     seconds += step_seconds
 
@@ -443,8 +456,8 @@ while step <= max_steps:
 writer.wait()
 if last:
     log.summary(
-        parameters=raw_model.n_params(), steps=step, tokens=rows_done * block_size, seconds=seconds,
-        flops=rows_done * block_size * flops, val=val, bits_per_byte=val_data.bits_per_byte(val),
+        parameters=raw_model.n_params(), steps=step, tokens=tokens_done, seconds=seconds,
+        flops=flops_done, val=val, bits_per_byte=val_data.bits_per_byte(val),
         best_val=best[0], best_step=best[1], config=config,
     )  # fmt: skip
 log.close()

@@ -63,7 +63,12 @@ class Plan:
     def flops(self) -> float:
         """FLOPs per token, the teachers' forward passes included: what the loops' mfu counts, of own text at most."""
         block_size = self.config["block_size"]
-        teachers = sum(t.flops_per_token(block_size) for t in self.teachers)
+        teachers = 0.0
+        for t in self.teachers:
+            teachers += t.flops_per_token(block_size)
+            # without the KL its head computes nothing
+            if not self.config["weight_kl"]:
+                teachers -= 2 * t.lm_head.weight.numel()
         # before it learns from its own text the student writes it, which is a forward pass of prompts and responses
         writing = 0.0
         if self.config.get("on_policy"):

@@ -12,10 +12,11 @@ from common.data import TokenData
 from common.sharding import whole
 
 
-def report_bad_step(run, model, data: TokenData, tokenizer, out_dir: str, step: int, losses: list) -> str:
+def report_bad_step(run, model, data: TokenData, tokenizer, out_dir: str, step: int, losses: list, own_texts=()) -> str:
     """Say where a loss or gradient became infinite or NaN, and write the texts to out_dir/bad_step_NNNNNN.txt.
 
-    losses: of this rank's micro-steps, scalar tensors; data: what their rows are of. The ranks call it together, with
+    losses: of this rank's micro-steps, scalar tensors; data: what their rows are of, or where own_texts names the
+    micro-step the prompts of what the student went on with itself. The ranks call it together, with
     gradients as backward left them: clipping by a norm that is not finite would spread it to all of them.
     """
     bad_micro_steps = [i for i, loss in enumerate(losses) if not loss.isfinite()]
@@ -34,7 +35,10 @@ def report_bad_step(run, model, data: TokenData, tokenizer, out_dir: str, step: 
     file = Path(out_dir) / f"bad_step_{step:06d}.txt"
     if run.is_main:
         file.write_text(texts_of_rows(data, tokenizer, range(first, first + n)), encoding="utf-8")
-    return f"{what} rows {first} to {first + n - 1}, which are in {file}; {first_bad_parameter(model)}"
+    rows = f"rows {first} to {first + n - 1}, which are in {file}"
+    if own_texts:
+        rows += " (of some the student read the beginning alone, and its own text behind it)"
+    return f"{what} {rows}; {first_bad_parameter(model)}"
 
 
 def gather(value, world: int) -> list:

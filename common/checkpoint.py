@@ -29,14 +29,19 @@ from configurator import ALSO_WRONG, KINDS, nearest
 
 # What trainer.pt must hold; later versions added the rest.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
+# What each of its sections must hold, beside knobs.
+SECTION_NUMBERS = ("step", "row")
 # Its numbers, none of which is negative.
-STATE_NUMBERS = {"step": int, "rows": int, "world": int, "seconds": float, "flops": (int, float)}
+STATE_NUMBERS = {"step": int, "rows": int, "tokens": int, "world": int, "seconds": float}
+STATE_NUMBERS |= {"flops": (int, float), "epochs_done": (int, float)}
 # The optimiser's state is laid out by these: which parameters are trained, and how.
 FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
 # Knobs whose change is no news when a run is resumed: they say which run that is.
 UNREPORTED = ("init_from", "out_dir")
 # With another of these the validation loss is of other rows.
-BEST_DEPENDS_ON = ("block_size", "packing", "eval_rows")
+BEST_DEPENDS_ON = ("block_size", "packing", "random_offset", "eval_rows")
+# They say which rows a step reads.
+ROW_KNOBS = ("dataset", "seed", "block_size", "packing", "random_offset", "batch_size", "tokens_per_step")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -179,6 +184,12 @@ def check_state(state: dict):
         raise TypeError(f"best is {state['best']!r}")
     if not isinstance(state.get("data", ""), str):
         raise TypeError(f"data is {type(state['data']).__name__}")
+    for section in state.get("sections", []):
+        for key, value in section.items():
+            if not isinstance(key, str) or type(value) not in KINDS:
+                raise TypeError(f"{key} of its sections is {type(value).__name__}")
+        if any(not isinstance(section[key], int) or section[key] < 0 for key in SECTION_NUMBERS):
+            raise ValueError(f"a section of its rows begins at {[section[key] for key in SECTION_NUMBERS]}")
     for name, value in state.get("own", {}).items():
         if not isinstance(value, float):
             raise TypeError(f"{name} of own text is {type(value).__name__}")
@@ -308,6 +319,38 @@ def best_so_far(state: dict, config: dict, data: str) -> tuple[float, int]:
     if "best" in state and is_comparable and is_same_data(state, config, data):
         return tuple(state["best"])
     return (math.inf, -1)
+
+
+def tokens_so_far(state: dict) -> int:
+    """How many tokens a run has trained on."""
+    # older runs kept the rows alone
+    return state.get("tokens", state.get("rows", 0) * state["config"]["block_size"])
+
+
+def rows_so_far(state: dict, config: dict, tokens_per_step: int, n_rows: int) -> int:
+    """How many rows a run has used, as rows of the block_size and packing that it has now, n_rows an epoch."""
+    old = state["config"]
+    rows = state.get("rows", state["step"] * tokens_per_step // config["block_size"])
+    if all(old.get(key) == config[key] for key in ("block_size", "packing")):
+        return rows
+    # as many passes over the data: a row of another length is another share of an epoch
+    if "epochs_done" in state:
+        return round(state["epochs_done"] * n_rows)
+    return tokens_so_far(state) // config["block_size"]
+
+
+def sections_of(state: dict | None, config: dict, step: int, row: int) -> list[dict]:
+    """Which rows the steps of a run read: for each change of ROW_KNOBS the knobs, and the step and row they begin at.
+
+    step, row: where the run begins or continues. rows.py finds by these what was read before a run was resumed.
+    """
+    sections = []
+    if state:
+        sections = list(state.get("sections", []))
+    knobs = {name: config[name] for name in ROW_KNOBS}
+    if not sections or any(sections[-1].get(name) != value for name, value in knobs.items()):
+        sections.append({"step": step, "row": row, **knobs})
+    return sections
 
 
 def best_checkpoint(out_dir: Path) -> Path | None:

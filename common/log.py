@@ -22,6 +22,9 @@ class Log:
         if not writes:
             return
         self.out_dir.mkdir(parents=True, exist_ok=True)
+        # of a run that was finished, and now goes on
+        if config and first_step < config["max_steps"]:
+            (self.out_dir / "summary.json").unlink(missing_ok=True)
         path = self.out_dir / "log.txt"
         # Steps behind the checkpoint, which the run was killed after, would stand there twice.
         with names_file(path):
@@ -64,7 +67,11 @@ class Log:
 
 
 def earlier_lines(path: Path, first_step: int) -> str:
-    """The lines of a log for the steps before `first_step`."""
+    """The lines of a log for the steps before `first_step`.
+
+    Of a finished run that goes on, the evaluation at its end is not among them: the log is that of a run which was
+    never stopped.
+    """
     if first_step == 0 or not path.is_file():
         return ""
     # A kill may have cut the last line anywhere, "1234 train 5.1" to "12": only what ends in a line end is whole.

@@ -51,7 +51,8 @@ def find_model(where: str | Path) -> Path:
 
         best = best_checkpoint(folder.parent)
         if best is None:
-            raise FileNotFoundError(f"{folder.parent} has no checkpoint of its best step; it ran with keep_best=False")
+            reasons = "it ran with keep_best=False, or none of its steps was better than what it began from"
+            raise FileNotFoundError(f"{folder.parent} has no checkpoint of its best step: {reasons}")
         return best
     checkpoints = [path for path in by_step(folder) if (path / "config.json").is_file()]
     if checkpoints:

@@ -34,6 +34,7 @@ from common.data import TokenData, read_meta
 from common.files import file_sha256, read_json
 from common.number_file import NumberFile
 from common.runtime import to_device
+from configurator import COMMAND_LINE
 from losses import Stored, check_tail
 
 FORMAT = 1
@@ -372,6 +373,21 @@ def normalise(parts: dict[str, torch.Tensor]):
     parts["log_probs"] -= log_mass[:, None]
 
 
+def check_teachers_knobs(cache: TeacherCache, config: dict):
+    """ValueError where a run asks for teachers that compute or are mixed otherwise than those of its cache."""
+    given = getattr(config, "given", {})
+    made_with = cache.info["ensemble"]
+    if config["ensemble"] != made_with and len(cache.info["teachers"]) > 1:
+        if "ensemble" in given:
+            problem = f"{cache.folder} was made with ensemble={made_with!r}, not {config['ensemble']!r}"
+            raise ValueError(f"{problem}; leave it out, or make another cache")
+        # a default is not what was asked for: the checkpoint is to say what it was
+        config["ensemble"] = made_with
+    # a config file may have one for the teachers that the cache stands for
+    if given.get("teacher_dtype") == COMMAND_LINE:
+        raise ValueError(f"teacher_dtype is for models; that of {cache.folder} was given to cache_teacher.py")
+
+
 def open_cache(teacher_names: list[str], config: dict) -> TeacherCache | None:
     """The cache that a run of distill.py names as its teacher; None where its teachers are models.
 
@@ -396,5 +412,6 @@ def open_cache(teacher_names: list[str], config: dict) -> TeacherCache | None:
     cache = TeacherCache(caches[0])
     names = ("block_size", "packing", "random_offset", "temperature", "eval_rows")
     cache.check(config["dataset"], **{name: config[name] for name in names})
+    check_teachers_knobs(cache, config)
     check_tail(config["tail"], config["kl"], cache.info["top_k"], cache.info["draws"])
     return cache

@@ -22,6 +22,7 @@ class LoadedTask:
     pool: Path | None = None  # where they come from; None: from the file itself
     questions: list[Question] = field(default_factory=list)
     documents: list[Document] = field(default_factory=list)
+    cut_is_said: bool = False  # that some texts are too long for the model
 
 
 def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_COLUMNS) -> list[LoadedTask]:

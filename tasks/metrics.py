@@ -73,7 +73,12 @@ def headlines(tasks: list[LoadedTask], model, tokenizer, run: Runtime) -> dict[s
     values = {}
     # every rank calls this, as they share the questions of each task
     for loaded in tasks:
-        metrics = run_task(loaded, model, tokenizer, run)["metrics"]
+        result = run_task(loaded, model, tokenizer, run)
+        metrics = result["metrics"]
+        # once, as the same texts are scored again and again
+        if result.get("cut") and not loaded.cut_is_said:
+            run.say(f"{loaded.name}: {result['cut']:,} texts are beyond the model's positions; they lose their first")
+            loaded.cut_is_said = True
         labels = loaded.task.log_labels or {loaded.name: loaded.task.metrics[0]}
         for label, name in labels.items():
             values[label] = metrics[name].value
@@ -242,14 +247,15 @@ METRICS = {
 
 def score_documents(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0, bar="") -> dict:
     size = raw(model).config.block_size
-    stride = stride or size
+    # a window scores no more than it holds
+    stride = min(stride or size, size)
     # windows overlap where stride is smaller than they are: more context for each token, more to compute
     groups = []
     for document in loaded.documents:
         # so that the first token has something before it
         ids = [tokenizer.bos, *tokenizer.encode(document.seen)]
         # a group for each window: they are long, and share nothing
-        groups += [[window] for window in windows(ids, size, min(stride, size))]
+        groups += [[window] for window in windows(ids, size, stride)]
     sums, n_scored, _ = score(model, groups, tokenizer.vocab_size, run, progress=bar).T
     # of the whole text, in nats
     loss = -sums.sum()

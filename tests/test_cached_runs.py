@@ -122,11 +122,23 @@ def test_the_student_learns_from_a_cache(caches, distil, tmp_path):
         (["--tail=drop", "--kl=reverse"], "tail='drop' is for kl='forward'"),
         (["--eval_rows=16"], "--eval_rows=0"),
         (["--teacher_weights=1"], "teacher_weights is for models"),
+        (["--teacher_dtype=bfloat16"], "teacher_dtype is for models; that of "),
     ],
 )
 def test_what_does_not_go_with_a_cache_is_refused(keys, message, caches, distil, tmp_path):
     done = distil("no", caches("cell", *KINDS["cell"]), *keys, ok=False)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_a_cache_of_several_teachers_says_how_they_were_mixed(caches, distil, teacher, tmp_path):
+    both = caches("both", "--top_k=4", f"--teacher={teacher},{teacher}", "--ensemble=probs")
+    done = distil("no", both, "--ensemble=logits", ok=False)
+    assert done.returncode == 2 and "was made with ensemble='probs', not 'logits'" in done.stderr
+    # what nobody asked for is put right, so that the run's record is true
+    distil("run", both, "--max_steps=2")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["config"]["ensemble"] == "probs"
+    run_script("distill.py", f"--out_dir={tmp_path / 'run'}", "--init_from=resume", "--max_steps=3")
 
 
 @pytest.mark.slow

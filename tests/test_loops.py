@@ -17,12 +17,13 @@ import torch
 from conftest import ROOT, TINY, parameters, read_log, run_script, write_dataset
 from safetensors.torch import load_file
 
+from benchmarks.plan import make_plan
 from common.bpe import BPETokenizer, byte_characters, spec_of_merges
 from common.checkpoint import checkpoints
 from common.data import tokenizer_meta
 from common.pretrained import find_model, load_pretrained, save_pretrained
 from common.tokenizer import load_tokenizer
-from configurator import read_config_file
+from configurator import Config, read_config_file
 from head import COMPARED
 
 SHAPE = ("--n_layer=", "--n_head=", "--n_embd=")
@@ -291,6 +292,21 @@ def test_training_learns_and_a_student_learns_from_two_teachers(args, dataset, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weight_kl, head", [(1, 1), (0, 0)])
+def test_the_flops_are_of_what_is_computed(weight_kl, head, args, teacher, tmp_path):
+    """Without the KL the teacher's hidden states are asked for, and its head computes nothing; bench.py agrees."""
+    own = [f"--weight_kl={weight_kl}", "--weight_cos=0.5", "--max_steps=2"]
+    run_script("distill.py", *args("distill.py", "run", *own))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    student, taught = load_pretrained(tmp_path / "run"), load_pretrained(teacher)
+    per_token = 3 * student.flops_per_token(16) + taught.flops_per_token(16)
+    per_token -= 2 * (1 - head) * taught.lm_head.weight.numel()
+    assert summary["flops"] == pytest.approx(per_token * summary["tokens"], rel=1e-12)
+    plan = make_plan("distill.py", Config(summary["config"], given={}))
+    assert plan.flops == pytest.approx(per_token, rel=1e-12)
+
+
+@pytest.mark.slow
 def test_hellaswag_runs_inside_the_loops(args, tmp_path):
     rows = [{"ctx": "abc", "endings": ["d", "ef", "ghi", "jk"], "label": i % 4} for i in range(6)]
     for file in ("hellaswag/hellaswag_val.jsonl", "my_lines.jsonl"):
@@ -304,6 +320,18 @@ def test_hellaswag_runs_inside_the_loops(args, tmp_path):
     assert list(read_log(tmp_path / "run", "hella_sum")) == [0, 5, 10]
     assert read_log(tmp_path / "run", "my_lines.jsonl") == scores  # a file of HellaSwag's form, in its convention
     assert f"step 10/10 | hella {scores[10]:.4f} | hella_sum " in done.stdout
+    assert "texts are beyond" not in done.stdout
+
+
+@pytest.mark.slow
+def test_texts_that_are_too_long_for_the_model_are_said_once(args, tmp_path):
+    """12 of 20: three endings of four are longer than the 16 positions, whenever they are scored."""
+    rows = [{"ctx": "abc", "endings": ["d", "e" * 20, "g" * 30, "j" * 40], "label": 0}] * 4
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = [f"--eval_tasks={tmp_path / 'long.jsonl'}", "--eval_tasks_interval=5"]
+    done = run_script("train.py", *args("train.py", "run", *more), ranks=2)
+    line = "long.jsonl: 12 texts are beyond the model's positions; they lose their first\n"
+    assert done.stdout.count(line) == 1
 
 
 # ---------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def test_every_parameter_has_one_optimiser_and_vectors_do_not_decay(name, matric
         make_optimizers(model, "sgd", 1e-3, 0.1, 0.9, 0.95, 1e-8)
 
 
-def test_rounding_gives_the_numbers_of_a_bfloat16_model():
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+def test_rounding_gives_the_numbers_of_a_bfloat16_model(clip):
     """Weights and moments are bit for bit those of torch's AdamW on bfloat16 parameters, over ten steps."""
     torch.manual_seed(0)
     knobs = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.1, "fused": True}
@@ -51,6 +52,13 @@ def test_rounding_gives_the_numbers_of_a_bfloat16_model():
         true.grad = gradient.bfloat16()
         ours.grad = gradient.clone()
         round_to_bfloat16([ours.grad])
+        if clip:
+            norm = torch.nn.utils.get_total_norm([ours.grad])
+            assert norm > clip
+            for p in (true, ours):
+                torch.nn.utils.clip_grads_with_norm_([p], clip, norm)
+            # as the loops do: what is multiplied is rounded again
+            round_to_bfloat16([ours.grad])
         for optimizer in optimizers:
             optimizer.step()
         round_to_bfloat16(stored_tensors([ours], optimizers[1:]))

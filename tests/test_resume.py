@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from common.checkpoint import checkpoints
 from common.data import TokenData
 from common.log import earlier_lines
-from common.pretrained import find_model
+from common.pretrained import find_model, load_pretrained
 
 
 @pytest.fixture
@@ -425,6 +425,75 @@ def test_a_log_that_a_kill_cut_anywhere(tmp_path):
         kept = earlier_lines(path, first_step=12)
         assert whole.startswith(kept) and kept.count("\n") == min(2, whole[:end].count("\n"))
     assert earlier_lines(path, first_step=0) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_a_finished_run_that_goes_on(script, train, resume, teacher, dataset, tmp_path):
+    """It has no summary until it is finished again, and then the log of a run that was never stopped."""
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", "--max_steps=5", "--eval_interval=3"]
+    if script == "distill.py":
+        keys.append(f"--teacher={teacher}")
+    run_script(script, *keys)
+    # one step more is made and saved; the next would have a gradient of NaN
+    resume("run", "--max_steps=10", "--learning_rate=1e38", "--warmup_steps=0", script=script, ok=False)
+    assert not (tmp_path / "run/summary.json").exists()
+    shutil.rmtree(tmp_path / "run/step_000006", ignore_errors=True)
+    resume("run", "--max_steps=10", script=script)
+    assert list(read_log(tmp_path / "run", "val")) == [0, 3, 6, 9, 10]
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "distill.py"])
+def test_tokens_flops_and_epochs_where_rows_become_shorter(script, resume, teacher, dataset, tmp_path):
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}"]
+    if script == "distill.py":
+        keys.append(f"--teacher={teacher}")
+    run_script(script, *keys, "--max_steps=5")
+    before = json.loads((tmp_path / "run/summary.json").read_text())
+    resume("run", "--max_steps=10", "--block_size=8", script=script)
+    after = json.loads((tmp_path / "run/summary.json").read_text())
+    assert after["tokens"] == 2 * before["tokens"] == 2 * 5 * 64
+    # shorter rows have less attention, and nothing else
+    student = load_pretrained(tmp_path / "run")
+    models = [student] + ([load_pretrained(teacher)] if script == "distill.py" else [])
+    less = 0
+    for model, factor in zip(models, (3, 1)):
+        less += factor * (model.flops_per_token(16) - model.flops_per_token(8))
+    assert after["flops"] == pytest.approx(2 * before["flops"] - 5 * 64 * less) and less > 0
+    # as many passes over the data as were asked for, the 5 steps at another length counted
+    resume("run", "--epochs=2", script=script)
+    tokens = json.loads((tmp_path / "run/summary.json").read_text())["tokens"]
+    n_rows = {length: TokenData(str(dataset), "train", length, 0, 4).n_rows for length in (16, 8)}
+    share = 5 * 64 / (16 * n_rows[16])
+    assert tokens == pytest.approx(5 * 64 + (2 - share) * 8 * n_rows[8], abs=64)
+
+
+@pytest.mark.slow
+def test_rows_of_a_run_that_was_resumed_with_other_knobs(train, resume, dataset, tmp_path):
+    """rows.py shows those that each step has read, whatever the newest checkpoint's knobs are."""
+    train("run", "--max_steps=5")
+    resume("run", "--max_steps=10", "--grad_accum_steps=2", "--seed=5", "--keep_checkpoints=1")
+    assert len(checkpoints(tmp_path / "run")) == 1
+    for step, seed, first, n in ((3, 1337, 12, 4), (7, 5, 20 + 2 * 8, 8)):
+        done = run_script("rows.py", f"--out_dir={tmp_path / 'run'}", f"--steps={step}", "--rows=0", "--device=cpu")
+        data = TokenData(str(dataset), "train", 16, seed, 4)
+        for row in range(first, first + n):
+            start, _ = data.row_span(row)
+            assert f"--- row {row}: tokens {start} to " in done.stdout
+        assert done.stdout.count("--- row") == n
+    done = run_script("rows.py", f"--out_dir={tmp_path / 'run'}", "--steps=10", "--device=cpu", ok=False)
+    assert done.returncode == 2 and "has made 10 steps, of which 10 is none" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_best_loss_starts_anew_where_it_is_of_other_rows(train, resume, tmp_path):
+    """Rows of validation are cut at an offset of their own with random_offset."""
+    train("run", "--max_steps=5")
+    resume("run", "--max_steps=5", "--random_offset=False")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["best_val"] == summary["val"]
 
 
 # ---------------------------------------------------------------------------------------------
