@@ -1,5 +1,6 @@
 """The chunked head against a slow reference that has all logits at once, in float64, and autograd."""
 
+import doctest
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from head import blocks_to_write, chunked_head, compare
+import head as head_module
+from head import blocks_to_write, chunked_head, compare, equal_chunk, fastest_chunk
 from losses import Objective, divergence, loss_terms
 
 V, ROWS, C = 211, 256, 24  # the vocabulary, the rows of the padded head, the width of the student
@@ -351,3 +353,30 @@ def test_the_comparison_has_the_kl_that_is_trained_on(dtype, teacher_dtype):
     _, _, kl = chunked_head(hidden, weight, targets, 1, teachers, objective, vocab_size=V, dtype=dtype)
     got = compare((hidden, weight), teachers, targets, objective, vocab_size=V, dtype=dtype)
     close(got["forward_kl"], kl, 1e-6)
+
+
+def heads_of(*rows):
+    """Heads whose weights have so many rows, of no memory."""
+    return [(torch.empty(1, 8, device="meta"), torch.empty(n, 8, device="meta")) for n in rows]
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ((2048, 2048), 4224),  # a third of 52 million logits
+        ((16000, 16000), 512),  # no fewer, as long as they fit
+        ((50257, 50257), 512),
+        ((128000, 128000), 128),  # 52 million logits are 203 tokens
+    ],
+)
+def test_tokens_of_a_chunk_on_a_cpu(rows, expected):
+    assert fastest_chunk(heads_of(*rows)) == expected
+
+
+def test_chunks_of_one_size():
+    """A compiled body meets one shape, where the number of tokens has a divisor in reach."""
+    assert doctest.testmod(head_module).failed == 0
+    for N in (1, 7, 128, 1000, 16384):
+        for most in (1, 100, 4992):
+            chunk = equal_chunk(N, most)
+            assert 1 <= chunk <= most and (N % chunk == 0 or chunk == most)
