@@ -26,7 +26,7 @@ def section(first: Results, pairs: list[tuple[str, str]], student: str) -> str:
         f"The main rows once more, by models of half the width: the student has {sizes[0]:,} parameters in the place "
         f"of {sizes[1]:,}. Data, tokens and seeds are the same, and so are learning rates where no trials are shown.",
         comparison(second, first, pairs, sizes),
-        " ".join(direction(second, first, pair, sizes) for pair in pairs),
+        "\n".join(f"- {direction(second, first, pair, sizes)}" for pair in pairs),
         "A line through two sizes is a direction and no law; what it says beyond them is a guess, by the logarithm of "
         "the student's parameters.",
         mean_table(second, list(second.table), [TEST], [PARAMETERS, *cost_columns()]),
