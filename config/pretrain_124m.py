@@ -3,7 +3,7 @@
 # python train.py config/pretrain_124m.py
 # torchrun --standalone --nproc_per_node=8 train.py config/pretrain_124m.py
 # First: python prepare_data.py config/data_fineweb_edu.py
-# Hardware: one 80 GB GPU (14.7 GB used). Cost: 8.0e18 FLOPs, 5.6 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (13.8 GB used). Cost: 8.0e18 FLOPs, 5.6 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; MicroLM's passes HellaSwag 0.2955 (GPT-2 124M).
 
 out_dir = "out/pretrain_124m"

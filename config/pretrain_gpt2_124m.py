@@ -1,7 +1,7 @@
 # GPT-2 124M from scratch on OpenWebText, as nanoGPT trains it.
 # python train.py config/pretrain_gpt2_124m.py
 # First: python prepare_data.py config/data_openwebtext.py
-# Hardware: one 80 GB GPU (11.6 GB used). Cost: 2.4e20 FLOPs, 165 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (10.7 GB used). Cost: 2.4e20 FLOPs, 165 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; nanoGPT reports a val loss of 2.85 after 600,000 steps.
 
 out_dir = "out/gpt2_124m"

@@ -2,7 +2,7 @@
 # python distill.py config/rkld_olmo.py
 # First: config/pretrain_124m.py on data made with OLMo's tokenizer. Another one is refused, although GPT-2's padded
 #        head and OLMo's are both 50,304 wide. The teacher is downloaded once.
-# Hardware: one 80 GB GPU (13.9 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (13.1 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; MicroLM reports that it hurt the student.
 
 out_dir = "out/rkld_olmo"

@@ -277,6 +277,7 @@ CACHE_KNOBS = {
     "weight_cos": 0.0,
     "weight_mse": 0.0,
     "teacher_weights": "",
+    "ensemble": "logits",
 }
 
 

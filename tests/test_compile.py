@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -190,7 +191,10 @@ def test_both_scripts_train_as_without_the_compiler(run):
     for length, init_from in ((10, "scratch"), (20, "resume")):
         more = [f"--max_steps={length}", "--compile=on", f"--init_from={init_from}", *teach]
         compiled, recompiled = run("distill.py", "taught_compiled", *more)
-        assert set(recompiled) == {"loss_terms"} and len(recompiled) <= 3, recompiled
+        # the student's forward is the teacher's method, with other weights
+        times = Counter(recompiled)
+        assert times.keys() <= {"loss_terms", "forward"} and times["loss_terms"] <= 3, recompiled
+        assert times["forward"] == 1, recompiled
     labels = ("train", "ce", "kl", "norm", "val", "forward_kl", "agree", "choices.jsonl")
     assert_same_log(compiled, eager, labels)
 

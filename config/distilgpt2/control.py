@@ -1,7 +1,7 @@
 # DistilGPT2's control, which nobody ran: GPT-2's six blocks trained on without the teacher's losses, else as mended.
 # python distill.py config/distilgpt2/control.py
 # First: python prepare_data.py config/data_openwebtext.py. GPT-2, whose blocks it has, is downloaded once.
-# Hardware: one 80 GB GPU (10.5 GB used). Cost: about 4.7e18 FLOPs, 3.3 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (9.6 GB used). Cost: about 4.7e18 FLOPs, 3.3 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet.
 
 from config.distilgpt2.student_fixed import *

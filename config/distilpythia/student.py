@@ -2,7 +2,7 @@
 # python distill.py config/distilpythia/student.py
 # First: python prepare_data.py config/data_pile.py. Teacher and student are downloaded once.
 # config/distilpythia/student_fixed.py mends what may be why.
-# Hardware: one 80 GB GPU (7.8 GB used). Cost: 3.2e17 FLOPs, 0.22 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (6.9 GB used). Cost: 3.2e17 FLOPs, 0.22 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; published: LAMBADA's perplexity 140.81 -> 420.70, SciQ 65.0 -> 61.3 %.
 
 out_dir = "out/distilpythia/documents"

@@ -1,7 +1,7 @@
 # MicroLM's second stage with text of the student's own in a quarter of the micro-steps (GKD, arXiv:2306.13649).
 # python distill.py config/microlm/on_policy.py
 # First: python train.py config/microlm/pretrain.py. The teacher is downloaded once.
-# Hardware: one 80 GB GPU (26.0 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
+# Hardware: one 80 GB GPU (25.1 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
 #           On top comes the time of writing, not measured: 3.6 million passes of the student over one token of 32 rows.
 # Result: not run at full length yet; in small, see studies/onpolicy.
 
