@@ -1,7 +1,7 @@
 # The GPT of Baby Llama's two teachers for two CPU cores: 11.8 times its student, as wide for its depth as published.
 # python train.py config/babyllama_small/gpt.py
 # First: python -m studies.babyllama --only=data --corpus=<folder>
-# Hardware: 2 CPU cores. Result: dev 4.6948 ± 0.0035 nats/token, three seeds; 6.5 core minutes (studies/babyllama).
+# Hardware: 2 CPU cores. Result: dev 4.6948 ± 0.0035 nats/token, three seeds (studies/babyllama).
 
 out_dir = "out/babyllama_small/gpt"
 dataset = "data/babylm_small"

@@ -1,7 +1,7 @@
 # The LLaMA of Baby Llama's two teachers for two CPU cores: 6.1 times its student, as wide for its depth as published.
 # python train.py config/babyllama_small/llama.py
 # First: python -m studies.babyllama --only=data --corpus=<folder>
-# Hardware: 2 CPU cores. Result: dev 4.5010 ± 0.0067 nats/token, three seeds; 3.5 core minutes (studies/babyllama).
+# Hardware: 2 CPU cores. Result: dev 4.5010 ± 0.0067 nats/token, three seeds (studies/babyllama).
 
 out_dir = "out/babyllama_small/llama"
 dataset = "data/babylm_small"
