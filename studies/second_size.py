@@ -35,7 +35,9 @@ def section(first: Results, pairs: list[tuple[str, str]], student: str) -> str:
         paragraphs.append("Trials at the smaller size, by the dev loss of the first seed (in bold: kept):")
         # with the steps of the row, which are no number of epochs
         paragraphs.append(trial_table(second, DEV).replace("| 0 epochs |", "| the row's steps |"))
-    paragraphs.append(f"{second.minutes:.0f} minutes on {second.about['jobs']} cores: {second.n_runs} runs and scores.")
+    paragraphs.append(
+        f"{second.minutes:.0f} minutes on {second.about['jobs']} cores, other work beside: {second.n_runs} runs."
+    )
     return "\n\n".join(paragraphs)
 
 
