@@ -15,9 +15,9 @@ from common.sharding import whole
 def report_bad_step(run, model, data: TokenData, tokenizer, out_dir: str, step: int, losses: list, own_texts=()) -> str:
     """Say where a loss or gradient became infinite or NaN, and write the texts to out_dir/bad_step_NNNNNN.txt.
 
-    losses: of this rank's micro-steps, scalar tensors; data: what their rows are of, or where own_texts names the
-    micro-step the prompts of what the student went on with itself. The ranks call it together, with
-    gradients as backward left them: clipping by a norm that is not finite would spread it to all of them.
+    losses: of this rank's micro-steps, scalar tensors; data: what their rows are of. own_texts: the micro-steps that
+    learnt from the student's own text, of which data has the prompts. The ranks call it together, with gradients as
+    backward left them: clipping by a norm that is not finite would spread it to all of them.
     """
     bad_micro_steps = [i for i, loss in enumerate(losses) if not loss.isfinite()]
     first_row = None

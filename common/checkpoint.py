@@ -323,8 +323,13 @@ def best_so_far(state: dict, config: dict, data: str) -> tuple[float, int]:
 
 def tokens_so_far(state: dict) -> int:
     """How many tokens a run has trained on."""
-    # older runs kept the rows alone
-    return state.get("tokens", state.get("rows", 0) * state["config"]["block_size"])
+    if "tokens" in state:
+        return state["tokens"]
+    # older runs kept the rows alone, and the oldest only the step
+    old = state["config"]
+    if "rows" in state:
+        return state["rows"] * old["block_size"]
+    return state["step"] * old.get("tokens_per_step", 0)
 
 
 def rows_so_far(state: dict, config: dict, tokens_per_step: int, n_rows: int) -> int:
