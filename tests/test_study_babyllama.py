@@ -71,16 +71,15 @@ def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended
     # of two trials a row one is kept
     assert len(trained) == 3 * len(larger.ROWS) + 2
     caches = [c for c in study.commands if c[0] == "cache_teacher.py"]
-    assert {c[-1] for c in caches} == {"--temperature=1", "--temperature=2"} and all("--top_k=-1" in c for c in caches)
+    assert {c[-1] for c in caches} == {"--temperature=2"} and all("--top_k=-1" in c for c in caches)
     for command in trained:
         knobs = knobs_of(command)
         row = Path(knobs["out_dir"]).name.split("_seed")[0]
-        cached = {"student": "T2", "T1": "T1", "published": "T2"}.get(row)
-        if cached:
-            assert knobs["teacher"] == f"out_larger/caches/{cached}_seed{knobs['seed']}"
+        if row in ("student", "published"):
+            assert knobs["teacher"] == f"out_larger/caches/llama_seed{knobs['seed']}"
         else:
             assert "teacher" not in knobs
-    # made-up: student 4.32, 4.33, 4.34 with 4 epochs, control 4.52 thrice
+    # made-up: student 4.33, 4.34, 4.35 with 3 epochs, control 4.53 thrice
     text = page.read_text()
     assert "| student ← LLaMA | 100 | 6,000 |" in text
     assert "and gains at the second (-0.1900 ± 0.0058)" in text

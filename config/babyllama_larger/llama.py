@@ -8,7 +8,7 @@ from config.babyllama_small.llama import *
 out_dir = "out/babyllama_larger/llama"
 dataset = "data/babylm_larger"
 n_layer, n_head, n_embd, n_inner = 8, 8, 352, 1056  # 13.9 M parameters; 1/44, as 24 / 1024
-epochs = 4.0
+epochs = 3.0
 
 warmup_steps = 100
 eval_interval = 513  # about once an epoch

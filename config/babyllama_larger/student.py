@@ -9,7 +9,7 @@ out_dir = "out/babyllama_larger/student"
 dataset = "data/babylm_larger"
 teacher = "out/babyllama_larger/llama"  # alone: in small it taught as well as both
 n_layer, n_head, n_embd, n_inner = 6, 4, 176, 352  # 2.4 M parameters; 1/29, as 16 / 512
-epochs = 4.0
+epochs = 3.0
 
 warmup_steps = 100
 eval_interval = 513  # about once an epoch
