@@ -21,7 +21,9 @@ class NumberFile:
         if self.opened.st_size == start:
             self.numbers = np.empty(0, dtype)
         else:
-            self.numbers = np.memmap(path, dtype, mode="r", offset=start)  # behind the bytes of a header
+            mapped = np.memmap(path, dtype, mode="r", offset=start)  # behind the bytes of a header
+            # a plain array of the same memory: memmap's own type takes a few microseconds for each slice of a row
+            self.numbers = np.asarray(mapped)
 
     def __len__(self) -> int:
         return len(self.numbers)
