@@ -225,17 +225,17 @@ if weight_cos:
 if weight_mse:
     term_factors["mse"] = f"{weight_mse:g}"
 
-# a control, with all three weights at 0, has no teacher to learn from; init_layers may still take blocks of the first
+# a control run, with all three weights at 0, learns from no teacher; init_layers may still take blocks of the first one
 named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
 teacher_names = named_teachers if has_teacher else []
 if has_teacher and not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
-# what teachers said of each row of the corpus may lie in a folder of cache_teacher.py: they are not loaded then
+# if teacher names a cache, their predictions for each row of the corpus are read from it, and no teacher is loaded
 cache = open_cache(teacher_names, config)
 check_own_text(config, has_cache=cache is not None)
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 
-# all that the head has to know to turn hidden states into this loss
+# all that the head needs to know to turn hidden states into this loss
 objective = Objective(
     weight_ce=weight_ce,
     weight_kl=kl_scale,
@@ -245,17 +245,17 @@ objective = Objective(
     shares=shares,
     tail=tail,
 )
-# of own text: what the student has drawn is no answer that it should learn by heart
+# on own text there is no cross-entropy: a token that the student itself has drawn is no label
 own_objective = replace(objective, weight_ce=0.0)
 
 teachers = []
 for name in teacher_names if cache is None else []:
-    # its logits have the student's meaning only if both have one tokenizer
+    # teacher and student can be compared id by id only if they have the same tokenizer
     check_same_tokenizer(dataset, find_model(name))
     divide = run.shard if teacher_shard else None
     t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype), divide).requires_grad_(False)  # in eval mode
     check_fits(t, name, block_size, vocab_size)
-    # blocks that gather their weights as they compute are not compiled
+    # not compiled if its blocks gather their weights as they compute
     teachers.append(t if teacher_shard else run.compile(t, compile))
     run.say(f"teacher {name}: {t.n_params():,} parameters")
 
@@ -305,7 +305,7 @@ head = partial(
     body=run.compile(loss_terms, compile),
 )
 
-# for cos and mse: from the student's width to each teacher's; saved in trainer.pt, not with the model
+# for cos and mse: from the student's width to each teacher's; trained along, and saved in trainer.pt, not in the model
 projections = nn.ModuleList()
 for t in teachers if weight_cos or weight_mse else []:
     width, teacher_width = raw_model.config.n_embd, t.config.n_embd
@@ -340,7 +340,7 @@ first_step = 0  # steps done before this process started
 rows_done = 0  # rows trained on so far
 tokens_done = 0  # tokens in those rows
 flops_done = 0.0  # FLOPs spent so far
-own_text_values = {}  # of the newest step with own text, until they are logged
+own_text_values = {}  # what the next log line says of the newest step with own text
 bad_steps = 0  # steps skipped for a loss or gradient that is not finite
 seconds = 0.0  # training time so far
 best_val = math.inf  # lowest validation loss so far
@@ -351,7 +351,7 @@ student_flops = raw_model.flops_per_token(block_size)  # forward, of one token
 flops = 3 * student_flops  # backward is twice forward
 for t in teachers:
     flops += t.flops_per_token(block_size)
-    # without the KL nobody asks for its logits: two for each weight of its head are left out
+    # without the KL its logits are not computed: two FLOPs for each weight of its head
     if not weight_kl:
         flops -= 2 * t.lm_head.weight.numel()
 if state:
@@ -404,7 +404,7 @@ def mean_distance(distance, hidden, teacher_hidden):
 def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     """Mean cross-entropy of the first validation rows, nats per token, and a comparison with the teachers (COMPARED).
 
-    Of a cache there is one number to compare by, "val_kl": the divergence that is trained on. The ranks share the rows.
+    With a cache the comparison is one number, "val_kl": the divergence that is trained on. The ranks share the rows.
     """
     raw_model.eval()
     total = 0.0
@@ -421,32 +421,35 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
             teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in compared_teachers]
-        _, ce, kld = head(hidden, raw_model.lm_head.weight, y, 1, objective=objective, stored=stored)  # sums
+        # sums over the batch, as n_tokens is 1
+        _, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens=1, objective=objective, stored=stored)
         total += ce.item()
         if compared_cache:
             sums["val_kl"] += kld.item()
         # y is -1, no target, behind the end of a short row and in the rows that pad the last batch
         count += (y >= 0).sum().item()
         if compared_teachers:
-            student_head = hidden, raw_model.lm_head.weight
-            added = compare(
+            student_head = (hidden, raw_model.lm_head.weight)
+            batch_sums = compare(
                 student_head, teacher_heads, y, objective, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype
             )
             for name in COMPARED:
-                sums[name] += added[name].item()
+                sums[name] += batch_sums[name].item()
     raw_model.train()
-    total, count, *of_all_ranks = run.sum(total, count, *sums.values())
-    return total / count, {name: value / count for name, value in zip(sums, of_all_ranks)}
+    total, count, *totals = run.sum(total, count, *sums.values())
+    return total / count, {name: value / count for name, value in zip(sums, totals)}
 
 
-def write(step, micro_step):
-    """What the student, as it is now, writes after the beginnings of the rows of a micro-step."""
+def continue_rows(step, micro_step):
+    """The beginnings of a micro-step's rows, continued by the student as it is now: an OwnText."""
+    x, y = train_data.batch(step, micro_step)
     raw_model.eval()
     with whole_weights(raw_model):
         written = write_own_text(
             raw_model,
-            *train_data.batch(step, micro_step),
-            train_data.first_of_batch(step, micro_step),
+            x,
+            y,
+            first_row=train_data.first_of_batch(step, micro_step),
             seed=seed,
             prompt_tokens=parse_prompt_tokens(prompt_tokens),
             response_tokens=response_tokens,
@@ -542,13 +545,13 @@ while step <= max_steps:
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     # On-policy: some micro-steps learn from the student's own text, in rows of the same shape whose only targets are
-    # the tokens that it has drawn. It is written first, so that these are counted before anything is divided.
+    # the tokens that it has drawn. All of it is written first, so that these tokens are counted as well.
     own_texts = {}  # by micro-step
     for n_written, micro_step in enumerate(own_micro_steps(on_policy, step, grad_accum_steps)):
-        # the flag below says so again
+        # the flag that the ranks exchange below will stop this step
         if stop.came(n_written):
             break
-        written = write(step, micro_step)
+        written = continue_rows(step, micro_step)
         own_texts[micro_step] = written
         batches[micro_step] = written.x, written.y
     own_share = len(own_texts) / grad_accum_steps  # of this step
@@ -564,7 +567,7 @@ while step <= max_steps:
         step_seconds,
     )
     stop.set_pace(seconds_of_ranks / run.world, grad_accum_steps)
-    losses = []  # of the micro-steps; they add up to the step's
+    losses = []  # of the micro-steps; those of all ranks add up to the step's
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):
         stopping = stopping or stop.came(micro_step)
@@ -572,8 +575,8 @@ while step <= max_steps:
             break
         x, y = run.to_device(x, y)  # (B, T) each
         from_own = micro_step in own_texts
-        # What this micro-step's sums are divided by: the tokens of its kind, data or own text. The two means add up by
-        # their shares of the step.
+        # What this micro-step's sums are divided by. The step's loss is own_share * (mean over own text) +
+        # (1 - own_share) * (mean over data): so the tokens of its kind, divided by the share of its kind.
         if from_own:
             n_tokens = n_own_of_step / own_share
         else:
@@ -587,7 +590,7 @@ while step <= max_steps:
         # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
             teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
-        # or what they said of these rows is read
+        # or the cache has their predictions for these rows
         stored = cache.stored("train", train_data.batch_rows(step, micro_step), run.device) if cache else None
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
@@ -595,10 +598,16 @@ while step <= max_steps:
         # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; ce and kld unweighted, for the log
         micro_objective = own_objective if from_own else objective
         loss, ce, kld = head(
-            hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, micro_objective, stored=stored
-        )  # fmt: skip
-        # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
-        # the residual stream is, and so are the projections.
+            hidden,
+            raw_model.lm_head.weight,
+            y,
+            n_tokens,
+            teachers=teacher_heads,
+            objective=micro_objective,
+            stored=stored,
+        )
+        # The terms of the hidden states need no logits, so plain autograd will do. hidden is fp32 even under autocast,
+        # as the residual stream is, and so are the projections.
         cos = mse = zero = torch.zeros((), device=run.device)
         valid = y.flatten() >= 0
         if weight_cos and not from_own:
@@ -610,7 +619,7 @@ while step <= max_steps:
         # DDP and FSDP average gradients over the ranks; n_tokens counts the tokens of all ranks, so the sum is wanted
         (loss * run.world).backward()
         if weight_dtype == "bfloat16":
-            # a projection has none in a step of own text alone
+            # a projection has no gradient in a step of own text alone
             round_to_bfloat16(p.grad for p in params if p.grad is not None)
         values = (loss, ce, kld, cos, mse, zero)
         if from_own:
@@ -620,7 +629,7 @@ while step <= max_steps:
     # back to the top of the loop, which saves the steps before this one and ends
     if stopping:
         continue
-    # DDP averages the student's gradients; the projections are outside of it, unless the ranks divide them too
+    # DDP has averaged the student's gradients, but does not know the projections (with shard FSDP has averaged both)
     run.average_gradients(projections)
 
     # --- clip
@@ -674,14 +683,15 @@ while step <= max_steps:
     # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
-        utilisation = (flops_done - logged_flops) / (seconds - logged_seconds) / peak
+        mfu = (flops_done - logged_flops) / (seconds - logged_seconds) / peak
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
         logged_step = step + 1
         logged_flops = flops_done
         logged_seconds = seconds
-        means = {}  # of the terms, over the data's tokens
+        means = {}  # of each term over the tokens of the data
         if own_share < 1:
-            means = {name: total / (1 - own_share) for name, total in zip(("ce", "kl", "cos", "mse"), data_sums)}
+            for name, total in zip(("ce", "kl", "cos", "mse"), data_sums):
+                means[name] = total / (1 - own_share)
         log(step, train=loss, **means, lr=lr, norm=norm, **own_text_values)
         summands = loss_as_sum(term_factors, means, own_share, own_text_values)
         about_own_text = ""
@@ -692,7 +702,7 @@ while step <= max_steps:
         own_text_values = {}
         run.say(
             f"step {step}/{max_steps} | loss {loss:.4f} = {summands} | lr {lr:.2e} | norm {norm:.2f}"
-            f"{about_own_text} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
+            f"{about_own_text} | {speed:,.0f} tok/s | mfu {mfu:.1%} | eta {left}"
         )
     step += 1
 

@@ -372,7 +372,7 @@ while step <= max_steps:
         sum(n_targets), stop.number > 0, stop.take_save(), step_seconds
     )
     stop.set_pace(seconds_of_ranks / run.world, grad_accum_steps)
-    losses = []  # of the micro-steps; they add up to the step's
+    losses = []  # of the micro-steps; those of all ranks add up to the step's
     for micro_step, (x, y) in enumerate(batches):
         stopping = stopping or stop.came(micro_step)
         if stopping:
