@@ -58,7 +58,7 @@ def chunked_head(
             grad = gradient_buffer(logits, dtype) if needs_grad else None
             # a masked token counts as one of id 0, and its loss and gradient are multiplied by 0
             chunk_targets = y[tokens].clamp(min=0)
-            chunk_stored = stored.of(tokens) if stored else None
+            chunk_stored = stored.select(tokens) if stored else None
             per_token[:, tokens] = chunk_terms(
                 body, logits, teacher_logits, chunk_targets, objective, chunk_stored, vocab_size=vocab_size, grad=grad
             )  # fmt: skip
@@ -94,7 +94,7 @@ def chunk_terms(body, logits, teacher_logits, targets, objective, stored=None, *
     for block, new in blocks_to_write(logits, equal=body is not loss_terms):
         block_logits = logits[block, :vocab_size]
         block_teachers = [t[block, :vocab_size] for t in teacher_logits]
-        block_stored = stored.of(block) if stored else None
+        block_stored = stored.select(block) if stored else None
         block_values, block_grad = body(
             block_logits, block_teachers, targets[block], objective, grad_dtype, block_stored
         )  # fmt: skip
