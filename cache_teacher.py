@@ -1,4 +1,4 @@
-"""Write down what teachers say at each position of a corpus, for runs of distill.py to learn from without them.
+"""Store what teachers predict at each position of a corpus, so that runs of distill.py need not compute it again.
 
     python cache_teacher.py --teacher=out/teacher --dataset=data/stdlib --out_dir=cache/teacher
     torchrun --standalone --nproc_per_node=2 cache_teacher.py --teacher=gpt2 --top_k=50 --out_dir=cache/gpt2
@@ -6,11 +6,11 @@
 A row of the corpus, at a fixed offset, is kept as the `top_k` likeliest ids of each position with their probabilities,
 the mass of all others, `draws` samples of these, and the entropy. common/teacher_cache.py has the format.
 
-A command that was killed continues when it is started again, and the bytes in the end are the same, also on another
-number of ranks. Nothing is written where the disk has no room for all of it.
+A killed command continues when it is started again, and ends with the same bytes, even on another number of ranks.
+Nothing is written if the disk has no room for all of it.
 
 Several machines divide the rows: --part=1/16 on the first … --part=16/16 on the last, each perhaps under torchrun, and
-then --part=join makes the cache of one run, byte for byte (docs/distributed.md).
+then --part=join makes the same cache as a single run, byte for byte (docs/distributed.md).
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -56,8 +56,8 @@ temperature = 2.0  # T of the distributions, softmax(logits / T); distill.py mus
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
 block_size = 128  # tokens in a row
 packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
-rows = 0  # of train.bin, from its beginning, for a look at size and speed: distill.py needs all of them, 0
-eval_rows = 256  # of val.bin, those that distill.py evaluates with as many; 0: all
+rows = 0  # the first rows of train.bin only, to try size and speed; 0: all, which distill.py needs
+eval_rows = 256  # rows of val.bin: the same ones that distill.py evaluates on with this eval_rows; 0: all
 # What is kept of a position
 top_k = 16  # likeliest ids; 0: none; -1: the whole distribution
 draws = 0  # samples of all other ids, with replacement
@@ -65,13 +65,13 @@ seed = 1337  # of the draws
 # of log-probabilities: "float16", whose rounding moves a KL by 1e-7 nats (k = 16) to 2e-6 (all ids), or "float32"
 number_format = "float16"
 # Machine
-batch_size = 16  # rows a forward, and between two marks of what is done
+batch_size = 16  # rows of a forward pass, and of each block that is recorded as done
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 part = ""  # "3/16": the third of sixteen parts, for as many machines; "join": make the cache of them; "": all at once
 config = configure(globals())
 
-FLUSH_SECONDS = 1  # between two flushes: what a kill costs at most, and a flush of five files takes milliseconds
+FLUSH_SECONDS = 1  # between two flushes: the most work that a kill costs; a flush of five files takes milliseconds
 
 # ---------------------------------------------------------------------------------------------
 # set-up
@@ -88,16 +88,18 @@ folder = own_part.folder(out_dir) if own_part else Path(out_dir)
 lock = RunLock(folder, writes=run.is_main)
 
 # ---------------------------------------------------------------------------------------------
-# data: rows at offset 0, in the order of the corpus; of the validation those that the loops evaluate with
-shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": False}
-datas = {split: TokenData(dataset, split, seed=0, **shared) for split in ("train", "val")}
-vocab_size = datas["train"].vocab_size  # the true one: logits beyond it are padding, cut before any softmax
+# data: rows at offset 0, in the order of the corpus; of val.bin those that the loops evaluate on
+row_settings = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": False}
+train_data = TokenData(dataset, "train", seed=0, **row_settings)
+val_data = TokenData(dataset, "val", seed=0, **row_settings)
+data_of = {"train": train_data, "val": val_data}
+vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 row_numbers = {
-    "train": np.arange(min(rows or datas["train"].n_rows, datas["train"].n_rows)),
-    "val": np.sort(datas["val"].chosen(0, datas["val"].n_eval_rows(eval_rows))),
+    "train": np.arange(min(rows or train_data.n_rows, train_data.n_rows)),
+    "val": np.sort(val_data.chosen(0, val_data.n_eval_rows(eval_rows))),
 }
 counts = {split: len(numbers) for split, numbers in row_numbers.items()}
-# those of the rows that are written here
+# those of them that this part writes
 own_rows = {}
 for split, places in part_rows(counts, batch_size, own_part or Part(1, 1)).items():
     own_rows[split] = row_numbers[split][places.start : places.stop]
@@ -114,7 +116,7 @@ if not teacher_names:
 shares = teacher_shares(teacher_weights, len(teacher_names))  # of each in their mean
 objective = Objective(temperature=temperature, ensemble=ensemble, shares=shares)
 for name in teacher_names:
-    # its ids have the data's meaning only if both have one tokenizer
+    # its ids mean what the data's ids mean only if both have the same tokenizer
     check_same_tokenizer(dataset, find_model(name))
 
 
@@ -125,9 +127,9 @@ def describe_split(split) -> dict:
     stored = len(row_numbers[split])
     return {
         "rows": stored,
-        "n_rows": datas[split].n_rows,
+        "n_rows": data_of[split].n_rows,
         "tokens": stored * block_size,
-        "sha256": token_files_sha256(datas[split]),
+        "sha256": token_files_sha256(data_of[split]),
     }
 
 
@@ -143,7 +145,7 @@ def settings() -> dict:
         "teacher_dtype": name_of(run.pick_dtype(teacher_dtype)),
         "dtype": name_of(run.dtype),
         "dataset": dataset,
-        "tokenizer_hash": datas["train"].meta["tokenizer_hash"],
+        "tokenizer_hash": train_data.meta["tokenizer_hash"],
         "vocab_size": vocab_size,
         "block_size": block_size,
         "packing": packing,
@@ -154,17 +156,17 @@ def settings() -> dict:
         "number_format": number_format,
         "ids_dtype": ids_dtype(vocab_size),
         "batch_size": batch_size,
-        "splits": {split: describe_split(split) for split in datas},
+        "splits": {split: describe_split(split) for split in data_of},
     }
     if part == JOIN:
-        # a machine without a GPU may join what those with one have made
+        # a machine without a GPU may join parts that were made on GPUs: "auto" stands for their choice, not its own
         knobs = {"dtype": dtype, "teacher_dtype": teacher_dtype}
         info |= automatic(out_dir, [key for key, knob in knobs.items() if knob == "auto"])
     return info
 
 
 def check_folder() -> CacheWriter:
-    """The writer, after all is refused that cannot be done here; says what the cache takes."""
+    """The writer, once all that cannot work has been refused; prints how much space the cache takes."""
     writer = CacheWriter(out_dir, settings())
     writer.check_settings()
     if writer.is_finished():
@@ -179,17 +181,17 @@ def check_folder() -> CacheWriter:
     needed = sum(sizes_of(writer.info).values())
     missing = writer.missing_bytes()
     free = shutil.disk_usage(folder).free
-    each = f"{bytes_per_token(writer.layout):,} bytes a token"
+    rate = f"{bytes_per_token(writer.layout):,} bytes a token"
     rows_here = f"{len(own_rows['train']):,} rows of train and {len(own_rows['val']):,} of val"
-    print(f"{folder}: {each}, {rows_here}, {needed / 1e6:,.1f} MB in all; {free / 1e6:,.1f} MB are free", flush=True)
+    print(f"{folder}: {rate}, {rows_here}, {needed / 1e6:,.1f} MB in all; {free / 1e6:,.1f} MB are free", flush=True)
     if missing > free:
-        problem = f"{folder} needs {missing:,} bytes more ({each}), but {free:,} are free"
+        problem = f"{folder} needs {missing:,} bytes more ({rate}), but {free:,} are free"
         raise ValueError(f"{problem}; lower top_k or draws, or choose another --out_dir")
     return writer
 
 
 def on_first_rank(task):
-    """The result of a task that the first rank does while the others wait; all ranks end where it fails."""
+    """The result of a task that the first rank does while the others wait (None there); if it fails, all ranks end."""
     result = None
     problem = None
     if run.is_main:
@@ -200,7 +202,7 @@ def on_first_rank(task):
     (has_failed,) = run.sum(problem is not None)
     if problem:
         raise problem
-    # the line is the first rank's to say
+    # the first rank prints the error
     if has_failed:
         run.close()
         sys.exit(2)
@@ -208,7 +210,7 @@ def on_first_rank(task):
 
 
 writer = on_first_rank(check_folder)
-# asked of the first rank, as the others could look when it has joined the parts already
+# decided by the first rank alone: the others might look only after it has joined the parts
 (nothing_to_do,) = run.sum(writer is not None and writer.is_finished())
 if nothing_to_do:
     if writer:
@@ -230,7 +232,7 @@ for name in teacher_names:
     teachers.append(t)
     run.say(f"teacher {name}: {t.n_params():,} parameters")
 on_first_rank(lambda: writer.begin(own_rows))
-# the others take the settings from the first: hashing a corpus takes a while
+# the other ranks read the settings that the first has written: hashing a corpus takes a while
 if writer is None:
     writer = CacheWriter(folder, unfinished_settings(folder))
 
@@ -258,16 +260,17 @@ remaining = writer.remaining()
 n_done = len(writer.blocks) - len(remaining)
 if n_done:
     run.say(f"continuing after {n_done:,} of {len(writer.blocks):,} blocks")
-# by the number of the block: a rank that reads done.bin later sees what another has done meanwhile
+# Divided by the number of the block, not by its place in `remaining`: a rank that reads done.bin later may find fewer
+# blocks remaining.
 own_blocks = [block for block in remaining if block % run.world == run.rank]
-# in a log file, which cannot show a bar that moves, a line now and then
+# a log file cannot show a moving bar, and gets a line now and then
 seconds_between_lines = 0.1 if sys.stderr.isatty() else 30
 bar = tqdm(own_blocks, desc="cache", unit="block", mininterval=seconds_between_lines, disable=not run.is_main)
 last_flush = time.perf_counter()
 for block in bar:
     split, first, n = writer.blocks[block]
     numbers = own_rows[split][first : first + n]
-    x, _ = datas[split].corpus_rows(numbers)  # (n, T)
+    x, _ = data_of[split].corpus_rows(numbers)  # (n, T)
     (x,) = run.to_device(x)
     uniforms = [uniforms_of(seed, number, block_size, draws) for number in numbers.tolist()]
     writer.write_block(block, records(x, torch.from_numpy(np.concatenate(uniforms))))

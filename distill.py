@@ -64,7 +64,7 @@ out_dir = "out/run"  # checkpoints step_NNNNNN/ and log.txt go here
 init_from = "scratch"  # or "resume" (out_dir's newest checkpoint), "auto" (that, if there is one), or a model
 init_layers = ""  # start from these blocks of it alone, "0,2,4,7,9,11" (scratch: of the first teacher); "": from all
 freeze = ""  # prefixes of the names of parameters that are not trained: "wpe", or "wte,h.0"
-seed = 1337  # of the weights, the order of the rows and dropout
+seed = 1337  # of the initial weights, the order of the rows, and dropout
 eval_only = False  # score as at the end of a run, and stop: nothing is trained and nothing is written
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
@@ -72,27 +72,27 @@ block_size = 128  # tokens in a row
 packing = "constant"  # rows are cut from the stream of documents; "documents": one document a row, cut or padded
 random_offset = True  # constant: each epoch cuts the rows at a different offset
 # Teacher
-teacher = ""  # model folder, run's out_dir, hub repository's name, several with commas between; or a cache (tail)
+teacher = ""  # model folder, run's out_dir, hub repository's name, several separated by commas; or a cache (see tail)
 teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
 teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
-tail = "cell"  # of a cache of cache_teacher.py, all ids it did not store: one "cell", its "draws", or "drop" (biased)
+tail = "cell"  # with a cache, how the ids it lacks count: as one "cell", by its "draws", or not at all: "drop" (biased)
 # Loss
 kl = "forward"  # "forward": KL(teacher || student), "reverse", "js", "skew_forward", "skew_reverse" or "tv"
 kl_beta = 0.5  # js: the teacher's share of the mixture that both are compared with
-kl_lam = 0.1  # skew_*: the share of the first in the mixture that it is compared with
+kl_lam = 0.1  # skew_*: KL(a || kl_lam * a + (1 - kl_lam) * b), so how much of a is mixed into b
 kl_norm = "token"  # "token": mean over tokens; "sequence": block_size times that (Baby Llama's published scale)
 t2_scale = True  # multiply the KL by T**2, which keeps the size of its gradient as T changes
 temperature = 2.0  # T: the KL compares softmax(logits / T) of both
 weight_ce = 1.0  # of the cross-entropy with the data
 weight_kl = 1.0  # of the KL
-weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; another width goes through a learned matrix
-weight_mse = 0.0  # of the mean square of their difference, likewise
+weight_cos = 0.0  # of 1 - cos(student, teacher) of the last hidden states; a learned matrix bridges different widths
+weight_mse = 0.0  # of the mean squared difference of the same hidden states
 # On-policy: text of the student's own (common/own_text.py, docs/on_policy.md)
 on_policy = 0.0  # share of the micro-steps that learn from it, by the KL alone; 0: none, 1: all
-prompt_tokens = "16-64"  # of a data row, which the student continues; a range: each row draws a length
-response_tokens = 64  # most that it writes; it ends earlier at its first end-of-text
-sample_temperature = 1.0  # of its draws: it writes by softmax(logits / sample_temperature)
+prompt_tokens = "16-64"  # of a data row are kept, and the student continues them; a range: each row draws its length
+response_tokens = 64  # the most it writes in a row; its first end-of-text ends it earlier
+sample_temperature = 1.0  # of its sampling: it draws from softmax(logits / sample_temperature)
 # Student (comes from init_from where that names one, or from the teacher with init_layers)
 arch = "llama"  # "gpt" (GPT-2: learned positions, GELU, biases) or "llama" (rotary, SwiGLU, RMSNorm, no biases)
 n_layer = 4  # blocks
@@ -101,15 +101,15 @@ n_kv_head = 0  # llama: key/value heads, fewer than n_head for grouped-query att
 n_embd = 192  # width of the residual stream
 n_inner = 0  # width of the MLP; 0: 4 * n_embd (gpt), 8/3 * n_embd up to a multiple of 64 (llama)
 dropout = 0.0  # after embedding, attention and MLP; 0 for pretraining, 0.1 for many epochs
-qk_norm = False  # llama: queries and keys are normalised head by head, as in Qwen3, whose form checkpoints then have
+qk_norm = False  # llama: normalise the queries and keys of each head, as Qwen3 does; checkpoints are then in its format
 tie_word_embeddings = True  # the head is the embedding
-vocab_multiple = 64  # rows of the embedding are rounded up to this for tensor cores; the rest is never scored or drawn
+vocab_multiple = 64  # the embedding's rows are rounded up to this (tensor cores); padding ids are never scored or drawn
 # Batch
 batch_size = 16  # rows per micro-step and rank
 grad_accum_steps = 1  # micro-steps per step, where tokens_per_step is 0
 tokens_per_step = 0  # of all micro-steps and ranks; grad_accum_steps follows from it, whatever the number of GPUs
 max_steps = 1000  # optimiser steps
-epochs = 0.0  # if over 0: max_steps is this many passes over train.bin, unless --max_steps alone is given by hand
+epochs = 0.0  # if over 0: max_steps is this many passes over train.bin, unless the command line gives --max_steps alone
 # Optimiser
 optimizer = "adamw"  # "adamw", or for the blocks' matrices "muon", "normuon" or "headmuon", and AdamW for the rest
 learning_rate = 1e-3  # the peak; 6e-4 for 124M parameters
@@ -121,18 +121,18 @@ beta1 = 0.9  # AdamW
 beta2 = 0.95  # AdamW; 0.98 or 0.999 for small batches
 eps = 1e-8  # AdamW
 grad_clip = 1.0  # largest norm of the gradient; 0: no clipping
-max_bad_steps = 0  # steps that are left out, as their loss or gradient is not finite, before the run stops at the next
+max_bad_steps = 0  # how many steps may be skipped for a loss or gradient that is not finite; one more stops the run
 loss_mean = "token"  # "token": over all tokens of a step; "micro_step": over the means of its micro-steps (DistilGPT2)
 weight_dtype = "float32"  # "bfloat16": weights, gradients and moments are rounded to it, as DistilPythia kept them
 # Reports (an interval of 0: only at the end; of tasks and samples: never)
 eval_interval = 250  # steps between evaluations; there is always one at the end
 eval_rows = 256  # rows of val.bin in each, always the same; 0: all
 save_interval = 500  # steps between checkpoints; there is always one at the end
-keep_checkpoints = 2  # the newest that stay; 0: all
+keep_checkpoints = 2  # how many of the newest to keep; 0: all
 keep_best = True  # also save and keep the checkpoint with the lowest validation loss
-eval_tasks = ""  # of evaluate.py: "hellaswag,piqa", or a file of your own; "": none
+eval_tasks = ""  # tasks of evaluate.py, "hellaswag,piqa", or a file of your own; "": none
 eval_tasks_interval = 1000  # steps between these; also once at the end
-eval_tasks_dir = "data/eval"  # their files; fetched where they are not there
+eval_tasks_dir = "data/eval"  # folder of their files, which are downloaded if missing
 eval_tasks_limit = 0  # the first rows of each file only; 0: all
 log_interval = 10  # steps between log lines
 sample_interval = 0  # steps between texts written to out_dir/sample_NNNNNN.txt; also one at the end
@@ -142,11 +142,11 @@ wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
 dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
-chunk_tokens = 0  # tokens whose logits exist at a time; 0: as many as is fastest
+chunk_tokens = 0  # tokens whose logits exist at a time; 0: whatever is fastest
 teacher_shard = False  # divide the teachers' weights among the ranks (FSDP2), where they do not fit on one device
 shard = False  # divide weights, gradients and moments among the ranks (FSDP2), where they do not fit on one device
-# applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config has the
-# same values, to be checked, logged and stored
+# Applies config files and --key=value to the names above; a resumed run starts from its stored knobs. config is a dict
+# of the same values, to be checked, logged and stored.
 config = configure(globals(), stored=stored_knobs)
 
 # ---------------------------------------------------------------------------------------------
@@ -170,28 +170,28 @@ folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 # resumed on more or fewer ranks keeps its step.
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
-# steps given by hand win over the epochs of a config file
+# --max_steps on the command line wins over the epochs of a config file
 if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
     epochs = config["epochs"] = 0.0
 
 # ---------------------------------------------------------------------------------------------
 # data
-# A batch is a function of (seed, step, micro-step, rank), so that no position in the data has to be saved. The rows of
-# validation are drawn with a seed of their own: they stay the same whatever this run's is.
-shared = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": random_offset}
-shared |= {"rank": run.rank, "world": run.world}
-train_data = TokenData(dataset, "train", seed=seed, grad_accum_steps=grad_accum_steps, **shared)
-val_data = TokenData(dataset, "val", seed=0, **shared)
-# a loss for each domain as well, where the data set says what its domains are
+# A batch is a function of (seed, step, micro-step, rank), so that no position in the data has to be saved. Validation
+# rows are drawn with a fixed seed: runs of any seed are evaluated on the same ones.
+row_settings = {"block_size": block_size, "batch_size": batch_size, "packing": packing, "random_offset": random_offset}
+row_settings |= {"rank": run.rank, "world": run.world}
+train_data = TokenData(dataset, "train", seed=seed, grad_accum_steps=grad_accum_steps, **row_settings)
+val_data = TokenData(dataset, "val", seed=0, **row_settings)
+# where the data set names its domains, each has a validation loss of its own as well
 val_domains = {}
 for domain in train_data.domains:
-    val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **shared)
+    val_domains[domain] = TokenData(dataset, f"val_{domain}", seed=0, **row_settings)
 vocab_size = train_data.vocab_size  # the true one: logits beyond it are padding, cut before any softmax
 rows_per_step = tokens_per_step // block_size
 for data in (train_data, val_data):
     if data.packing_note:
         run.say(data.packing_note)
-# models of one shape can mean different texts by the same ids, so it is the tokenizers that are compared
+# the same ids may stand for different texts in two models of one shape, so the tokenizers are compared
 tokenizer = load_tokenizer(dataset)
 if folder:
     check_same_tokenizer(dataset, find_model(folder))
@@ -225,17 +225,17 @@ if weight_cos:
 if weight_mse:
     term_factors["mse"] = f"{weight_mse:g}"
 
-# a control, with all three weights at 0, has no teacher to learn from; init_layers may still take blocks of the first
+# a control run, with all three weights at 0, learns from no teacher; init_layers may still take blocks of the first one
 named_teachers = [name.strip() for name in teacher.split(",") if name.strip()]
 teacher_names = named_teachers if has_teacher else []
 if has_teacher and not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
-# what teachers said of each row of the corpus may lie in a folder of cache_teacher.py: they are not loaded then
+# if teacher names a cache, their predictions for each row of the corpus are read from it, and no teacher is loaded
 cache = open_cache(teacher_names, config)
 check_own_text(config, has_cache=cache is not None)
 shares = teacher_shares(teacher_weights if has_teacher else "", len(teacher_names))  # of each in their mean
 
-# all that the head has to know to turn hidden states into this loss
+# all that the head needs to know to turn hidden states into this loss
 objective = Objective(
     weight_ce=weight_ce,
     weight_kl=kl_scale,
@@ -245,17 +245,17 @@ objective = Objective(
     shares=shares,
     tail=tail,
 )
-# of own text: what the student has drawn is no answer that it should learn by heart
+# on own text there is no cross-entropy: a token that the student itself has drawn is no label
 own_objective = replace(objective, weight_ce=0.0)
 
 teachers = []
 for name in teacher_names if cache is None else []:
-    # its logits have the student's meaning only if both have one tokenizer
+    # teacher and student can be compared id by id only if they have the same tokenizer
     check_same_tokenizer(dataset, find_model(name))
     divide = run.shard if teacher_shard else None
     t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype), divide).requires_grad_(False)  # in eval mode
     check_fits(t, name, block_size, vocab_size)
-    # blocks that gather their weights as they compute are not compiled
+    # not compiled if its blocks gather their weights as they compute
     teachers.append(t if teacher_shard else run.compile(t, compile))
     run.say(f"teacher {name}: {t.n_params():,} parameters")
 
@@ -289,12 +289,12 @@ else:
 check_fits(raw_model, source, block_size, vocab_size)
 if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, source)
-# a model that was loaded has a shape of its own: knobs that say another are refused, and the real one is recorded
+# a loaded model has a shape of its own: knobs that contradict it are refused, and config records the true one
 record_shape(config, raw_model, source)
 check_memory(run, raw_model.config, batch_size, block_size, shard)
 freeze_parameters(raw_model, freeze)
 # raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training.
-# With shard they are one: a rank has its share of every weight, and whole ones only of the block that computes.
+# With shard the two are one object: a rank holds a share of every weight, and whole ones of the computing block alone.
 model = run.parallel(raw_model.train(), compile, shard)
 # hidden states -> loss
 head = partial(
@@ -305,7 +305,7 @@ head = partial(
     body=run.compile(loss_terms, compile),
 )
 
-# for cos and mse: from the student's width to each teacher's; saved in trainer.pt, not with the model
+# for cos and mse: from the student's width to each teacher's; trained along, and saved in trainer.pt, not in the model
 projections = nn.ModuleList()
 for t in teachers if weight_cos or weight_mse else []:
     width, teacher_width = raw_model.config.n_embd, t.config.n_embd
@@ -333,24 +333,25 @@ if weight_dtype == "bfloat16":
 
 # ---------------------------------------------------------------------------------------------
 # resume
-# The knobs came in at the top and the weights with the model; here come the moments of the optimisers, and how far the
-# run was. Batches and dropout follow from the step and the rank. So a resumed run continues to the same bits on as many
-# ranks as before; on another number of ranks, or on a GPU, to float tolerance.
-first_step = 0  # steps done
-rows_done = 0  # rows used
-tokens_done = 0  # of these rows
-flops_done = 0.0  # computed
-own_text_values = {}  # of the newest step with own text, until they are logged
-bad_steps = 0  # left out
+# The knobs were restored at the top and the weights with the model; here follow the moments of the optimisers, and how
+# far the run had got. Batches and dropout depend on the step and the rank alone. So a resumed run continues bit for bit
+# on as many ranks as before; on another number of ranks, or on a GPU, to float tolerance.
+first_step = 0  # steps done before this process started
+rows_done = 0  # rows trained on so far
+tokens_done = 0  # tokens in those rows
+flops_done = 0.0  # FLOPs spent so far
+own_text_values = {}  # what the next log line says of the newest step with own text
+bad_steps = 0  # steps skipped for a loss or gradient that is not finite
 seconds = 0.0  # training time so far
-best = (math.inf, -1)  # lowest validation loss so far, and its step
+best_val = math.inf  # lowest validation loss so far
+best_step = -1  # its step
 # with shard the tensors stay in the file until a rank takes its share
 state = load_trainer_state(folder, mmap=is_sharded(raw_model)) if init_from == "resume" else None
 student_flops = raw_model.flops_per_token(block_size)  # forward, of one token
 flops = 3 * student_flops  # backward is twice forward
 for t in teachers:
     flops += t.flops_per_token(block_size)
-    # without the KL nobody asks for its logits: two for each weight of its head are left out
+    # without the KL its logits are not computed: two FLOPs for each weight of its head
     if not weight_kl:
         flops -= 2 * t.lm_head.weight.numel()
 if state:
@@ -361,17 +362,17 @@ if state:
     tokens_done = tokens_so_far(state)
     flops_done = state.get("flops", tokens_done * flops)
     own_text_values = state.get("own", {}) if on_policy else {}
-    # starts anew if what the validation loss is of has changed
-    best = best_so_far(state, config, train_data.identity)
+    # reset if the validation loss is now measured on other rows
+    best_val, best_step = best_so_far(state, config, train_data.identity)
     # refuses another optimizer, freeze, init_layers, or number of teachers; other knobs may change
     restore(folder, state, config, optimizers, projections, teacher_names)
-# no row twice and none left out, also where a step now takes more rows than before, or fewer
+# no row is repeated or skipped, even if a step now takes more or fewer rows than before
 train_data.continue_at(first_step, rows_done)
 if epochs > 0:
     max_steps = train_data.steps(epochs)
 if eval_only:
     max_steps = first_step
-# as many steps as are done: the run evaluates once more and writes its summary
+# equal is fine: the run evaluates once more and writes its summary
 if max_steps < first_step:
     raise ValueError(f"max_steps={max_steps}, but {folder} is at step {first_step} already; raise it to go on")
 config["max_steps"] = max_steps
@@ -381,8 +382,8 @@ if state:
     state = None  # the optimisers have copies of its tensors
 # from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal(run)
-log = Log(out_dir, first_step, run.is_main and not eval_only, wandb_project, config)
-writer = CheckpointWriter(out_dir, keep_checkpoints, keep_best, writes=run.is_main)
+log = Log(out_dir, first_step, writes=run.is_main and not eval_only, wandb_project=wandb_project, config=config)
+writer = CheckpointWriter(out_dir, keep=keep_checkpoints, keep_best=keep_best, writes=run.is_main)
 run.say(
     f"{raw_model.n_params():,} parameters | {tokens_per_step:,} tokens a step, {max_steps:,} steps | "
     f"{max_steps * rows_per_step / train_data.n_rows:.2f} epochs | {run.world} x {run.device} {run.dtype}"
@@ -403,7 +404,7 @@ def mean_distance(distance, hidden, teacher_hidden):
 def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
     """Mean cross-entropy of the first validation rows, nats per token, and a comparison with the teachers (COMPARED).
 
-    Of a cache there is one number to compare by, "val_kl": the divergence that is trained on. The ranks share the rows.
+    With a cache the comparison is one number, "val_kl": the divergence that is trained on. The ranks share the rows.
     """
     raw_model.eval()
     total = 0.0
@@ -420,32 +421,35 @@ def evaluate(data, n_rows, with_teachers=True) -> tuple[float, dict]:
         with run.autocast():
             hidden = raw_model(x, hidden=True)  # (B, T, C)
             teacher_heads = [(t(x, hidden=True), t.lm_head.weight) for t in compared_teachers]
-        _, ce, kld = head(hidden, raw_model.lm_head.weight, y, 1, objective=objective, stored=stored)  # sums
+        # sums over the batch, as n_tokens is 1
+        _, ce, kld = head(hidden, raw_model.lm_head.weight, y, n_tokens=1, objective=objective, stored=stored)
         total += ce.item()
         if compared_cache:
             sums["val_kl"] += kld.item()
-        # a row shorter than its block, or one that fills up the last batch, has positions without a target: y = -1
+        # y is -1, no target, behind the end of a short row and in the rows that pad the last batch
         count += (y >= 0).sum().item()
         if compared_teachers:
-            student_head = hidden, raw_model.lm_head.weight
-            added = compare(
+            student_head = (hidden, raw_model.lm_head.weight)
+            batch_sums = compare(
                 student_head, teacher_heads, y, objective, vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype
             )
             for name in COMPARED:
-                sums[name] += added[name].item()
+                sums[name] += batch_sums[name].item()
     raw_model.train()
-    total, count, *of_all_ranks = run.sum(total, count, *sums.values())
-    return total / count, {name: value / count for name, value in zip(sums, of_all_ranks)}
+    total, count, *totals = run.sum(total, count, *sums.values())
+    return total / count, {name: value / count for name, value in zip(sums, totals)}
 
 
-def write(step, micro_step):
-    """What the student, as it is now, writes after the beginnings of the rows of a micro-step."""
+def continue_rows(step, micro_step):
+    """The beginnings of a micro-step's rows, continued by the student as it is now: an OwnText."""
+    x, y = train_data.batch(step, micro_step)
     raw_model.eval()
     with whole_weights(raw_model):
         written = write_own_text(
             raw_model,
-            *train_data.batch(step, micro_step),
-            train_data.first_of_batch(step, micro_step),
+            x,
+            y,
+            first_row=train_data.first_of_batch(step, micro_step),
             seed=seed,
             prompt_tokens=parse_prompt_tokens(prompt_tokens),
             response_tokens=response_tokens,
@@ -460,11 +464,11 @@ def write(step, micro_step):
 
 peak = run.world * matmul_peak(run.device, run.dtype)
 val = math.nan
-stopping = False  # whether a signal came to a rank
+stopping = False  # whether some rank got a signal to stop
 saving = False  # likewise, to save after the step and go on
 saved_step = first_step  # of the newest checkpoint
-step_seconds = math.inf  # of the step before; not known yet
-# from where the speed in the next log line is counted
+step_seconds = math.inf  # duration of the step before; not known yet
+# at the last log line: the next one gives the speed since then
 logged_step = first_step
 logged_flops = flops_done
 logged_seconds = seconds
@@ -493,9 +497,10 @@ while step <= max_steps:
                 "same top token {agree:.1%} | forward KL {forward_kl:.4f}, reverse KL {reverse_kl:.4f} | "
                 "entropy {entropy:.4f}, of the teacher {teacher_entropy:.4f}".format(**comparison)
             )
-        if val < best[0]:
-            best = (val, step)
-    # HellaSwag and the like: questions, scored by the likelihood of their answers
+        if val < best_val:
+            best_val = val
+            best_step = step
+    # benchmarks such as HellaSwag, scored by the likelihood of the answers
     if tasks and not stopping and (last or step % eval_tasks_interval == 0):
         raw_model.eval()
         values = headlines(tasks, raw_model, tokenizer, run)
@@ -513,13 +518,13 @@ while step <= max_steps:
         raw_model.train()
 
     # --- save: at intervals, when the validation loss is the lowest so far, when asked to, and at the end
-    writer.check()  # what stopped the writing of the checkpoint before, a full disk say, stops the run
-    is_new_best = keep_best and best[1] == step
-    is_time = save_interval and step % save_interval == 0
-    if step > saved_step and (last or stopping or saving or is_time or is_new_best):
-        # All ranks hold the same weights and moments, or with shard give their shares: the first writes them. The loop
-        # waits for a copy in host memory alone, which a thread writes while the steps go on.
-        state = {"step": step, "rows": rows_done, "seconds": seconds, "best": best, "world": run.world}
+    writer.check()  # raises what stopped the writing of the last checkpoint, such as a full disk
+    is_new_best = keep_best and best_step == step
+    is_due = save_interval and step % save_interval == 0
+    if step > saved_step and (last or stopping or saving or is_due or is_new_best):
+        # The first rank writes: all hold the same weights and moments, or with shard give it their shares. The loop
+        # waits for the copy to host memory alone, which a thread then writes to disk while training continues.
+        state = {"step": step, "rows": rows_done, "seconds": seconds, "best": (best_val, best_step), "world": run.world}
         state |= {"tokens": tokens_done, "epochs_done": rows_done / train_data.n_rows, "sections": sections}
         state |= {"data": train_data.identity, "bad_steps": bad_steps, "flops": flops_done}
         state |= {"own": own_text_values}
@@ -532,21 +537,21 @@ while step <= max_steps:
     started = time.perf_counter()
 
     # --- accumulate
-    # The loss of a step is a mean over all of its tokens. So all batches are read first, and the tokens with a target
-    # are counted over micro-steps and ranks; each micro-step divides its sum by that count. A mean of the means of
-    # micro-steps, loss_mean="micro_step", weighs a token more where its batch has fewer of them. Along with the count
-    # the ranks exchange two flags, set by signals: all save after this step, or all stop, now or between two of its
-    # micro-steps. Of a step that is left off nothing is in the weights yet, and the resumed run does all of it.
+    # The loss of a step is the mean over all of its tokens. So all batches are read first, and the tokens with a target
+    # are counted over micro-steps and ranks; each micro-step divides its sum by that count. (loss_mean="micro_step", a
+    # mean of the micro-steps' means, gives a token more weight where its batch has fewer.) Along with the count the
+    # ranks exchange two flags, set by signals: all save after this step, or all stop, now or between two micro-steps. A
+    # step that is broken off has not changed the weights, and the resumed run does all of it.
     run.seed(seed, step)  # of dropout; the rank is mixed in
     batches = [train_data.batch(step, micro_step) for micro_step in range(grad_accum_steps)]
     # On-policy: some micro-steps learn from the student's own text, in rows of the same shape whose only targets are
-    # the tokens that it has drawn. It is written first, so that these are counted before anything is divided.
+    # the tokens that it has drawn. All of it is written first, so that these tokens are counted as well.
     own_texts = {}  # by micro-step
     for n_written, micro_step in enumerate(own_micro_steps(on_policy, step, grad_accum_steps)):
-        # the flag below says so again
+        # the flag that the ranks exchange below will stop this step
         if stop.came(n_written):
             break
-        written = write(step, micro_step)
+        written = continue_rows(step, micro_step)
         own_texts[micro_step] = written
         batches[micro_step] = written.x, written.y
     own_share = len(own_texts) / grad_accum_steps  # of this step
@@ -562,7 +567,7 @@ while step <= max_steps:
         step_seconds,
     )
     stop.set_pace(seconds_of_ranks / run.world, grad_accum_steps)
-    losses = []  # of the micro-steps, each a share of the step's
+    losses = []  # of the micro-steps; those of all ranks add up to the step's
     sums = torch.zeros(6, device=run.device)  # loss; ce, kl, cos, mse of data; kl of own text
     for micro_step, (x, y) in enumerate(batches):
         stopping = stopping or stop.came(micro_step)
@@ -570,8 +575,8 @@ while step <= max_steps:
             break
         x, y = run.to_device(x, y)  # (B, T) each
         from_own = micro_step in own_texts
-        # What this micro-step's sums are divided by: the tokens of its kind, data or own text. The two means add up by
-        # their shares of the step.
+        # What this micro-step's sums are divided by. The step's loss is own_share * (mean over own text) +
+        # (1 - own_share) * (mean over data): so the tokens of its kind, divided by the share of its kind.
         if from_own:
             n_tokens = n_own_of_step / own_share
         else:
@@ -580,12 +585,12 @@ while step <= max_steps:
             n_tokens = n_targets[micro_step] * grad_accum_steps * run.world
         # DDP exchanges gradients during a backward pass: once a step is enough, in that of the last micro-step. The
         # head's weight is used outside of model(), but DDP's hook is on the parameter. Without DDP this does nothing:
-        # with shard they are exchanged in each, as no rank has the memory to keep all of them.
+        # with shard every backward exchanges them, as no rank has the memory to keep whole gradients.
         model.require_backward_grad_sync = micro_step == grad_accum_steps - 1
         # the teachers read the same tokens, without dropout and without a graph
         with run.autocast(), torch.no_grad():
             teacher_hidden = [t(x, hidden=True) for t in teachers]  # (B, T, C_t) each
-        # or what they said of these rows is read
+        # or the cache has their predictions for these rows
         stored = cache.stored("train", train_data.batch_rows(step, micro_step), run.device) if cache else None
         with run.autocast():
             hidden = model(x, hidden=True)  # (B, T, C)
@@ -593,10 +598,16 @@ while step <= max_steps:
         # loss = weight_ce * ce + kl_scale * kld, each a share of the step's mean; ce and kld unweighted, for the log
         micro_objective = own_objective if from_own else objective
         loss, ce, kld = head(
-            hidden, raw_model.lm_head.weight, y, n_tokens, teacher_heads, micro_objective, stored=stored
-        )  # fmt: skip
-        # The terms of hidden states need no logits, so they are plain autograd. hidden is fp32 also under autocast, as
-        # the residual stream is, and so are the projections.
+            hidden,
+            raw_model.lm_head.weight,
+            y,
+            n_tokens,
+            teachers=teacher_heads,
+            objective=micro_objective,
+            stored=stored,
+        )
+        # The terms of the hidden states need no logits, so plain autograd will do. hidden is fp32 even under autocast,
+        # as the residual stream is, and so are the projections.
         cos = mse = zero = torch.zeros((), device=run.device)
         valid = y.flatten() >= 0
         if weight_cos and not from_own:
@@ -605,24 +616,24 @@ while step <= max_steps:
         if weight_mse and not from_own:
             mse = reduce(mean_distance(hidden_mse, hidden, teacher_hidden), valid, n_tokens)
             loss = loss + weight_mse * mse
-        # DDP and FSDP average over the ranks, where n_tokens asks for a sum
+        # DDP and FSDP average gradients over the ranks; n_tokens counts the tokens of all ranks, so the sum is wanted
         (loss * run.world).backward()
         if weight_dtype == "bfloat16":
-            # a projection has none in a step of own text alone
+            # a projection has no gradient in a step of own text alone
             round_to_bfloat16(p.grad for p in params if p.grad is not None)
         values = (loss, ce, kld, cos, mse, zero)
         if from_own:
             values = (loss, zero, zero, zero, zero, kld)
         sums += torch.stack(values).detach()
         losses.append(loss.detach())
-    # to the save above, of the steps before this one
+    # back to the top of the loop, which saves the steps before this one and ends
     if stopping:
         continue
-    # DDP averages the student's gradients; the projections are outside of it, unless the ranks divide them too
+    # DDP has averaged the student's gradients, but does not know the projections (with shard FSDP has averaged both)
     run.average_gradients(projections)
 
     # --- clip
-    # without clipping the norm is still wanted, for the log
+    # computed even without clipping, for the log
     total_norm = whole(torch.nn.utils.get_total_norm(p.grad for p in params if p.grad is not None))
     norm = total_norm.item()
     loss, *data_sums, own_sum = run.sum(*sums)
@@ -633,19 +644,19 @@ while step <= max_steps:
             "own_tokens": n_own_of_step / n_own_rows,
             "own_ended": n_ended / n_own_rows,
         }
-    # An update that is not finite could never be undone: the step is left out. The ranks agree, as loss and gradients
-    # are those of all.
+    # An update that is not finite could never be undone, so the step is skipped: by all ranks or none, as loss and
+    # gradients are those of all.
     is_bad = not math.isfinite(loss + norm)
     if is_bad:
         bad_steps += 1
         where = report_bad_step(run, raw_model, train_data, tokenizer, out_dir, step, losses, own_texts)
-        what = f"step {step}: loss is {loss}, gradient norm {norm}; {where}"
+        problem = f"step {step}: loss is {loss}, gradient norm {norm}; {where}"
         if bad_steps > max_bad_steps:
             raise ValueError(
-                f"{what}; stopped before the update, with the checkpoints of {out_dir} as they were. Lower "
+                f"{problem}; stopped before the update, with the checkpoints of {out_dir} as they were. Lower "
                 "learning_rate or raise max_bad_steps, then --init_from=resume where there is one"
             )
-        run.say(f"{what}; left out, {bad_steps} of {max_bad_steps}")
+        run.say(f"{problem}; left out, {bad_steps} of {max_bad_steps}")
         log(step, bad_steps=bad_steps)
     elif grad_clip:
         torch.nn.utils.clip_grads_with_norm_(params, grad_clip, total_norm)
@@ -660,7 +671,7 @@ while step <= max_steps:
         if not is_bad:
             o.step()
         o.zero_grad(set_to_none=True)
-    # what an update changes by less than half a unit in the last place is lost here
+    # here an update smaller than half a unit in bfloat16's last place is lost
     if weight_dtype == "bfloat16":
         round_to_bfloat16(stored_tensors(params, optimizers))
     rows_done += rows_per_step
@@ -672,14 +683,15 @@ while step <= max_steps:
     # --- log: the loss of all micro-steps and ranks, and the speed since the last line
     if step % log_interval == 0 or step == max_steps - 1:
         speed = (step + 1 - logged_step) * tokens_per_step / (seconds - logged_seconds)
-        utilisation = (flops_done - logged_flops) / (seconds - logged_seconds) / peak
+        mfu = (flops_done - logged_flops) / (seconds - logged_seconds) / peak
         left = eta((max_steps - step - 1) * tokens_per_step / speed)
         logged_step = step + 1
         logged_flops = flops_done
         logged_seconds = seconds
-        means = {}  # of the terms, over the data's tokens
+        means = {}  # of each term over the tokens of the data
         if own_share < 1:
-            means = {name: total / (1 - own_share) for name, total in zip(("ce", "kl", "cos", "mse"), data_sums)}
+            for name, total in zip(("ce", "kl", "cos", "mse"), data_sums):
+                means[name] = total / (1 - own_share)
         log(step, train=loss, **means, lr=lr, norm=norm, **own_text_values)
         summands = loss_as_sum(term_factors, means, own_share, own_text_values)
         about_own_text = ""
@@ -690,7 +702,7 @@ while step <= max_steps:
         own_text_values = {}
         run.say(
             f"step {step}/{max_steps} | loss {loss:.4f} = {summands} | lr {lr:.2e} | norm {norm:.2f}"
-            f"{about_own_text} | {speed:,.0f} tok/s | mfu {utilisation:.1%} | eta {left}"
+            f"{about_own_text} | {speed:,.0f} tok/s | mfu {mfu:.1%} | eta {left}"
         )
     step += 1
 
@@ -701,11 +713,11 @@ if last:
     log.summary(
         parameters=raw_model.n_params(), steps=step, tokens=tokens_done, seconds=seconds,
         flops=flops_done, val=val, bits_per_byte=val_data.bits_per_byte(val),
-        best_val=best[0], best_step=best[1], config=config,
+        best_val=best_val, best_step=best_step, config=config,
     )  # fmt: skip
 log.close()
 if not eval_only:
-    run.say(last_words("distill.py", out_dir, checkpoints(out_dir), best, finished=last))
+    run.say(last_words("distill.py", out_dir, checkpoints(out_dir), best=(best_val, best_step), finished=last))
 del model  # DDP must go before its process group
 run.close()
 stop.exit_if_asked(stopping)

@@ -6,8 +6,8 @@
     python evaluate.py --model=out/student --tasks=my_choices.jsonl --choices_column=options --label_column=answer
 
 Tasks are those of tasks/tables.py; "hellaswag" and "hellaswag_harness", the two conventions of hellaswag.py; any text
-file by its name; a .jsonl of multiple choice of one's own, likewise; and the tables of the recipes, published rows
-beside: distilpythia, distilgpt2, babyllama, microlm.
+file by its name; likewise a .jsonl of your own multiple choice; and the tables of the recipes, with the published rows
+beside them: distilpythia, distilgpt2, babyllama, microlm.
 
     metric         what                                                                             of
     acc            the choice with the largest summed log-probability is the right one              multiple choice
@@ -19,15 +19,15 @@ beside: distilpythia, distilgpt2, babyllama, microlm.
     ppl            exp of the mean loss of a token: compare within one tokenizer only               texts
     bits_per_byte  loss in bits / bytes of the file in UTF-8; for enwik8, "bits per character"      texts
 
-Multiple choice of one's own is a JSON object a line; a choice makes a text `context + " " + choice`, acc_norm is over
-characters:
+Your own multiple choice has one JSON object a line; each choice makes a text `context + " " + choice`, and acc_norm is
+over characters:
 
     {"context": "The capital of France is", "choices": ["Lyon", "Paris"], "label": 1}
 
 label: the right choice's number from 0, its letter ("B") or its text; choices may be {"text": […], "label": [letters]}.
 
-A text is read in windows: each scores `stride` tokens, with as many before them as the model can see; before the first
-is the beginning-of-text (or end-of-text) id. stride=0 scores a whole window at a time, as lm-evaluation-harness does.
+A text is read in windows: each scores `stride` tokens, after as many earlier ones as the model sees; before the first
+is the beginning-of-text (or end-of-text) id. stride=0 scores whole windows, as lm-evaluation-harness does.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -68,7 +68,7 @@ def table(results: list[dict], published: dict[str, dict[str, float]]) -> str:
 def result_lines(result: dict, published: dict[str, dict[str, float]]) -> list[list[str]]:
     """A line for each metric of a task, its name at the first, then one for each of BLiMP's fields."""
     task = result["task"]
-    how = [
+    task_columns = [
         f"{result['n']:,}",
         f"{result['seconds']:.1f} s",
         result["convention"],
@@ -76,23 +76,23 @@ def result_lines(result: dict, published: dict[str, dict[str, float]]) -> list[l
     ]
     lines = []
     for name, value in result["metrics"].items():
-        # byte_ppl is 2 ** bits_per_byte: for those who read JSON and compare it
+        # it is 2 ** bits_per_byte, and kept in the JSON alone, for comparisons with other tools
         if name == "byte_ppl":
             continue
         beside = [str(row.get(f"{task} {name}", "")) for row in published.values()]
-        # what holds for the whole task stands beside its first metric
+        # what holds for the whole task is shown beside its first metric only
         if lines:
-            lines.append(["", name, shown(value), *beside, *[""] * len(how)])
+            lines.append(["", name, shown(value), *beside, *[""] * len(task_columns)])
         else:
-            lines.append([task, name, shown(value), *beside, *how])
+            lines.append([task, name, shown(value), *beside, *task_columns])
     for field, value in result.get("parts", {}).get("field", {}).items():
-        empty = [""] * (len(published) + len(how))
+        empty = [""] * (len(published) + len(task_columns))
         lines.append([f"  {field}", "acc", shown(value), *empty])
     return lines
 
 
 def shown(value: Value) -> str:
-    """Four digits after the point, fewer of large numbers; the standard error with as many."""
+    """A value with four decimals, fewer if it is large, and its standard error with as many."""
     digits = ".3e"
     if abs(value.value) < 1e6:
         digits = ".2f"
@@ -117,7 +117,7 @@ def main():
     run = Runtime(device, dtype)
     tokenizer = load_tokenizer(find_model(model))
     columns = {"context": context_column, "choices": choices_column, "label": label_column}
-    # all files are read, or missed, before a model is loaded and the first task scored
+    # all files are read before the model is loaded, so that a missing one fails at once
     loaded_tasks = load_tasks(tasks, data_dir, limit=limit, shots=shots, seed=seed, columns=columns)
     # weights stay in fp32, whatever the matmuls compute in
     net = load_pretrained(model, run.device, torch.float32).eval()
@@ -136,17 +136,21 @@ def main():
     else:
         draw = f" drawn with seed {seed}" if shots else ""
         run.say(f"{model}, weights {weights_hash[:16]}, tokenizer {tokenizer.hash}, {shots} shots{draw}")
-        # the recipes that were asked for bring their published rows, and a note
-        names = [name.strip() for name in tasks.split(",")]
-        recipes = [RECIPES[name] for name in names if name in RECIPES]
-        published = {}
-        for recipe in recipes:
-            published |= recipe.published
-        run.say(table(results, published))
-        for recipe in recipes:
-            if recipe.note:
-                run.say(recipe.note)
+        say_table(run, results)
     run.close()
+
+
+def say_table(run: Runtime, results: list[dict]):
+    """Print the table, with the published rows and the notes of the recipes that the knob `tasks` names."""
+    names = [name.strip() for name in tasks.split(",")]
+    recipes = [RECIPES[name] for name in names if name in RECIPES]
+    published = {}
+    for recipe in recipes:
+        published |= recipe.published
+    run.say(table(results, published))
+    for recipe in recipes:
+        if recipe.note:
+            run.say(recipe.note)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ chunks. For each chunk:
     grad_hidden = grad @ weight       what autograd would have needed the logits for
     grad_weight += grad.T @ hidden
 
-and the chunk's logits are overwritten by the next. Autograd gets both gradients ready-made
+and the chunk's logits are overwritten by the next. Autograd is handed both gradients ready-made
 (`WithGradient`): left to itself it would keep the logits of every chunk until backward, which is all
-of them. So a loss costs its gradient too, unless autograd is off, as in evaluation.
+of them. So computing the loss computes its gradient too, unless autograd is off, as in evaluation.
 """
 
 import math
@@ -29,18 +29,18 @@ def chunked_head(
 
     hidden: (..., C). weight: (rows, C), of which those from vocab_size on are padding.
     targets: (...) ids, -1: masked. n_tokens: the valid tokens of the whole step, by which sums are divided.
-    teachers: (hidden states, head) of each. objective: an Objective; None: cross-entropy.
-    stored: what a cached teacher said of the N tokens (losses.Stored), in the place of teachers.
-    chunk: tokens at a time, with the same result for any; 0: what was fastest. body: `loss_terms`, perhaps compiled.
-    dtype: of all matmuls, the teachers' too (None: as hidden); logits, losses and the sum of the
-    head's gradient are fp32.
-    Three scalars, of which only the first has a gradient, to hidden and weight, for one backward.
+    teachers: (hidden states, weight of the head) of each. objective: an Objective; None: cross-entropy.
+    stored: a cached teacher's predictions for the N tokens (losses.Stored), instead of teachers.
+    chunk: tokens at a time, which does not change the result; 0: a size that was fast.
+    dtype: of all matmuls, the teachers' too (None: that of hidden); logits, losses and the sum of the
+    head's gradient are fp32. body: `loss_terms`, perhaps compiled.
+    Returns three scalars. Only the first has a gradient, to hidden and weight, and for one backward.
     """
     objective = objective or Objective()
     body = body or loss_terms
     dtype = dtype or hidden.dtype
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    # Nothing is recorded for autograd, and autocast would only redo what `dtype` says.
+    # Autograd need not record anything here; autocast is off, as `dtype` decides the matmuls' type.
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         h = hidden.flatten(0, -2).to(dtype)  # (N, C)
         w = weight.to(dtype)  # (rows, C)
@@ -49,16 +49,16 @@ def chunked_head(
         teachers = [(teacher_hidden, teacher_weight.to(dtype)) for teacher_hidden, teacher_weight in teachers]
         per_token = h.new_zeros(2, len(h), dtype=torch.float32)  # ce and kl
 
-        # What outlives a chunk has the size of the hidden states or of the head, never tokens x rows.
+        # What outlives a chunk has the size of the hidden states or of the head, never (tokens, rows).
         # In fp32: grad_w is a sum over many chunks, and bfloat16 would lose the small summands.
         grad_h = torch.zeros_like(h, dtype=torch.float32) if needs_grad else None
         trains_head = needs_grad and weight.requires_grad
         grad_w = torch.zeros_like(w, dtype=torch.float32) if trains_head else None
         for tokens, logits, *teacher_logits in logits_in_chunks([(h, w), *teachers], chunk):
             grad = gradient_buffer(logits, dtype) if needs_grad else None
-            # a masked token counts as one of id 0, and its loss and gradient are multiplied by 0
+            # a masked token is treated as one of id 0, and its loss and gradient are multiplied by 0
             chunk_targets = y[tokens].clamp(min=0)
-            chunk_stored = stored.of(tokens) if stored else None
+            chunk_stored = stored.select(tokens) if stored else None
             per_token[:, tokens] = chunk_terms(
                 body, logits, teacher_logits, chunk_targets, objective, chunk_stored, vocab_size=vocab_size, grad=grad
             )  # fmt: skip
@@ -67,7 +67,7 @@ def chunked_head(
                 grad_h[tokens] = matmul(grad, w) * chunk_valid
                 if trains_head:
                     add_matmul(grad_w, grad.T, h[tokens] * chunk_valid.to(dtype))
-            del logits, teacher_logits, grad  # before the next chunk's are made
+            del logits, teacher_logits, grad  # freed before the next chunk's are made
         ce, kl = (per_token * valid).sum(-1) / n_tokens
         loss = objective.weight_ce * ce + objective.weight_kl * kl
     if needs_grad:
@@ -76,7 +76,7 @@ def chunked_head(
 
 
 def gradient_buffer(logits, dtype):
-    """Where a chunk's gradient is written: over the logits themselves, where they have its type."""
+    """Memory for a chunk's gradient: the logits' own, if that has the same type."""
     if dtype == torch.float32:
         return logits
     return torch.empty_like(logits, dtype=dtype)
@@ -86,34 +86,35 @@ def chunk_terms(body, logits, teacher_logits, targets, objective, stored=None, *
     """ce and kl (2, n) of a chunk, block by block, and their gradient into `grad`, if given.
 
     logits, grad: (n, rows), of which those from vocab_size on are padding. `grad` may be `logits`: a
-    block's gradient is copied over its logits when they have been read.
+    block's gradient is copied over its logits once they have been read.
     """
     values = logits.new_empty(2, len(logits))
     grad_dtype = None if grad is None else grad.dtype
-    # what is not loss_terms itself is compiled, and would be compiled again for another shape
-    for block, new in blocks_to_write(logits, equal=body is not loss_terms):
+    # a compiled body would be compiled once more for a shorter last block
+    is_compiled = body is not loss_terms
+    for block, new in blocks_to_write(logits, equal=is_compiled):
         block_logits = logits[block, :vocab_size]
         block_teachers = [t[block, :vocab_size] for t in teacher_logits]
-        block_stored = stored.of(block) if stored else None
+        block_stored = stored.select(block) if stored else None
         block_values, block_grad = body(
             block_logits, block_teachers, targets[block], objective, grad_dtype, block_stored
         )  # fmt: skip
-        # the last rows of the block: those before them had their turn in another
+        # the last rows of the block: those before them belong to another block
         n_new = new.stop - new.start
         values[:, new] = block_values[:, -n_new:]
         if grad is not None:
             grad[new, :vocab_size] = block_grad[-n_new:]
-        del block_grad  # the next block's takes its memory, which is in cache
-    # padding is no part of the softmax, and must not move; the buffer holds whatever was there
+        del block_grad  # so that the next block's reuses its memory, which is in the CPU's cache
+    # padding rows take no part in the softmax, so their gradient is 0; the buffer may hold anything
     if grad is not None:
         grad[:, vocab_size:] = 0
     return values
 
 
 class WithGradient(torch.autograd.Function):
-    """`loss` with gradients that are there already, to hidden and weight.
+    """`loss`, with gradients to hidden and weight that are computed already.
 
-    They are of the sums, which the loss divides by n_tokens.
+    They are those of the sums over tokens; the loss is such a sum divided by n_tokens.
     """
 
     @staticmethod
@@ -130,7 +131,7 @@ class WithGradient(torch.autograd.Function):
     def backward(ctx, upstream):
         if ctx.grads is None:
             raise RuntimeError("chunked_head makes its gradients in forward, for one backward; call it again")
-        # scaled in place and given away, so that no second copy of them is made
+        # scaled in place and handed over, so that no second copy of them is made
         grad_h, grad_w = ctx.grads
         ctx.grads = None
         hidden_dtype, weight_dtype = ctx.dtypes
@@ -153,10 +154,10 @@ def compare(student, teachers, targets, objective, *, vocab_size, chunk=0, dtype
     """Compare the student with its teachers, at T = 1: a dict of sums over the valid tokens.
 
     agree: both have the same most likely token; entropy and teacher_entropy, forward_kl and
-    reverse_kl in nats. student, teachers: (hidden states, head) of each; objective: says how several
-    teachers are mixed; the rest as in chunked_head, of which forward_kl is the kl.
+    reverse_kl in nats, the first of which chunked_head would return as kl. student, teachers: (hidden
+    states, weight of the head) of each; objective: how several teachers are mixed; the rest as there.
     """
-    # whatever the run trains with, so that runs with different knobs can be compared
+    # not the run's own temperature and divergence, so that runs with different knobs can be compared
     at_1 = Objective(ensemble=objective.ensemble, shares=objective.shares)
     dtype = dtype or student[0].dtype
     heads = [(hidden, weight.to(dtype)) for hidden, weight in (student, *teachers)]
@@ -167,7 +168,8 @@ def compare(student, teachers, targets, objective, *, vocab_size, chunk=0, dtype
         for block in blocks(logits):
             block_teachers = [t[block, :vocab_size] for t in teacher_logits]
             values = compared_values(logits[block, :vocab_size], block_teachers, at_1)  # (5, n)
-            sums = sums + (values * valid[tokens][block]).sum(-1)
+            block_valid = valid[tokens][block]
+            sums = sums + (values * block_valid).sum(-1)
         del logits, teacher_logits, block_teachers  # before the next chunk's are made
     return dict(zip(COMPARED, sums))
 
@@ -210,29 +212,31 @@ def logits_in_chunks(heads, chunk=0):
         for (hidden, weight), buffer in zip(heads, buffers):
             logits.append(matmul(hidden[tokens], weight.T, out=buffer[:n, : len(weight)]))
         yield tokens, *logits
-        # The caller has dropped its own: with these no logits are alive while the next are made.
+        # The caller has dropped its references: without ours no logits are alive while the next are made.
         del logits
 
 
 def fastest_chunk(heads):
-    """Tokens of a chunk, a multiple of 128: large enough for the matmuls, small enough for the memory."""
+    """Tokens of a chunk, a multiple of 128: enough for fast matmuls, few enough for the memory."""
     first_hidden, _ = heads[0]
-    # numbers in all logits of a chunk, at 4 bytes each
+    # how many logits a chunk may have, at 4 bytes each
     if first_hidden.is_cuda:
         budget = 256e6  # 1 GB
     else:
         budget = 52e6  # 208 MB
     columns = sum(len(weight) for _, weight in heads)
     most = budget / columns
-    # More than 512 make a CPU no faster, and a third of the memory will do (bench.py --part=step); with 256 rows of
-    # 50,257 ids it is 3 % slower.
+    # More than 512 tokens make a CPU no faster, and a third of the memory will do (bench.py --part=step); with 256
+    # tokens and 50,257 ids it is 3 % slower.
     if not first_hidden.is_cuda:
         most = min(most, max(512, budget / 3 / columns))
     return max(128, int(most) // 128 * 128)
 
 
 def equal_chunk(N: int, most: int) -> int:
-    """At most so many of N tokens, if possible so that no chunk is shorter: a compiled body then meets one shape.
+    """The largest chunk of at most `most` tokens that divides N: a compiled body then meets one shape only.
+
+    `most` itself, with a shorter last chunk, where only much smaller ones would divide N.
 
     >>> equal_chunk(16384, most=4992)
     4096
@@ -247,8 +251,8 @@ def equal_chunk(N: int, most: int) -> int:
 
 
 def logits_buffer(weight, n):
-    """Memory for n tokens' logits of a head, which `matmul` writes to only where that is fp32."""
-    # a row stride of whole cache lines: at V = 50,257 without, the matmul takes half as long again
+    """Memory for n tokens' logits of a head; empty unless the head is fp32, as `matmul` writes to no other."""
+    # rows start at whole cache lines: at V = 50,257 the matmul would otherwise take 50 % longer
     stride = 64 * math.ceil(len(weight) / 64)
     if weight.dtype != torch.float32:
         n = 0
@@ -259,19 +263,19 @@ def blocks(logits):
     """Slices of a few rows each, whose temporaries stay in a CPU's cache; on CUDA all rows at once."""
     n, V = logits.shape
     step = n
-    # a CUDA kernel has its start to pay for, and no cache that would hold a block
+    # on CUDA more blocks cost more kernel launches, and no cache would hold a block
     if not logits.is_cuda:
         step = torch.get_num_threads() * max(1, 2**18 // V)  # 1 MB of fp32 for each thread
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
 def blocks_to_write(logits, equal=False):
-    """Pairs of slices: a block's rows, and those of them whose results are kept, by default all.
+    """Pairs of slices: the rows of a block, and those of them whose results are kept, by default all.
 
-    equal: a short last block is lengthened at its front, so that a compiled body meets one shape.
+    equal: a short last block is extended at its front to full size, so that a compiled body meets one shape.
     """
     *whole, last = blocks(logits)
-    # It comes first: the results of the others overwrite the logits that it shares with them.
+    # The extended block comes first: the results of the others overwrite the logits that it shares with them.
     if whole and equal:
         size = whole[0].stop
         yield slice(last.stop - size, last.stop), last
@@ -281,7 +285,7 @@ def blocks_to_write(logits, equal=False):
 
 
 def matmul(a, b, out=None):
-    """a @ b in fp32, of fp32 matrices into `out`, of others in memory of its own."""
+    """a @ b in fp32: of fp32 matrices written into `out`, of others into new memory."""
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
     if a.is_cuda:

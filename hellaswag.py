@@ -18,8 +18,8 @@ sum, `acc_norm` that with the largest mean; of equals, the first. Two convention
                 characters (the harness's manual says bytes, its code counts characters), and the beginning-of-text
                 token first, where the tokenizer has one of its own.
 
-A text longer than the context window loses its first tokens. An empty ending is the blank alone; where that is no
-token, the end-of-text id stands for it. An example without a label is an error, as in the official test split.
+A text longer than the context window loses its first tokens. An empty ending is the space alone, or where that makes no
+token, the end-of-text id. An example without a label is an error, as in the official test split.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -62,7 +62,7 @@ def data_file(path: str, split="val") -> Path:
 def load_examples(path: str = "", limit: int = 0, split="val", convention="completion") -> list[dict]:
     """The first `limit` (0: all) examples as {"ctx", "endings", "label"}, their texts as the convention has them.
 
-    path: as of `data_file`. Raises FileNotFoundError, or ValueError naming the line and the field that is wrong.
+    path: as for `data_file`. Raises FileNotFoundError, or ValueError naming the line and the field that is wrong.
     """
     file = data_file(path, split)
     columns = "ctx, endings and label"
@@ -94,16 +94,16 @@ def load_examples(path: str = "", limit: int = 0, split="val", convention="compl
 
 
 def predict(model, tokenizer, examples: list[dict], run: Runtime, convention="completion", prompts=(), progress=False):
-    """[(prediction by sum, by mean)] of the examples, by a model in eval mode; the ranks share them.
+    """[(ending with the best sum, with the best mean)] for each example, by a model in eval mode; the ranks share them.
 
-    prompts: what to put before each, or nothing; progress: show a bar.
+    prompts: what to put before each example, () for nothing; progress: show a bar.
     """
     is_harness = convention == "harness"
     prompts = prompts or [""] * len(examples)
-    groups = []  # of each example its texts: (ids, how many of the last are the ending's)
+    groups = []  # for each example its texts, one an ending: (ids, how many of the last ones are the ending's)
     for prompt, example in zip(prompts, examples):
         groups.append(encode_rows(tokenizer, prompt + example["ctx"], example["endings"], is_harness))
-    # of each ending: summed log-probability, number of tokens, and whether all are the likeliest
+    # a row for each ending: summed log-probability, number of tokens, and whether each token is the likeliest
     scores = score(model, groups, tokenizer.vocab_size, run, "hellaswag" if progress else "")
 
     predictions = []
@@ -121,23 +121,24 @@ def predict(model, tokenizer, examples: list[dict], run: Runtime, convention="co
     return predictions
 
 
-def accuracy(model, tokenizer, examples: list[dict], run: Runtime, **how) -> tuple[float, float]:
-    """(acc, acc_norm) of a model in eval mode. how: as for `predict`."""
+def accuracy(model, tokenizer, examples: list[dict], run: Runtime, **settings) -> tuple[float, float]:
+    """(acc, acc_norm) of a model in eval mode. settings: as for `predict`."""
     right_by_sum = 0
     right_by_mean = 0
-    for example, (by_sum, by_mean) in zip(examples, predict(model, tokenizer, examples, run, **how)):
+    predictions = predict(model, tokenizer, examples, run, **settings)
+    for example, (by_sum, by_mean) in zip(examples, predictions):
         right_by_sum += by_sum == example["label"]
         right_by_mean += by_mean == example["label"]
     return right_by_sum / len(examples), right_by_mean / len(examples)
 
 
 def draw_prompts(examples: list[dict], pool: Path) -> list[str]:
-    """The solved examples that come before each example, `shots` of those in a file."""
+    """What comes before each example: `shots` solved examples of the file `pool`. Reads the knobs at the end."""
     solved = []
     for example in load_examples(str(pool), convention=convention):
         right_ending = example["endings"][example["label"]]
         solved.append(f"{example['ctx']} {right_ending}")
-    # where the file is the scored one, no example may see its own answer
+    # if that file is also the one that is scored, no example may see its own answer
     file_is_pool = data_file(data, split).samefile(pool)
     prompts = []
     for i in range(len(examples)):
@@ -146,7 +147,7 @@ def draw_prompts(examples: list[dict], pool: Path) -> list[str]:
 
 
 def as_json(metrics: dict, n: int, speed: float, tokenizer_hash: str, file: Path, pool: Path | None) -> str:
-    """One object of the form of evaluate.py --json, which plot.py reads; what was scored is known by its hashes."""
+    """One JSON object as evaluate.py --json prints, for plot.py; hashes identify what was scored."""
     result = {
         "task": "hellaswag",
         "convention": convention,

@@ -12,8 +12,8 @@ The gradient. With z the student's logits and g = dD/dq, the chain rule through 
 
     dD/dz_i = (q_i g_i - q_i sum_j q_j g_j) / T
 
-for every divergence D. A constant added to all g cancels, as the q sum to 1: each g below is chosen
-to be 0 where p = q, which keeps its digits there. A divergence is a function of (log p, log q, p, q)
+for every divergence D. A constant added to all g cancels, as the q sum to 1: each g below is shifted
+to be 0 where p = q, so that it loses no digits there. A divergence is a function of (log p, log q, p, q)
 that returns its value and q * g, the "slope". head.py applies these to all tokens of a step, chunk
 by chunk.
 """
@@ -34,9 +34,9 @@ FLOOR = -1e9  # stands for log 0, so that 0 * log 0 is 0 and not NaN
 # ---------------------------------------------------------------------------------------------
 # divergences: log p, log q, p, q, (N, V) each -> value (N,), slope q * g (N, V)
 #
-# Where D sums x log(x / y), y - x is added to each summand. Both sum to 1, so that it adds nothing
-# but the rounding of the two normalisers with the other sign: near p = q the value is of second
-# order, and that rounding of first.
+# Where D sums x log(x / y), y - x is added to each summand. As both sum to 1, it adds 0 but for rounding,
+# and that cancels the rounding error of the two normalisers. Near p = q this matters: there the value is
+# of second order, while the error would be of first.
 
 
 def forward_terms(log_p, log_q, p, q):
@@ -59,7 +59,7 @@ def js_terms(log_p, log_q, p, q, beta):
     dD/dq = (1 - beta) (log(q / m) + 1) - (1 - beta) sum of (beta p + (1 - beta) q) / m, which is 1;
     g = (1 - beta) log(q / m).
     """
-    # q * g is also what q adds to the value: it is computed once
+    # q * g is also q's part of the value, so it is computed once
     slope = log_ratio_to_mixture(log_q, log_p, beta) * q * (1 - beta)
     value_p = log_ratio_to_mixture(log_p, log_q, 1 - beta) * p * beta
     value = (value_p + slope).sum(-1)
@@ -71,7 +71,7 @@ def skew_forward_terms(log_p, log_q, p, q, lam):
 
     g = (1 - lam) (1 - p / m).
     """
-    # log_ratio_to_mixture of share 1 is infinite where q is far under p
+    # the mixture is q itself: log_ratio_to_mixture with share 1 would be infinite where q is far below p
     if lam == 0:
         return forward_terms(log_p, log_q, p, q)
     log_ratio = log_ratio_to_mixture(log_p, log_q, 1 - lam)  # log(p / m)
@@ -104,17 +104,17 @@ def total_variation_terms(log_p, log_q, p, q):
 
 def log_ratio_to_mixture(log_x, log_y, share):
     """log(x / ((1 - share) x + share y)) = -log(1 + share (y / x - 1)): exactly 0 where x = y."""
-    # Finite where x and y underflow: where y / x > e**80, x is under 1e-34, so that clamping changes
-    # no product with x.
+    # Clamped to stay finite where x underflows: y / x > e**80 means x < 1e-34, so the clamp changes no
+    # product with x.
     log_ratio = (log_y - log_x).clamp(max=80)
     return -(share * log_ratio.expm1()).log1p()
 
 
 def chain_rule(q, slope):
     """T * dD/dz (N, V) = slope - q * sum(slope), in the place of slope."""
-    # The sum over the result is 0. Where q is near one-hot the result is small beside g, and what
-    # rounding left of the sum is most of its error: taken out a second time, the error shrinks as
-    # the result does. In place: 0.7 ns a logit less, 2 % of a step at V = 50,257 (bench.py).
+    # The result must sum to 0. Where q is near one-hot the result is small beside g, and most of its error
+    # is what rounding left of that sum. Removed a second time, the error shrinks as the result does.
+    # In place: 0.7 ns a logit less, 2 % of a step at V = 50,257 (bench.py).
     for _ in range(2):
         slope.addcmul_(q, slope.sum(-1, keepdim=True), value=-1)
     return slope
@@ -129,8 +129,8 @@ class Parameter:
     high: float
 
 
-# The name in the knob `kl`: its function, and its own parameters. A low of -1e-9 lets 0 in, where a skew
-# divergence is the plain one.
+# {value of the knob `kl`: (function, its own parameters)}. A low of -1e-9 admits 0, at which a skew divergence
+# is the plain one.
 DIVERGENCES = {
     "forward": (forward_terms, {}),
     "reverse": (reverse_terms, {}),
@@ -139,8 +139,9 @@ DIVERGENCES = {
     "skew_reverse": (skew_reverse_terms, {"lam": Parameter(0.1, low=-1e-9, high=1)}),
     "tv": (total_variation_terms, {}),
 }
-# of all of them, by name
-PARAMETERS = {name: parameter for _, own in DIVERGENCES.values() for name, parameter in own.items()}
+PARAMETERS = {}  # of all divergences, by name
+for _, own_parameters in DIVERGENCES.values():
+    PARAMETERS |= own_parameters
 
 
 def divergence(kl: str, **numbers):
@@ -151,16 +152,17 @@ def divergence(kl: str, **numbers):
     """
     if kl not in DIVERGENCES:
         raise ValueError(f"kl={kl!r} is not one of {', '.join(DIVERGENCES)}")
-    # of all divergences, as a wrong knob is wrong also where this run does not use it
+    # also those that this run does not use: a wrong knob should not go unnoticed
     for name, number in numbers.items():
         parameter = PARAMETERS[name]
         if not parameter.low < number < parameter.high:
             lowest = "at least 0" if -1e-6 < parameter.low < 0 else f"over {parameter.low:g}"
             raise ValueError(f"kl_{name}={number} is out of range; it must be {lowest} and under {parameter.high:g}")
-    terms, own = DIVERGENCES[kl]
-    if not own:
+    terms, own_parameters = DIVERGENCES[kl]
+    if not own_parameters:
         return terms
-    return partial(terms, **{name: numbers.get(name, parameter.default) for name, parameter in own.items()})
+    settings = {name: numbers.get(name, parameter.default) for name, parameter in own_parameters.items()}
+    return partial(terms, **settings)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,37 +174,37 @@ class Objective:
     """What the logits of a student are trained on: weight_ce * CE + weight_kl * divergence(p, q)."""
 
     weight_ce: float = 1.0
-    weight_kl: float = 0.0  # with T**2 and the like in it
+    weight_kl: float = 0.0  # includes T**2 and the like
     terms: Callable = forward_terms  # the divergence, as `divergence` gives it
     temperature: float = 1.0  # of p and q; the cross-entropy has T = 1
     ensemble: str = "logits"  # how several teachers make p: the mean of their "logits", or of their "probs"
     shares: tuple[float, ...] = (1.0,)  # of each teacher in that mean
-    tail: str = "cell"  # what stands for the ids that a cached teacher did not store: one of TAILS
+    tail: str = "cell"  # how the ids that a cached teacher did not store count: one of TAILS
 
 
 def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None, stored=None):
     """CE and divergence (2, n) of a few tokens, and the gradient (n, V) of their weighted sum.
 
-    logits: (n, V) fp32; teacher_logits: a list of the same of each teacher, [] for CE alone; targets:
-    (n,) ids. grad_dtype: of the gradient; None: it is not made, and None is returned. stored: what a
-    cached teacher said of the tokens, in the place of teacher_logits. This is what
-    both loops run, through head.py and perhaps compiled. The arguments are left as they are and share
-    no memory with what is returned: where one was another's place, torch.compile kept the first
-    block's place in its graph for every later block.
+    logits: (n, V) fp32; teacher_logits: a list of the same, one for each teacher, [] for CE alone; targets:
+    (n,) ids. grad_dtype: of the gradient; None: it is not computed, and None is returned. stored: a cached
+    teacher's predictions for the tokens, instead of teacher_logits.
+    Both loops run this, through head.py and perhaps compiled. It changes no argument, and returns no memory
+    of one: when arguments aliased each other, torch.compile kept the address of the first block in its graph
+    and reused it for every later block.
     """
     z = shifted(logits)
     q_at_1 = F.softmax(z, dim=-1)
-    # The largest z is 0, so that the largest q is 1 / sum exp z: no second pass of exp is needed.
+    # The largest z is 0, so the largest q is 1 / sum exp z, and no second pass of exp is needed.
     log_normaliser = q_at_1.amax(dim=-1).log()
     log_q_of_target = z.gather(1, targets[:, None]).squeeze(1) + log_normaliser
     divergences = torch.zeros_like(log_q_of_target)
-    # with a temperature of its own, and so a softmax of its own
-    has_parts = stored is not None and stored.ids is not None
-    if has_parts:
+    # The divergence has a temperature of its own, and so softmaxes of its own.
+    has_tail = stored is not None and stored.ids is not None
+    if has_tail:
         divergences, kl_grad = stored_terms(z / objective.temperature, stored, objective)
     elif teacher_logits or stored is not None:
         if stored is not None:
-            # what rounding did to their sum is taken out again
+            # normalised again, as storing has rounded the probabilities
             log_p, p = softmaxes(shifted(stored.log_p))
         else:
             log_p, p = mixture(teacher_logits, objective)
@@ -227,21 +229,21 @@ def loss_terms(logits, teacher_logits, targets, objective, grad_dtype=None, stor
 
 
 class Stored(NamedTuple):
-    """What a teacher said of n tokens, at the temperature of the objective, as common/teacher_cache.py keeps it."""
+    """A cached teacher's predictions for n tokens, at the temperature of the objective (common/teacher_cache.py)."""
 
     log_p: torch.Tensor  # (n, k + 1): of the stored ids, and of all others together; or (n, V), where all are stored
     ids: torch.Tensor | None = None  # (n, k); None: all of them, in order
     draws: torch.Tensor | None = None  # (n, m): ids that were drawn from the others, with repetition
     entropy: torch.Tensor | None = None  # (n,): of the whole distribution
 
-    def of(self, tokens):
-        """The same of some of the tokens."""
+    def select(self, tokens):
+        """The same for some of the tokens, a slice."""
         return Stored(*(None if part is None else part[tokens] for part in self))
 
 
-# cell: all other ids are one event, whose probability counts and whose shape does not; never above the true divergence
-# draws: the teacher's samples of the others stand for it; the gradient of the forward KL is right on average
-# drop: the stored ids alone, their probabilities raised to a sum of 1. Biased; here to measure what that costs
+# cell: all other ids count as one event, whatever their distribution among themselves; never above the true divergence
+# draws: the teacher's samples from the other ids stand for them; the gradient of the forward KL is unbiased
+# drop: the stored ids alone, their probabilities scaled up to sum to 1. Biased; here to measure what that costs
 TAILS = ("cell", "draws", "drop")
 
 
@@ -254,8 +256,8 @@ def stored_terms(z, stored, objective):
     """
     ids, draws = stored.ids, stored.draws
     others = z.scatter(1, ids, -math.inf)  # (n, V)
-    # The log-sum-exp of the others by themselves. As log(1 - sum of the stored q) it would be rounding where the
-    # student is sure, and its gradient NaN.
+    # The log-sum-exp of the others, from their own logits. As log(1 - sum of the stored q) it would be nothing but
+    # rounding where the student is sure, and its gradient NaN.
     largest = others.amax(dim=-1, keepdim=True).clamp(min=FLOOR)  # (n, 1)
     r = (others - largest).exp_()
     # at least 1, the largest's; where all ids are stored there are no others, and r is 0
@@ -268,16 +270,16 @@ def stored_terms(z, stored, objective):
     stored_log_p = stored.log_p
     if objective.tail == "drop":
         stored_log_p = torch.cat((stored_log_p[:, :-1], torch.full_like(z_of_tail, FLOOR)), dim=1)
-    # what rounding did to their sum is taken out again
+    # normalised again: storing has rounded the probabilities, and "drop" has removed some
     log_p, p = softmaxes(shifted(stored_log_p))
     value, slope = objective.terms(log_p, log_q, p, q)
-    cells = chain_rule(q, slope)  # T * dD/dz of the cells
+    grad_of_cells = chain_rule(q, slope)  # T * dD/dz, (n, k + 1)
 
-    grad = r * cells[:, -1:]
-    grad.scatter_(1, ids, cells[:, :-1])
+    grad = r * grad_of_cells[:, -1:]
+    grad.scatter_(1, ids, grad_of_cells[:, :-1])
     if objective.tail == "draws":
-        # The forward KL = -H(p) - sum p log q, and of the others' part of that sum the samples have the mean. Its
-        # gradient is p_tail * (r - p's shape) more than the tail's as one cell.
+        # The forward KL is -H(p) - sum p log q, and the samples estimate the others' part of that sum. To the gradient
+        # of the tail as one cell this adds p_tail * (r - p's distribution among the others).
         p_of_draw = p[:, -1:] / draws.size(1)  # (n, 1)
         grad += p[:, -1:] * r
         grad.scatter_add_(1, draws, -p_of_draw.expand(draws.shape))
@@ -290,7 +292,7 @@ def check_tail(tail: str, kl: str, top_k: int, draws: int):
     """ValueError unless a cache of top_k ids and `draws` samples can teach by the knobs `tail` and `kl`."""
     if tail not in TAILS:
         raise ValueError(f"tail={tail!r} is not one of {', '.join(TAILS)}")
-    # all is stored: there are no others
+    # every id is stored, so there is no tail
     if top_k < 0:
         return
     if tail != "cell" and kl != "forward":
@@ -303,7 +305,7 @@ def check_tail(tail: str, kl: str, top_k: int, draws: int):
 
 
 def shifted(logits):
-    """A copy in fp32 whose rows have 0 as their largest."""
+    """A copy in fp32, each row shifted so that its largest is 0."""
     # before the division by T: at logits of 300, rounding logits / T alone costs 1e-5
     logits = logits.float()
     return logits - logits.amax(dim=-1, keepdim=True)
@@ -316,7 +318,7 @@ def softmaxes(z):
     exp_z = z.exp()
     log_sum = exp_z.sum(dim=-1, keepdim=True).log()
     log_softmax = (z - log_sum).clamp_(min=FLOOR)
-    # With the log_sum *as it was rounded*, so that both have one error in their normaliser, which the
+    # By the log_sum *as it was rounded*: then both have the same error in their normaliser, which the
     # divergences cancel. Not exp of the log softmax: a second pass of exp costs 0.9 ns a logit, 2 %
     # of a step at V = 50,257, for a last digit.
     softmax = exp_z.mul_((-log_sum).exp())
@@ -335,7 +337,7 @@ def mixture(teacher_logits, objective):
     if objective.ensemble == "logits":
         mean = sum(t * share for t, share in zip(teacher_logits, objective.shares))
         return softmaxes(shifted(mean) / objective.temperature)
-    # In logarithms to the end: log p stays finite where p underflows.
+    # In log space throughout, so that log p stays finite where p underflows.
     log_parts = []
     for t, share in zip(teacher_logits, objective.shares):
         log_softmax, _ = softmaxes(shifted(t) / objective.temperature)
@@ -345,8 +347,8 @@ def mixture(teacher_logits, objective):
 
 
 def teacher_shares(weights: str, n: int) -> tuple[float, ...]:
-    """The knob `teacher_weights` ("2,1"; "": equal) as n shares whose sum is 1; of no teachers none."""
-    # a control, which may have the knobs of the runs that it is compared with
+    """The knob `teacher_weights` ("2,1"; "": equal) as n shares that sum to 1; () for no teachers."""
+    # a control without teachers may keep the knobs of the runs that it is compared with
     if n == 0:
         return ()
     numbers = [1.0] * n
@@ -381,7 +383,7 @@ class TokenLoss(torch.autograd.Function):
             ctx.save_for_backward(grad)
         ce, kl = values
         loss = objective.weight_kl * kl
-        # else ce may be infinite, of a target that is ruled out, and 0 * inf is NaN
+        # without the `if`, a target of probability 0, whose ce is infinite, would make 0 * inf = NaN
         if objective.weight_ce:
             loss = loss + objective.weight_ce * ce
         return loss
@@ -398,7 +400,7 @@ def divergence_of_logits(student_logits, teacher_logits, temperature, terms):
     """The divergence of each position: (…, V) and (…, V) -> (…)."""
     student = student_logits.flatten(0, -2)  # (N, V)
     teacher = teacher_logits.flatten(0, -2)
-    # loss_terms wants targets; at a weight of 0 any will do
+    # loss_terms needs targets; with weight_ce=0 any will do
     any_target = torch.zeros(len(student), dtype=torch.long, device=student.device)
     objective = Objective(weight_ce=0.0, weight_kl=1.0, terms=terms, temperature=temperature)
     return TokenLoss.apply(student, [teacher], any_target, objective).view(student_logits.shape[:-1])

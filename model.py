@@ -4,10 +4,10 @@ GPT    GPT-2 (learned positions, tanh GELU, tied head) and, by its flags, GPT-Ne
        (rotary positions on a part of each head, parallel residual, exact GELU, untied head).
 LLaMA  LLaMA 1-3 (RMSNorm, SwiGLU, rotary positions, grouped-query attention, RoPE scaling), Mistral,
        Qwen2.5 (bias on query, key and value), Qwen3 (queries and keys normalised, heads of any width),
-       OLMo (LayerNorm without parameters, clipped q, k, v) and OLMo 2 (norms behind attention and MLP).
+       OLMo (LayerNorm without parameters, clipped q, k, v) and OLMo 2 (norms after attention and MLP).
 
 Shapes: B rows, T positions, C = n_embd, V = vocab_size, nh query heads, nkv key/value heads,
-hs = C / nh or head_dim. Nothing here knows of files, ranks, losses or foreign names of weights.
+hs = C / nh or head_dim. Nothing here knows about files, ranks, losses, or other libraries' names for weights.
 """
 
 import math
@@ -46,8 +46,8 @@ def scale_rope(inv_freq, rope_type, factor, low_freq_factor=1.0, high_freq_facto
     """
     if rope_type == "linear":
         return inv_freq / factor
-    # A frequency that turned many times in the old context has shown the model all its angles. One
-    # that did not finish a turn would reach new ones: it is slowed down instead.
+    # A frequency that turned many times in the old context has shown the model all its angles. One that
+    # did not finish a turn would reach angles that the model has never seen: it is slowed down instead.
     turns = original * inv_freq / (2 * math.pi)
     keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return keep * inv_freq + (1 - keep) * inv_freq / factor
@@ -57,7 +57,7 @@ def apply_rope(x, rope):
     """Rotate the first `dim` channels of x (B, n, T, hs) by rope = (cos, sin), each (…, T, dim / 2)."""
     cos, sin = rope
     half = cos.size(-1)
-    # Channel i turns with channel i + half. In fp32 whatever x is: bfloat16 would blur the angle.
+    # Channels i and i + half are one pair. In fp32 whatever x is: bfloat16 would blur the angle.
     a, b, kept = x.float().split((half, half, x.size(-1) - 2 * half), dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin, kept), dim=-1).type_as(x)
 
@@ -65,17 +65,17 @@ def apply_rope(x, rope):
 def attend(q, k, v, mask=None, dropout=0.0):
     """Attention. q (B, nh, Tq, hs) are the last Tq of the Tk positions of k, v (B, nkv, Tk, hs).
 
-    mask (B, 1, Tq, Tk): True where a query sees a key; without, those up to its own position.
+    mask (B, 1, Tq, Tk): True where a query sees a key. None: each query sees the keys up to its own position.
     """
     Tq, Tk = q.size(2), k.size(2)
-    # Where queries and keys are the same positions, torch's own triangle is faster than a mask.
+    # Where queries and keys are the same positions, torch's is_causal is faster than a mask.
     is_causal = mask is None and Tq == Tk
-    # After a cache it would start at the first key, and hide the new tokens from themselves: this
-    # one ends at the last key. A single new token sees all keys, and needs no mask.
+    # After a cache, the triangle of is_causal would start at the first key and hide the new tokens from
+    # themselves; this one ends at the last key. A single new token sees all keys, and needs no mask.
     if mask is None and 1 < Tq < Tk:
         mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)
-    # Grouped queries read their key/value head where it lies. Expanding keys and values first takes
-    # a CPU 4-8 % longer, and 2.3-3.7 times as long with a cache (bench.py --part=gqa).
+    # With grouped-query attention, several query heads read one key/value head in place. Expanding keys and
+    # values first takes a CPU 4-8 % longer, and 2.3-3.7 times as long with a cache (bench.py --part=gqa).
     gqa = q.size(1) != k.size(1)
     if gqa and not reads_grouped_heads(q, mask):
         k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)  # (B, nh, Tk, hs)
@@ -87,22 +87,22 @@ def attend(q, k, v, mask=None, dropout=0.0):
 
 
 def reads_grouped_heads(q, mask):
-    """Whether a fast kernel of torch's reads key/value heads that several query heads share."""
-    # On CUDA flash and cuDNN do. Without it torch would write out all scores, by plain matmuls, where
-    # with expanded heads its memory-efficient kernel takes fp32 and masks.
+    """Whether torch has a fast kernel here that reads key/value heads which several query heads share."""
+    # On CUDA flash and cuDNN do, in half precision and without a mask. Otherwise torch would write out all scores,
+    # by plain matmuls, while with expanded heads its memory-efficient kernel takes fp32 and masks.
     return not q.is_cuda or (mask is None and q.dtype in (torch.float16, torch.bfloat16))
 
 
 class Linear(nn.Linear):
-    """nn.Linear, and faster for the one or few positions at a time that generation has on a CPU."""
+    """nn.Linear, but faster on a CPU for one or a few positions at a time, as in generation."""
 
     def forward(self, x):
         rows = x.numel() // self.in_features
-        if not (1 <= rows <= 32 and self.reads_weights_in_front(x)):
+        if not (1 <= rows <= 32 and self.is_bound_by_reading(x)):
             return super().forward(x)
-        # Here the time is that of reading the weights. Torch's product of one row reads them on one core, at
-        # a quarter of the memory's speed, and that of a few rows slower still; with the weights in front, and
-        # as a batch of two halves for one row, all cores read (bench.py --part=sample).
+        # Reading the weights is what takes the time. Torch's x @ weight.T of one row reads them on one core, at a
+        # quarter of the memory's speed, and of a few rows more slowly still. With the weights as the left factor,
+        # and for one row as a batch of two halves, all cores read (bench.py --part=sample).
         columns = x.reshape(rows, -1).T  # (in, rows)
         if rows == 1 and self.out_features % 2 == 0:
             halves = self.weight.view(2, -1, self.in_features)
@@ -113,8 +113,8 @@ class Linear(nn.Linear):
             y = y + self.bias
         return y.reshape(*x.shape[:-1], -1)
 
-    def reads_weights_in_front(self, x):
-        """Whether this is generation on a CPU in fp32, by a matrix that is no matter of the cache."""
+    def is_bound_by_reading(self, x):
+        """Whether this is generation on a CPU in fp32, with a matrix too large to stay in the cache."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
         in_fp32 = x.dtype == self.weight.dtype == torch.float32
@@ -166,7 +166,7 @@ class LanguageModel(nn.Module):
         return x if hidden else self.lm_head(x)
 
     def generate(self, idx, n, **settings):
-        """What `stream` of the same arguments ends with: (B, T + n), or fewer where every row ended earlier."""
+        """The last ids that `stream` yields for the same arguments: (B, T + n), or fewer if every row ended earlier."""
         *_, ids = self.stream(idx, n, **settings)
         return ids
 
@@ -178,8 +178,8 @@ class LanguageModel(nn.Module):
         drawn. A row that has drawn `eot` has ended, and is filled up with it.
         lengths (B,): of the prompts, where they differ; what idx has behind them is ignored. Row b draws
         its tokens lengths[b] … lengths[b] + n - 1, and is filled up with eot or 0 behind them.
-        uniforms (B, n) in [0, 1): what decides a row's n draws, in the place of torch's generator, so that
-        they are the same in any batch and on any device.
+        uniforms (B, n) in [0, 1): the random numbers that decide each row's n draws, instead of torch's
+        generator, so that the draws are the same in any batch and on any device.
         """
         block_size = self.config.block_size
         if lengths is None:
@@ -189,27 +189,25 @@ class LanguageModel(nn.Module):
         ids = idx.new_full((idx.size(0), longest + n), 0 if eot is None else eot)
         in_prompt = torch.arange(longest, device=idx.device) < lengths  # (B, longest)
         ids[:, :longest] = idx[:, :longest].where(in_prompt, ids[:, :longest])
-        if uniforms is not None and idx.is_cuda:  # once, and not a column at a time
-            uniforms = uniforms.to(idx.device)
-        if uniforms is not None:  # each to the position that it decides
-            positions = (lengths + torch.arange(n, device=idx.device)).to(uniforms.device)  # (B, n)
-            uniforms = uniforms.new_zeros(ids.shape).scatter(1, positions, uniforms)
+        if uniforms is not None:
+            positions = lengths + torch.arange(n, device=idx.device)  # (B, n), of each row's draws
+            uniforms = at_positions(uniforms, positions, ids.size(1))  # (B, longest + n)
         ends = lengths + n  # (B, 1), until eot ends a row
-        # Rows start together at the end of the shortest prompt, and those with longer ones keep their own
-        # tokens there. So every token has its true position, and none is of a padding that needs a mask.
+        # All rows start at the end of the shortest prompt, and those with longer ones keep their own tokens
+        # until these end. So every token has its true position, and no padding needs a mask.
         t = int(lengths.min())
         cache = [KVCache(min(block_size, longest + n)) for _ in self.h]
         yield ids[:, :t]
         while t < ends.max():
-            # Beyond block_size the window moves: cached keys are of positions that have changed.
+            # Beyond block_size the window moves, and every token in it has another position than its cached key.
             if t > block_size:
                 cache = None
             start = cache[0].seen if cache else t - block_size
             # the head costs V * C multiplications a position, and only the last one is needed
             last_hidden = self(ids[:, start:t], hidden=True, cache=cache)[:, -1]  # (B, C)
             logits = self.lm_head(last_hidden).float()[:, :vocab_size]
-            deciding = None if uniforms is None else uniforms[:, t : t + 1]  # (B, 1)
-            drawn = sample(logits, temperature, top_k, deciding)  # (B, 1)
+            uniforms_now = None if uniforms is None else uniforms[:, t : t + 1]  # (B, 1)
+            drawn = sample(logits, temperature, top_k, uniforms_now)  # (B, 1)
             is_open = (lengths <= t) & (t < ends)  # (B, 1)
             ids[:, t : t + 1] = drawn.where(is_open, ids[:, t : t + 1])
             t += 1
@@ -268,12 +266,19 @@ def sample(logits, temperature, top_k, uniforms=None):
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
 
 
+def at_positions(uniforms, positions, width):
+    """uniforms (B, n) moved to the positions (B, n) that they decide: (B, width), 0 elsewhere."""
+    if positions.is_cuda:  # all at once, rather than a column with every token
+        uniforms = uniforms.to(positions.device)
+    return uniforms.new_zeros(len(uniforms), width).scatter(1, positions.to(uniforms.device), uniforms)
+
+
 def draw(log_weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Ids (n, m) drawn in proportion to exp(log_weights) (n, V), never one whose log-weight is -inf.
 
-    By the inverse of the cumulative distribution: the first id at which it exceeds a uniform number in 0 … 1.
+    By inverting the cumulative distribution: the first id at which it exceeds a uniform number in 0 … 1.
     """
-    # relative to the likeliest: the sum is 1 or more, however small the tail is
+    # relative to the likeliest id, so that the sum is at least 1, however small all weights are
     largest, likeliest = log_weights.max(dim=-1, keepdim=True)
     # in float64, as the rounding of 50,000 sums in float32 is more than many a weight; Apple's GPUs have none
     precise = torch.float32 if log_weights.device.type == "mps" else torch.float64
@@ -281,7 +286,7 @@ def draw(log_weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     targets = uniforms.to(log_weights.device, precise) * cumulative[:, -1:]
     # right=True: an id without weight does not raise the sum, and so is never the first above a target
     ids = torch.searchsorted(cumulative, targets, right=True)
-    # Rounding may put a target at the very end, and a sum made in parallel may fall by a last digit.
+    # Rounding may put a target at the very end, and a sum computed in parallel may decrease in its last digit.
     ids.clamp_(max=log_weights.shape[1] - 1)
     is_excluded = log_weights.gather(1, ids) == -math.inf
     return torch.where(is_excluded, likeliest, ids)
@@ -444,7 +449,7 @@ class LLaMAConfig:
     head_dim: int = 0  # channels of a head; 0: n_embd / n_head
     qk_norm: bool = False  # Qwen3: RMSNorm over the channels of each query and key
     qk_norm_all_heads: bool = False  # OLMo 2: RMSNorm over the channels of all heads together
-    norm_after: bool = False  # OLMo 2: x + norm(attn(x)) instead of x + attn(norm(x)); so the MLP
+    norm_after: bool = False  # OLMo 2: x + norm(attn(x)) instead of x + attn(norm(x)); likewise the MLP
 
     def __post_init__(self):
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -466,13 +471,13 @@ class LLaMAConfig:
 
 
 def norm_qk(x, norm):
-    """Queries or keys (B, T, W), each stretch as wide as `norm` normalised by itself: (B, T, W)."""
+    """Queries or keys (B, T, W), in pieces as wide as `norm`, each normalised by itself: (B, T, W)."""
     # A score is at most sqrt(hs) times the norms' weights, however long queries and keys grow
-    # (arXiv:2302.05442). OLMo 2 (arXiv:2501.00656) bounds all heads together: one may be longer where
-    # others are shorter. A norm is as wide as a head, or as all of them, which is how the two differ.
-    # Autocast has the weights in fp32, and the two must be of one type.
-    stretches = x.type_as(norm.weight).unflatten(-1, (-1, norm.weight.numel()))  # (B, T, W / width, width)
-    return norm(stretches).flatten(-2).type_as(x)
+    # (arXiv:2302.05442). Qwen3's norm is as wide as a head. OLMo 2's (arXiv:2501.00656) is as wide as all heads
+    # and bounds them together: one may be longer where others are shorter.
+    # Under autocast x is bfloat16 and the norm's weight fp32, but both must be of one type.
+    pieces = x.type_as(norm.weight).unflatten(-1, (-1, norm.weight.numel()))  # (B, T, W / width, width)
+    return norm(pieces).flatten(-2).type_as(x)
 
 
 class LLaMAAttention(nn.Module):
@@ -501,7 +506,9 @@ class LLaMAAttention(nn.Module):
         k = self.c_k(x)  # (B, T, nkv * hs)
         v = self.c_v(x)  # (B, T, nkv * hs)
         if self.clip:
-            q, k, v = (part.clamp(-self.clip, self.clip) for part in (q, k, v))
+            q = q.clamp(-self.clip, self.clip)
+            k = k.clamp(-self.clip, self.clip)
+            v = v.clamp(-self.clip, self.clip)
         if self.q_norm is not None:
             q = norm_qk(q, self.q_norm)
             k = norm_qk(k, self.k_norm)

@@ -60,7 +60,7 @@ from corpora.splits import announce_splits
 from corpora.stream import Stream, batches
 from corpora.writing import Preparation, check_replaceable
 
-# The knobs that decide the token files; `workers` does not.
+# The knobs that the token files depend on, kept in meta.json; `workers` is none of them.
 SETTINGS = (
     "text_key",
     "clean",
@@ -80,10 +80,10 @@ def prepare(config: dict):
     part = parse_part(config["part"])
     check_source(config)
     source = config["source"]
-    # abspath: of --source=. it is the name of the folder that one is in
+    # abspath, so that --source=. takes the name of the current folder
     folder = Path(config["out_dir"] or f"data/{Path(os.path.abspath(source)).stem}")
     settings = settings_of(config)
-    # Before anything is downloaded or trained: an hour later would be late.
+    # Before anything is downloaded or trained: an hour later would be too late.
     check_replaceable(folder, settings, config["overwrite"])
     files = files_to_read(config, folder, part)
     if config["document_separator"] != "file":
@@ -103,7 +103,7 @@ def prepare(config: dict):
 
 
 def prepare_texts(files: list[File], folder: Path, settings: dict, config: dict):
-    """Text to token files, from where a killed run with the same settings and files left off."""
+    """Text to token files; continues where a killed run with the same settings and files stopped."""
     fingerprint = files_fingerprint(stats_of(files), settings["source"])
     preparation = Preparation(folder, settings | {"source_files": fingerprint})
     if not preparation.is_finished():
@@ -111,7 +111,7 @@ def prepare_texts(files: list[File], folder: Path, settings: dict, config: dict)
         tok = choose_tokenizer(preparation, stream, config)
         encode = partial(encode_ahead, tok=tok, workers=config["workers"] or os.cpu_count())
         write_tokens(preparation, stream, encode, tokenizer_meta(tok), config["shard_tokens"])
-        # The quickstart's task; other corpora have tasks of their own.
+        # The quickstart's multiple choice; other corpora come with tasks of their own.
         if config["source"] == "stdlib":
             write_choices(stream, preparation.work / "choices.jsonl")
         say_notes(stream)
@@ -120,8 +120,8 @@ def prepare_texts(files: list[File], folder: Path, settings: dict, config: dict)
 
 
 def prepare_part(part: Part, files: list[File], folder: Path, settings: dict, config: dict):
-    """The ids of a part's files, in a folder of its own; a killed one continues."""
-    # before they are read: a text that changes meanwhile is another one for the next run
+    """The ids of a part's files, in a folder of its own; continues where a killed run stopped."""
+    # taken before the files are read, so that the next run notices a file that changes meanwhile
     stats = stats_of(files)
     needed = [entry for i, entry in enumerate(stats) if is_needed(i, part, config)]
     fingerprint = files_fingerprint(needed, settings["source"])
@@ -134,7 +134,7 @@ def prepare_part(part: Part, files: list[File], folder: Path, settings: dict, co
     preparation = PartPreparation(own_folder, settings)
     if not preparation.is_finished():
         stream = PartStream(files, part=part, **stream_knobs(config))
-        # A BPE is trained on the whole corpus by each part, as by one run: only so is it the same.
+        # Each part trains the BPE on the whole corpus, as a single run would: only then is it the same in all.
         training_stream = Stream(files, **stream_knobs(config)) if config["tokenizer"] == "bpe" else stream
         tok = choose_tokenizer(preparation, training_stream, config)
         meta = tokenizer_meta(tok)
@@ -147,7 +147,7 @@ def prepare_part(part: Part, files: list[File], folder: Path, settings: dict, co
 
 
 def join_parts(files: list[File], folder: Path, settings: dict, config: dict):
-    """The data set of all parts, from where a killed join left off."""
+    """The data set of all parts; continues where a killed join stopped."""
     parts = open_parts(folder, settings, files)
     fingerprint = files_fingerprint(joined_stats(parts), settings["source"])
     preparation = Preparation(folder, settings | {"source_files": fingerprint})
@@ -164,7 +164,7 @@ def join_parts(files: list[File], folder: Path, settings: dict, config: dict):
 
 
 def say_notes(stream: Stream):
-    """Print what is odd about the text, which is known only when all of it was read."""
+    """Print what is odd about the text, which is known only once all of it has been read."""
     for remark, path in stream.notes.items():
         print(f"note: {path} {remark}", flush=True)
 
@@ -179,7 +179,7 @@ def stream_knobs(config: dict) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------
-# what is asked for
+# what the knobs ask for
 
 
 def check_source(config: dict):
@@ -189,7 +189,7 @@ def check_source(config: dict):
     if not source:
         names = ", ".join(NAMES)
         raise ValueError(f"source is empty; expected a file or a folder, or one of {names}")
-    # The standard library has no files; a path of one's own is the source itself.
+    # The standard library is not made of files, and a path is the source itself.
     if text_dir and (source == "stdlib" or source not in NAMES):
         names_with_files = NAMES[1:]
         raise ValueError(
@@ -221,7 +221,7 @@ def is_needed(i: int, part: Part | None, config: dict) -> bool:
 
 
 def settings_of(config: dict) -> dict:
-    """What meta.json says of the knobs. The text of the standard library differs from one Python to the next."""
+    """The knobs as meta.json keeps them. The source stdlib has its version, on which its text depends."""
     settings = {name: config[name] for name in SETTINGS}
     settings["source"] = config["source"]
     if config["source"] == "stdlib":
@@ -233,14 +233,14 @@ def settings_of(config: dict) -> dict:
 def files_to_read(config: dict, folder: Path, part: Part | None) -> list[File]:
     """The files of the source, without those of a test split; none for the standard library, which is no list of files.
 
-    Of a corpus that is downloaded those that this part does not need may not be here. Says which splits the names of
-    the files declare.
+    Downloads a named corpus, but only the files that this part needs: the others may not exist here. Prints which
+    splits the names of the files declare.
     """
     source = config["source"]
     if source == "stdlib":
         return []
     downloads = Path("data/downloads") / source
-    # The shards of this source are the data set themselves, and are downloaded to where it is wanted.
+    # This source's shards are token files already, so they go straight into the data set's folder.
     if source == "finewebedu10B":
         downloads = folder
     files = find_files(source, config["text_dir"], downloads, needs=lambda i: is_needed(i, part, config))
@@ -280,7 +280,7 @@ def choose_tokenizer(preparation: Preparation, stream: Stream, config: dict):
 
 
 def record_tokenizer(preparation: Preparation, kind: str, tokenizer_hash: str):
-    """ValueError if the ids that a killed run has written are of another tokenizer."""
+    """Keep the hash for a run that continues. ValueError if a killed run wrote ids of another tokenizer."""
     if preparation.tokenizer_hash not in ("", tokenizer_hash):
         remedy = f"delete {preparation.work} to start anew"
         raise ValueError(f"{kind} has become another tokenizer; {remedy}")
@@ -288,7 +288,7 @@ def record_tokenizer(preparation: Preparation, kind: str, tokenizer_hash: str):
 
 
 def dtype_for(meta: dict) -> str:
-    """Of the token files of a tokenizer: two bytes an id wherever they are enough."""
+    """The type of the ids in token files: two bytes each wherever they are enough."""
     return "uint16" if meta["vocab_size"] <= 65536 else "uint32"
 
 
@@ -336,7 +336,7 @@ class Progress:
 
     def show(self):
         done = self.stream.done
-        # The standard library has no files of which a share could be read.
+        # No share is known for the standard library, which is not made of files.
         self.bar.total = round(self.tokens / done) if done else None
         self.bar.update(self.tokens - self.bar.n)
         now = time.perf_counter()
@@ -350,17 +350,17 @@ class Progress:
 # what the data set holds
 
 
-def write_meta(preparation: Preparation, of_tokenizer: dict, source: str):
-    """Count, hash, and write meta.json. ValueError if a split is empty."""
+def write_meta(preparation: Preparation, tokenizer_info: dict, source: str):
+    """Count tokens, hash files, and write meta.json. ValueError if a split is empty."""
     splits = preparation.splits
-    # A data set without one of them could be neither trained on nor evaluated.
+    # A data set needs both: one to train on and one to evaluate with.
     for name in ("train", "val"):
         if name not in splits or splits[name].tokens == 0:
             reason = "too few documents for val_fraction; change it"
             if not splits:
                 reason = "it has no text"
             raise ValueError(f"source {source!r}: the {name} split is empty: {reason}")
-    meta = dict(of_tokenizer)
+    meta = dict(tokenizer_info)
     meta["source"] = source
     meta["settings"] = preparation.settings
     meta["dtype"] = splits["train"].dtype
@@ -390,13 +390,13 @@ def report(folder: Path, seconds: float):
         if others:
             where += f" … {others[-1]}"
         print(f"{where}: {tokens:,} tokens, {documents:,} documents, {bytes_per_token:.3f} bytes a token")
-    # Domains that a tokenizer suits less have fewer bytes a token.
+    # Few bytes a token: the tokenizer suits that domain less.
     rates = []
     for domain, counts in meta["domains"].items():
         rates.append(f"{domain} {counts['bytes'] / counts['tokens']:.2f}")
     if rates:
         print("bytes a token:", ", ".join(rates))
-    # /proc is there on Linux only.
+    # /proc exists on Linux only.
     peak = ""
     if Path("/proc/self/status").is_file():
         peak = f", peak memory {resident(peak=True) / 1e6:,.0f} MB"
@@ -408,14 +408,14 @@ if __name__ == "__main__":
     source = "stdlib"  # a name above, a .txt, .jsonl or .parquet file (perhaps with .gz or .zst), a folder of them
     text_dir = ""  # where the files of a named source lie already; "": they are downloaded
     text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
-    document_separator = "file"  # of texts: each a document, or "line", "blank" line or "eot" (<|endoftext|>) ends one
+    document_separator = "file"  # a document: a text "file", a "line", or up to a "blank" line or "eot" (<|endoftext|>)
     clean = True  # clean the domains of BabyLM, told by the names of their files
     tokenizer = "bpe"  # "bytes" (257 ids), "bpe" (SentencePiece, trained here), "gpt2", or a model's folder or name
     vocab_size = 4096  # of the bpe; at most 65,536
     nfkc = False  # bpe: normalise text by Unicode's NFKC first
-    val_fraction = 0.05  # held out where the source holds nothing out itself: of documents, or a text's end
-    shard_tokens = 100_000_000  # in a file; where one is enough it is train.bin, else train_000.bin, …
-    workers = 0  # cores that encode; 0: all. The files do not depend on it
+    val_fraction = 0.05  # share of documents, or of a single text (its end), held out if the source has no split itself
+    shard_tokens = 100_000_000  # most tokens in a file; one file is called train.bin, several train_000.bin, …
+    workers = 0  # cores to encode with; 0: all. The files do not depend on it
     out_dir = ""  # where train.bin, val.bin, meta.json and the tokenizer go; "": data/ and the source's name
     overwrite = False  # replace a data set in out_dir that was made with other settings
     part = ""  # "3/16": the third of sixteen parts, for as many machines; "join": the data set of them; "": all at once

@@ -43,7 +43,8 @@ if not tokenizer.encode(prompt):  # on stderr: stdout is text alone
 for i in range(num_samples):
     if i:
         print("-" * 80)
-    # flushed, so that the text is seen while it is written, through a pipe too
-    for piece in stream_text(net, tokenizer, prompt, run, max_tokens, temperature, top_k):
+    # flushed, so that the text appears as it is written, even through a pipe
+    pieces = stream_text(net, tokenizer, prompt, run, max_tokens=max_tokens, temperature=temperature, top_k=top_k)
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()

@@ -27,20 +27,20 @@ from common.sharding import share_of, whole
 from common.weight_files import DAMAGE
 from configurator import ALSO_WRONG, KINDS, nearest
 
-# What trainer.pt must hold; later versions added the rest.
+# What trainer.pt must hold; the rest was added by later versions.
 STATE_TYPES = {"step": int, "seconds": float, "config": dict, "optimizers": list}
-# What each of its sections must hold, beside knobs.
+# What each of its sections must hold, besides knobs.
 SECTION_NUMBERS = ("step", "row")
-# Its numbers, none of which is negative.
+# The types of its numbers, none of which may be negative.
 STATE_NUMBERS = {"step": int, "rows": int, "tokens": int, "world": int, "seconds": float}
 STATE_NUMBERS |= {"flops": (int, float), "epochs_done": (int, float)}
 # The optimiser's state is laid out by these: which parameters are trained, and how.
 FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
-# Knobs whose change is no news when a run is resumed: they say which run that is.
+# Knobs whose change is not reported when a run is resumed: they only say which run that is.
 UNREPORTED = ("init_from", "out_dir")
-# With another of these the validation loss is of other rows.
+# A change of these changes the rows that the validation loss is measured on.
 BEST_DEPENDS_ON = ("block_size", "packing", "random_offset", "eval_rows")
-# They say which rows a step reads.
+# These decide which rows a step reads.
 ROW_KNOBS = ("dataset", "seed", "block_size", "packing", "random_offset", "batch_size", "tokens_per_step")
 
 
@@ -49,9 +49,9 @@ ROW_KNOBS = ("dataset", "seed", "block_size", "packing", "random_offset", "batch
 
 
 class RunLock:
-    """out_dir, held by one run for its life: two in one folder would mix their logs and checkpoints.
+    """Keeps out_dir for one run as long as it lives: two in one folder would mix their logs and checkpoints.
 
-    A lock of the kernel (flock) on out_dir/.lock, which goes with its process however that ends. Reading a run
+    A lock of the kernel (flock) on out_dir/.lock, released when its process ends, however that ends. Reading a run
     (teacher=, sample.py, evaluate.py) needs none. `writes` is False for the other ranks, and with eval_only.
     """
 
@@ -66,7 +66,7 @@ class RunLock:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.take()
-            # The process id tells the user whom to wait for.
+            # The process id tells the user what to wait for.
             self.file.truncate(0)
             self.file.write(str(os.getpid()))
             self.file.flush()
@@ -89,8 +89,8 @@ class RunLock:
                 problem = f"is in use by another run (process {holder})"
                 remedy = "wait for it, stop it, or choose another --out_dir"
                 raise ValueError(f"{self.path.parent} {problem}; {remedy}") from None
-            # The run before may have deleted the file after we opened it: then our lock is on a file without a name,
-            # and the next process would lock a new one.
+            # The previous run may have deleted the file after we opened it: then our lock is on a file without a name,
+            # and the next process would create and lock a new one.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                     return file
@@ -100,7 +100,7 @@ class RunLock:
         """At exit: a run that ended before its first log line takes its lock and its empty folders with it."""
         if (self.path.parent / "log.txt").exists():
             return
-        # It may be gone, or never have come about.
+        # It may be gone already, or was never made.
         with contextlib.suppress(OSError):
             self.path.unlink()
         for folder in self.new_folders:
@@ -130,7 +130,7 @@ def starting_point(out_dir: str, init_from: str, eval_only=False) -> Path | None
     check_out_dir(out_dir)
     is_name = init_from not in ("scratch", "resume")
     if is_name and not Path(init_from).exists():
-        # "Resume" would else be looked for on the hub. A name that is close to none of these may be there.
+        # Otherwise "Resume" would be looked for on the hub. A name unlike all of these may exist there.
         suggestion = nearest(init_from.lower(), ("scratch", "resume", "auto"))
         if suggestion:
             raise ValueError(f"init_from={init_from!r} is no folder{suggestion}")
@@ -196,38 +196,38 @@ def check_state(state: dict):
 
 
 def stored_knobs(config: dict) -> dict:
-    """With init_from="resume" the knobs of out_dir's newest checkpoint, else {}: what `configure` starts from.
+    """What `configure` starts from: with init_from="resume" the knobs of out_dir's newest checkpoint, else {}.
 
-    "auto", which is settled first, is "resume" where there is a checkpoint, and else what the config files say.
+    "auto" is resolved first: to "resume" if there is a checkpoint, otherwise to what the config files say.
     """
     if config["init_from"] == "auto":
         config["init_from"] = without_auto(config)
     if config["init_from"] != "resume":
         return {}
     existing = checkpoints(config["out_dir"])
-    # `starting_point` says that there is nothing to resume.
+    # no error here: `starting_point` reports that there is nothing to resume
     if not existing:
         return {}
-    return with_todays_names(load_trainer_state(existing[-1], mmap=True)["config"])
+    return with_current_names(load_trainer_state(existing[-1], mmap=True)["config"])
 
 
 def without_auto(config) -> str:
-    """What init_from="auto" stands for, so that one command starts a run and continues it."""
+    """What init_from="auto" stands for, so that the same command starts a run and continues it."""
     if checkpoints(config["out_dir"]):
         return "resume"
-    # typed over a config file's "EleutherAI/pythia-70m", it starts from that model
+    # "auto" given over a config file's "EleutherAI/pythia-70m" starts from that model
     untyped = config.untyped["init_from"]
     if untyped == "auto":
         return "scratch"
     return untyped
 
 
-def with_todays_names(stored: dict) -> dict:
-    """The knobs of a run, where it was stored before HellaSwag was one of eval_tasks."""
+def with_current_names(stored: dict) -> dict:
+    """Stored knobs under their current names: HellaSwag once had knobs of its own, and is now one of eval_tasks."""
     interval = stored.get("hellaswag_interval", 0)
     if not interval:
         return stored
-    # two sets of tasks with an interval each are one set now
+    # there were two sets of tasks with an interval each, and now there is one
     if stored.get("eval_tasks"):
         print(f"note: the run scored HellaSwag every {interval} steps; add it to --eval_tasks to go on with that")
         return stored
@@ -260,7 +260,7 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
             ours = projections.state_dict()
             theirs = state["projections"]
             projections.load_state_dict({name: share_of(theirs[name], ours.get(name)) for name in theirs})
-    # What torch raises depends on where the two differ: in number, in names or in shapes.
+    # What torch raises depends on how they differ: in number, names or shapes.
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError):
         same = "the script, optimizer, freeze, teacher, weight_cos and weight_mse it was trained with"
         raise ValueError(
@@ -270,9 +270,9 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
 
 
 def check_teacher_order(folder: Path, old_teachers: str, teachers):
-    """ValueError if a teacher has moved to another's place: projections and their moments go by place.
+    """ValueError if a teacher has moved to another's place: projections and their moments are stored by place.
 
-    A teacher under a name that the run did not have (its folder was moved) is taken for the one that it replaces.
+    A teacher with a name that is new to the run (its folder was moved) is taken for the one that it replaces.
     """
     # resolved: out/teacher and ./out/teacher are the same
     old_paths = [Path(name.strip()).resolve() for name in old_teachers.split(",") if name.strip()]
@@ -299,21 +299,21 @@ def changes(state: dict, config: dict, world: int, data: str) -> str:
             changed.append(f"| {key} {old[key]!r} -> {value!r}")
     if state.get("world", world) != world:
         changed.append(f"| ranks {state['world']} -> {world}")
-    # a folder of the same name may have been prepared anew
+    # the same folder may have been prepared anew
     if config["dataset"] == old.get("dataset") and not is_same_data(state, config, data):
         changed.append(f"| {config['dataset']} has other tokens than before")
     return " ".join(changed)
 
 
 def is_same_data(state: dict, config: dict, data: str) -> bool:
-    """Whether a run's data set, of this identity, is what it was; of older runs only the folder's name is known."""
+    """Whether the data set, whose identity is `data`, is the one before; older runs stored only the folder's name."""
     if "data" in state:
         return state["data"] == data
     return state["config"].get("dataset") == config["dataset"]
 
 
 def best_so_far(state: dict, config: dict, data: str) -> tuple[float, int]:
-    """(lowest validation loss, its step) of a resumed run; (inf, -1) where the loss is measured otherwise now."""
+    """(lowest validation loss, its step) of a resumed run; (inf, -1) if the loss is now measured on other rows."""
     old = state["config"]
     is_comparable = all(old.get(key) == config[key] for key in BEST_DEPENDS_ON)
     if "best" in state and is_comparable and is_same_data(state, config, data):
@@ -333,12 +333,12 @@ def tokens_so_far(state: dict) -> int:
 
 
 def rows_so_far(state: dict, config: dict, tokens_per_step: int, n_rows: int) -> int:
-    """How many rows a run has used, as rows of the block_size and packing that it has now, n_rows an epoch."""
+    """How many rows a run has used, converted to rows of its present block_size and packing, n_rows an epoch."""
     old = state["config"]
     rows = state.get("rows", state["step"] * tokens_per_step // config["block_size"])
     if all(old.get(key) == config[key] for key in ("block_size", "packing")):
         return rows
-    # as many passes over the data: a row of another length is another share of an epoch
+    # converted by the passes over the data, as a row of another length is another share of an epoch
     if "epochs_done" in state:
         return round(state["epochs_done"] * n_rows)
     return tokens_so_far(state) // config["block_size"]
@@ -347,7 +347,7 @@ def rows_so_far(state: dict, config: dict, tokens_per_step: int, n_rows: int) ->
 def sections_of(state: dict | None, config: dict, step: int, row: int) -> list[dict]:
     """Which rows the steps of a run read: for each change of ROW_KNOBS the knobs, and the step and row they begin at.
 
-    step, row: where the run begins or continues. rows.py finds by these what was read before a run was resumed.
+    step, row: where the run begins or continues. With these rows.py finds what was read before a run was resumed.
     """
     sections = []
     if state:
@@ -359,7 +359,7 @@ def sections_of(state: dict | None, config: dict, step: int, row: int) -> list[d
 
 
 def best_checkpoint(out_dir: Path) -> Path | None:
-    """The checkpoint of a run's lowest validation loss, as its newest says; None where it is not there."""
+    """The checkpoint with a run's lowest validation loss, which the newest one names; None if it is not there."""
     existing = checkpoints(out_dir)
     if not existing:
         return None
@@ -385,25 +385,25 @@ class CheckpointWriter:
         self.keep = keep
         self.keep_best = keep_best
         self.writes = writes
-        self.thread = None  # that writes; at most one
+        self.thread = None  # the one that writes now, if any
         self.error = None  # what stopped it
-        # a run that ends by another error has not looked
+        # reported as well, should the run end by another error before it calls `check`
         ALSO_WRONG.append(self.last_error)
 
     def save(self, model, tokenizer, state: dict):
         """Copy a run to host memory, then write it as out_dir/step_NNNNNN in the background.
 
-        state: what trainer.pt is to hold, tensors and plain values, of the finished steps state["step"]; tokenizer: of
-        the data, goes along. Waits for the one before, and raises what stopped that. All ranks call it, as a model that
-        they divide is gathered, a tensor at a time: the files are those of one rank.
+        state: what trainer.pt is to hold, tensors and plain values, after state["step"] steps. tokenizer: of the data,
+        saved along with the model. Waits for the checkpoint before, and raises what stopped that one. All ranks call
+        it, as a model that they divide is gathered, a tensor at a time: the files are those of one rank.
         """
         self.wait()
-        # The next step changes weights and moments in place, so the thread must not read those.
+        # The next step changes weights and moments in place, so the thread must have copies.
         weights = {name: on_host(weight, self.writes) for name, weight in weights_to_store(model)}
         state = on_host(state, self.writes)
         if not self.writes:
             return
-        # No daemon: should the run end by an error, Python still waits until the folder is complete.
+        # Not a daemon: if the run ends by an error, Python still waits until the folder is complete.
         self.thread = threading.Thread(target=self.write, args=(weights, model.config, tokenizer, state))
         self.thread.start()
 
@@ -413,7 +413,7 @@ class CheckpointWriter:
             write_checkpoint(self.out_dir, weights, shape, tokenizer, state)
             if self.keep:
                 remove_old(self.out_dir, state, self.keep, self.keep_best)
-        # whatever it is: the main thread raises it, which stops the run
+        # of any kind: the main thread raises it in `check`, which stops the run
         except Exception as error:
             self.error = error
 
@@ -425,14 +425,14 @@ class CheckpointWriter:
             raise error
 
     def wait(self):
-        """Until all is written; raises what stopped it."""
+        """Wait until all is written; raises what stopped it."""
         if self.thread:
             self.thread.join()
             self.thread = None
         self.check()
 
     def last_error(self) -> str:
-        """What stopped the writing, "" if nothing did; waits for the end of what is being written."""
+        """What stopped the writing, "" if nothing did; waits for what is still being written."""
         if self.thread:
             self.thread.join()
         return str(self.error or "")
@@ -441,7 +441,7 @@ class CheckpointWriter:
 def on_host(value, keep=True):
     """A copy in host memory of all tensors in dicts, lists and tuples; other values as they are.
 
-    Tensors that the ranks divide are gathered. keep: False to only take part in that; the tensors are None then.
+    Tensors that the ranks divide are gathered. keep: False to only take part in the gathering, with None as the copies.
     """
     if isinstance(value, torch.Tensor):
         tensor = whole(value.detach())
@@ -467,7 +467,7 @@ def write_checkpoint(out_dir: Path, weights: dict, shape, tokenizer, state: dict
         # Bytes and names must be on the disk before the folder has its name, should the power fail.
         for path in [*unfinished.iterdir(), unfinished]:
             flush(path)
-        # There is one already where it could not be resumed, say, and the run started from the one before.
+        # It exists already if it could not be resumed, say, and the run continued from an earlier one.
         if final.exists():
             remove(final)
         unfinished.rename(final)

@@ -24,12 +24,12 @@ from configurator import made_by, nearest
 
 # The public pretokenised sets (those of llm.c and modded-nanogpt) have a header, which begins with this int32.
 MAGIC = 20240520
-HEADER = 1024  # its bytes
-# Ids that are read at a time where all are: the stream may be larger than memory.
+HEADER = 1024  # its size in bytes
+# How many ids a pass over the whole stream reads at a time: the stream may be larger than memory.
 SCAN = 1 << 24
 TOKENIZER_KEYS = ("tokenizer", "tokenizer_hash", "vocab_size", "eot")
 TYPES = {"tokenizer": str, "tokenizer_hash": str, "domains": dict, "files": dict}
-COUNTS = ("_tokens", "_bytes", "_documents")  # what the keys of counts end with, behind the name of a split
+COUNTS = ("_tokens", "_bytes", "_documents")  # endings of the keys that count something in a split, as in train_tokens
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,11 +50,11 @@ def read_meta(folder: str | Path) -> dict:
 
 
 def check_meta(path: Path, meta: dict):
-    """ValueError for what meta.json says that is out of range or of another type."""
+    """ValueError for an entry of meta.json that is out of range or of the wrong type."""
     for key, kind in TYPES.items():
         if not isinstance(meta.get(key, kind()), kind):
             raise ValueError(f"{path}: {key}={meta[key]!r} is no {kind.__name__}; prepare the data again")
-    # The file may come from somebody else, and an embedding is made as large as it says.
+    # The file may come from somebody else, and its vocab_size becomes the size of an embedding.
     check_number(path, meta, "vocab_size", low=1, high=1 << 24)
     for key in ("eot", "bos"):
         if key in meta:
@@ -80,12 +80,12 @@ def check_number(path: Path, meta: dict, key: str, low: int, high: float):
 
 
 def no_data_set(folder: Path) -> str:
-    """The message for a folder without meta.json: the data set that was meant, or the command that makes it."""
+    """The message for a folder without meta.json: which data set was meant, or the command that makes it."""
     problem = f"data set {folder} has no meta.json"
     suggestion = ""
     if not folder.is_dir():
         problem = f"data set {folder} is not there"
-        # A misspelt name is close to that of a data set in the same place.
+        # A misspelt name is close to that of a data set beside it.
         neighbours = [str(meta.parent) for meta in folder.parent.glob("*/meta.json")]
         suggestion = nearest(str(folder), neighbours)
     # "stdlib" for "data/stdlib"
@@ -102,9 +102,9 @@ def no_data_set(folder: Path) -> str:
 
 
 def tokenizer_meta(tokenizer) -> dict:
-    """What meta.json says of a tokenizer; `bos` only matters where it is not `eot`.
+    """The entries of meta.json for a tokenizer; `bos` only matters where it is not `eot`.
 
-    `start`, in checkpoints: the ids that their training texts begin with, for an empty prompt.
+    `start`, in checkpoints only: the ids that an empty prompt stands for (TokenData.start).
     """
     meta = {
         "tokenizer": tokenizer.kind,
@@ -113,7 +113,7 @@ def tokenizer_meta(tokenizer) -> dict:
         "eot": tokenizer.eot,
         "bos": tokenizer.bos,
     }
-    # Only the loops set it, once they have seen the training data.
+    # Only the loops set it, from the training data.
     start = getattr(tokenizer, "start", None)
     if start:
         meta["start"] = start
@@ -134,7 +134,7 @@ class Tokens:
     def __init__(self, paths: list[Path], dtype: str):
         little_endian = np.dtype(dtype).newbyteorder("<")
         self.files = [self.open(path, little_endian) for path in paths]
-        # where each file ends in the stream
+        # where in the stream each file ends
         self.ends = np.cumsum([len(file) for file in self.files])
 
     @staticmethod
@@ -261,7 +261,7 @@ class TokenData:
         if packing == "documents":
             self.document_starts, self.document_lengths = self.tokens.documents(self.meta["eot"])
         self.n_rows, self.n_offsets = self.count_rows(random_offset)
-        # The epoch that was drawn last, which is nearly always the one that the next row is of.
+        # The epoch that was drawn last; the next row is nearly always of the same one.
         self.epoch = -1
         self.offset = 0
         self.order = None  # (n_rows,): the chunk or document of each row of the epoch
@@ -270,7 +270,7 @@ class TokenData:
         self.first_row = 0
 
     def open_split(self) -> Tokens:
-        """The split's ids. ValueError if meta.json says otherwise, or if they are too few for a row."""
+        """The split's ids. ValueError if meta.json counts others, or if they are too few for a row."""
         n_tokens = self.meta.get(f"{self.split}_tokens")
         if not n_tokens or not self.meta.get(f"{self.split}_bytes"):
             lacking = f"{self.split}_tokens or {self.split}_bytes"
@@ -279,8 +279,8 @@ class TokenData:
         paths = [self.folder / name for name in files]
         tokens = Tokens(paths, self.meta.get("dtype", "uint16"))
         found = f"{paths[0]}: {len(tokens)} tokens"
-        # A file that was cut behind a whole id looks like a shorter one: only the count of prepare_data.py, which also
-        # lists the files, tells them apart.
+        # A file cut off after a whole id looks like a shorter one. Only the count in meta.json shows it, which
+        # prepare_data.py writes along with the list of files.
         if f"{self.split}_files" in self.meta and len(tokens) != n_tokens:
             raise ValueError(f"{found}, but meta.json says {n_tokens}; it was cut, prepare it again")
         # A document may be shorter than a row, but not than an input and a target.
@@ -295,8 +295,8 @@ class TokenData:
         """(rows of an epoch, offsets that its first chunk may have)."""
         if self.packing == "documents":
             return len(self.document_starts), 1
-        # As many rows as fit behind the largest offset, T - 1, with one token more for the last target: all epochs are
-        # equally long. A stream too short for any has one row, and the offsets that leave room for it.
+        # As many rows as fit after the largest offset, T - 1, with one more token for the last target: so all epochs
+        # are equally long. A stream too short for that has one row, and only the offsets that leave room for it.
         n_tokens = len(self.tokens)
         n_rows = max(1, (n_tokens - self.T) // self.T)
         n_offsets = min(self.T, n_tokens - n_rows * self.T)
@@ -304,20 +304,20 @@ class TokenData:
 
     @property
     def identity(self) -> str:
-        """A hash of what meta.json says of the tokens of all splits: a data set made anew has another."""
-        of_tokens = {}
+        """A hash that tells data sets apart, even under one name: of meta.json's counts and file hashes."""
+        facts = {}
         for key, value in self.meta.items():
-            # the files' own hashes, where prepare_data.py wrote them, and the counts in any case
+            # the files' hashes, which prepare_data.py writes, and the counts, which are always there
             if key in ("files", "tokenizer_hash") or key.endswith(COUNTS):
-                of_tokens[key] = value
+                facts[key] = value
         # without hashes two data sets may well have the same counts: only the folder tells them apart
         if "files" not in self.meta:
-            of_tokens["folder"] = str(self.folder)
-        return hashlib.sha256(json.dumps(of_tokens, sort_keys=True).encode()).hexdigest()[:16]
+            facts["folder"] = str(self.folder)
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def domains(self) -> list[str]:
-        """The domains whose held-out text, the split val_<domain>, makes at least one row."""
+        """The domains whose held-out text, the split val_<domain>, is enough for a row."""
         names = self.meta.get("domains", {})
         return [name for name in names if self.meta.get(f"val_{name}_tokens", 0) > self.T]
 
@@ -336,7 +336,7 @@ class TokenData:
     def draw_epoch(self, epoch: int):
         """Draw the offset and the order of an epoch.
 
-        Seeded by the epoch, not drawn on from the epoch before: any row is found without those in front of it. A new
+        Seeded by the epoch, not continued from the one before: any row is found without drawing those before it. A new
         offset shows the model other contexts for the same tokens, and the same token at other positions.
         """
         if epoch == self.epoch:
@@ -347,15 +347,15 @@ class TokenData:
         self.epoch = epoch
 
     def corpus_row(self, row: int) -> int:
-        """Row `row` of the endless order: the number in the corpus of its chunk or document. Draws its epoch."""
+        """The number in the corpus of the chunk or document that is row `row` of the endless order. Draws its epoch."""
         epoch, place = divmod(row, self.n_rows)
         self.draw_epoch(epoch)
         return int(self.order[place])
 
     def chosen(self, first: int, n: int) -> np.ndarray:
-        """Rows first … first + n - 1 of the endless order: the number in the corpus of the chunk or document of each.
+        """`corpus_row` of rows first … first + n - 1 of the endless order: (n,).
 
-        What belongs to a row of the corpus, such as a cached teacher, is found by it, with random_offset=False.
+        By these numbers, and with random_offset=False, a cache finds what it has stored for a row.
         """
         return np.array([self.corpus_row(row) for row in range(first, first + n)], dtype=np.int64)
 
@@ -381,13 +381,13 @@ class TokenData:
 
     def read(self, spans: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that lie at these (start, length) in the stream: x, y (len(spans), T)."""
-        # What no document fills stays eot: the model needs some id there, and is scored on none.
+        # The rest of a row stays eot: the model needs some id there, but is not scored on it.
         ids = np.full((len(spans), self.T + 1), self.meta["eot"], dtype=np.int64)
         lengths = np.empty(len(spans), dtype=np.int64)
         for i, (start, length) in enumerate(spans):
             ids[i, :length] = self.ids(start, length)
             lengths[i] = length
-        # copies: torch wants x and y contiguous, and y is written to
+        # copies: x and y must be contiguous, and y is changed below
         x = ids[:, :-1].copy()
         y = ids[:, 1:].copy()
         # By length, not where the id is eot: the eot that ends a document is a target.
@@ -404,9 +404,9 @@ class TokenData:
         return self.chosen(self.first_of_batch(step, micro_step), self.batch_size)
 
     def first_of_batch(self, step: int, micro_step: int) -> int:
-        """The row of the endless order that this rank's batch in a micro-step of a step begins with."""
+        """The first row, in the endless order, of this rank's batch in a micro-step of a step."""
         micro_steps_done = (step - self.first_step) * self.grad_accum_steps + micro_step
-        # The ranks stand side by side within a micro-step: a step holds the same rows however they are divided.
+        # Within a micro-step the ranks take consecutive batches: a step holds the same rows however they are divided.
         batches_before = micro_steps_done * self.world + self.rank
         return self.first_row + batches_before * self.batch_size
 
@@ -418,19 +418,19 @@ class TokenData:
     def eval_batches(self, eval_rows: int):
         """This rank's share of the first `eval_rows` rows of epoch 0 (0: all), in batches of one shape.
 
-        With one seed a fixed random subset. The rows that fill up the last batch have y = -1.
+        For a given seed they are a fixed random subset. The rows that pad the last batch have y = -1.
         """
         for first, n_real in self.eval_ranges(eval_rows):
             x, y = self.rows(first, n_real)
-            # One shape: torch.compile would compile another time for a smaller last batch.
+            # Padded to one shape: torch.compile would compile once more for a smaller last batch.
             padding = (0, 0, 0, self.batch_size - n_real)
             yield F.pad(x, padding), F.pad(y, padding, value=-1)
 
     def eval_batch_rows(self, eval_rows: int):
         """(batch_size,) for each batch of `eval_batches`: the numbers of its rows in the corpus.
 
-        What fills up the last batch has the number of the batch's first row, or in one of 0 rows that of the first row
-        of all: any that is scored will do.
+        The rows that pad it have the number of its first row, or in a batch of 0 rows that of the very first row: any
+        row that a cache is sure to have will do.
         """
         for first, n_real in self.eval_ranges(eval_rows):
             numbers = np.full(self.batch_size, self.corpus_row(first if n_real else 0))
@@ -440,7 +440,8 @@ class TokenData:
     def eval_ranges(self, eval_rows: int):
         """(first row, rows) of each batch of this rank's share of the first `eval_rows` rows (0: all).
 
-        All ranks have as many batches, the last perhaps of 0 rows: a model that they divide computes on all of them.
+        All ranks have the same number of batches, the last perhaps of 0 rows: if they divide a model (shard), they must
+        compute together.
         """
         n = self.n_eval_rows(eval_rows)
         for first_of_ranks in range(0, n, self.world * self.batch_size):
@@ -454,8 +455,8 @@ class TokenData:
     def continue_at(self, step: int, row: int):
         """From here on step `step` begins with row `row` of the endless order.
 
-        A run resumed with as many rows a step as before would begin there anyway. One with more or fewer repeats no
-        row and leaves none out.
+        A run resumed with the same number of rows a step would begin there anyway. With this, one with more or fewer
+        repeats no row and skips none.
         """
         self.first_step = step
         self.first_row = row
@@ -463,19 +464,22 @@ class TokenData:
     def steps(self, epochs: float) -> int:
         """The number of steps after which `epochs` passes over the rows are done."""
         rows_per_step = self.batch_size * self.grad_accum_steps * self.world
-        # A resumed run may have taken more rows, or fewer, than as many steps of this size would have.
+        # How many more rows a resumed run has taken than as many steps of this size would have.
         rows_ahead = self.first_row - self.first_step * rows_per_step
         return math.ceil((epochs * self.n_rows - rows_ahead) / rows_per_step)
 
     def start(self) -> list[int]:
-        """What a text begins with in the rows: end-of-text, or where no text follows one, an id of the first text."""
+        """The ids that an empty prompt stands for: what the rows have before the beginning of a text, its end-of-text.
+
+        Where no row has one text after another, an id from the beginning of the first text instead.
+        """
         if self.packing == "documents":
             # the eot is only ever the end of a row
             return self.tokens.take(int(self.document_starts[0]), 1).tolist()
         if self.meta.get(f"{self.split}_documents", 0) > 1:
             return [self.meta["eot"]]
-        # The very first token is an input only in epochs of offset 0, but tokens T - 1 … n_rows * T - 1
-        # are in all: the first id that is among these, or among as many of them as are quickly read.
+        # The very first token is an input only in epochs of offset 0, but tokens T - 1 … n_rows * T - 1 are inputs in
+        # all. So take the first id that also occurs among these, or among as many of them as are quickly read.
         n_inputs = min(self.n_rows * self.T - self.T + 1, SCAN)
         beginning = self.tokens.take(0, self.T)
         is_input = np.isin(beginning, self.tokens.take(self.T - 1, n_inputs))
@@ -493,7 +497,7 @@ class TokenData:
 
     @property
     def packing_note(self) -> str:
-        """What to tell a user whose rows leave out a part of the split; "" where that is under 0.5 %."""
+        """What to tell a user whose rows leave out part of the split; "" if that is under 0.5 %."""
         if self.share_used > 0.995:
             return ""
         return (
@@ -503,7 +507,7 @@ class TokenData:
         )
 
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """A loss that compares across tokenizers: per UTF-8 byte of the text that the targets stand for.
+        """A loss that can be compared across tokenizers: per UTF-8 byte of the text that the targets stand for.
 
         packing="constant": with the tokens per byte of the whole split. packing="documents": with those of the targets
         of all rows, as the beginnings of documents may be unlike the rest; NaN where no target stands for text.

@@ -1,11 +1,11 @@
 """Muon: momentum whose matrix is made orthogonal before each step (Keller Jordan, kellerjordan.github.io/posts/muon).
 
 A gradient matrix G = U S V^T has a few large singular values and many small ones. Muon steps along U V^T instead, so
-that the directions that G hardly mentions are learnt as well.
+that the directions in which G is small are learnt as well.
 
-torch.optim.Muon computes the same, but always in bfloat16. That is fast on a GPU, and on a CPU without instructions
-for it takes 28 to 43 times as long as float32. Matrices of one shape go through the iterations together, which takes 7
-to 21 % less time than one after the other on two CPU cores (bench.py --part=muon, results/bench/muon.txt).
+torch.optim.Muon computes the same, but always in bfloat16. That is fast on a GPU, but on a CPU without instructions
+for it takes 28 to 43 times as long as float32. Matrices of one shape go through the iterations together, which on two
+CPU cores takes 7 to 21 % less time than one by one (bench.py --part=muon, results/bench/muon.txt).
 """
 
 import math
@@ -17,9 +17,9 @@ from common.sharding import share_of, whole
 # of the quintic iteration; they trade accuracy for speed: singular values end between 0.7 and 1.2, not at 1
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-# Of three iterations that bring singular values from 0.001 on as near to 1 as polynomials can, each the best for where
-# the one before it ends (Polar Express, arXiv:2505.16932, whose algorithm tests/test_muon.py has): to 0.136 … 1.864.
-# Each takes values 1 % beyond that, too: behind its interval a polynomial is steep, and bfloat16 rounds by 0.4 %.
+# Three iterations that bring singular values of 0.001 … 1 as near to 1 as three such polynomials can: 0.136 … 1.864.
+# Each is the best for the interval in which the one before it ends (Polar Express, arXiv:2505.16932, computed again in
+# tests/test_muon.py), plus 1 % at the top: beyond its interval a polynomial is steep, and bfloat16 rounds by 0.4 %.
 POLAR_EXPRESS = (
     (8.3869, -24.3713, 17.7264),
     (4.1430, -3.0186, 0.5527),
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p)
             # an average of the gradients, and Nesterov's look one step ahead
             average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
-            # whole on each rank, where the ranks divide p: an orthogonal matrix is not made of orthogonal shares
+            # gathered, where the ranks divide p: orthogonal shares would not make an orthogonal matrix
             directions.append(whole(p.grad.lerp(average, momentum)))
 
         n_out, n_in = params[0].shape
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         return orthogonalized(directions)
 
     def balanced(self, params: list[torch.Tensor], directions: torch.Tensor) -> torch.Tensor:
-        """The orthogonal directions as they are; NorMuon changes the size of their rows."""
+        """The orthogonal directions unchanged; NorMuon rescales their rows."""
         return directions
 
 
@@ -90,8 +90,10 @@ class NorMuon(Muon):
     def balanced(self, params: list[torch.Tensor], directions: torch.Tensor) -> torch.Tensor:
         directions = directions.float()
         squares = directions.square().mean(dim=-1, keepdim=True)  # (N, n_out, 1)
-        averages = torch.stack([self.row_squares(p).lerp_(now, 1 - self.beta2) for p, now in zip(params, squares)])
-        balanced = directions / (averages.sqrt() + self.eps)
+        averages = []
+        for p, current in zip(params, squares):
+            averages.append(self.row_squares(p).lerp_(current, 1 - self.beta2))  # updates the state in place
+        balanced = directions / (torch.stack(averages).sqrt() + self.eps)
         # each matrix gets the norm back that it had
         norms = directions.norm(dim=(-2, -1), keepdim=True)  # (N, 1, 1)
         return balanced.mul_(norms / balanced.norm(dim=(-2, -1), keepdim=True).clamp(min=self.eps))
@@ -105,16 +107,16 @@ class NorMuon(Muon):
 
 
 class HeadMuon(NorMuon):
-    """NorMuon of which attention is taken head by head, and three iterations do the work of five.
+    """NorMuon, but attention is made orthogonal head by head, and by three iterations instead of five.
 
-    What a head's queries, keys and values are has nothing to do with another's: each head's part of a matrix is made
-    orthogonal by itself, which costs a fraction (a part is flat), and no head learns at another's expense. The three
+    One head's queries, keys and values have nothing to do with another's. So each head's part of a matrix is made
+    orthogonal by itself: that costs a fraction, as a part is flat, and no head learns at another's expense. The three
     iterations are those that lift small singular values most (POLAR_EXPRESS); that they end between 0.14 and 1.86 does
     not matter, as rows are balanced afterwards: the loss is 0.021 nats/token lower than with NorMuon's five (three
     seeds, LOG.md). All in all it takes two fifths of the time (bench.py --part=muon).
 
-    params: groups as `make_optimizers` makes them, of whose matrices the heads are "rows" (of queries, keys, values),
-    "columns" (of the output) or "" (the MLP has none), `head_dim` of them each.
+    params: groups as `by_heads` (common/optim.py) makes them. group["heads"]: a head is head_dim "rows" of each matrix
+    (queries, keys, values), or head_dim "columns" (attention's output); "": no heads (the MLP).
     """
 
     def __init__(self, params, lr: float, weight_decay: float, momentum=0.9, beta2=0.95):
@@ -122,24 +124,27 @@ class HeadMuon(NorMuon):
 
     def orthogonal(self, directions: torch.Tensor, group: dict) -> torch.Tensor:
         N, n_out, n_in = directions.shape
+        hs = group["head_dim"]
         parts = directions
         if group["heads"] == "rows":
-            parts = parts.reshape(-1, group["head_dim"], n_in)
+            parts = parts.reshape(-1, hs, n_in)  # (N * heads, hs, n_in)
         elif group["heads"] == "columns":
-            parts = parts.unflatten(-1, (-1, group["head_dim"])).transpose(1, 2).flatten(0, 1)  # (N * heads, n_out, hs)
+            parts = parts.unflatten(-1, (-1, hs)).transpose(1, 2)  # (N, heads, n_out, hs)
+            parts = parts.flatten(0, 1)  # (N * heads, n_out, hs)
         parts = orthogonalized(parts, coefficients=POLAR_EXPRESS)
         if group["heads"] == "columns":
             parts = parts.unflatten(0, (N, -1)).transpose(1, 2)  # (N, n_out, heads, hs)
         return parts.reshape(N, n_out, n_in)
 
     def balanced(self, params: list[torch.Tensor], directions: torch.Tensor) -> torch.Tensor:
-        # the norm that exact orthogonal matrices would have: the iterations end around it, not at it
+        # scaled to the norm of an exactly orthogonal matrix, as the iterations end around it, not at it
         directions = super().balanced(params, directions)
         norms = directions.norm(dim=(-2, -1), keepdim=True).clamp(min=self.eps)
         return directions.mul_(math.sqrt(min(directions.shape[-2:])) / norms)
 
 
 def by_shape(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Lists of parameters that can be stacked: of one shape, on one device."""
     groups = {}
     for p in params:
         groups.setdefault((p.shape, p.device), []).append(p)
@@ -147,16 +152,16 @@ def by_shape(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def orthogonalized(matrices: torch.Tensor, coefficients=ITERATIONS * [COEFFICIENTS], eps=1e-7) -> torch.Tensor:
-    """(N, n_out, n_in) -> the same shape, each matrix U S V^T about as U V^T, by Newton-Schulz iterations.
+    """(N, n_out, n_in) -> the same shape, each matrix U S V^T replaced by about U V^T: Newton-Schulz iterations.
 
     Each maps every singular value s to a s + b s^3 + c s^5. In bfloat16 on CUDA, which is exact enough, else float32.
     """
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    # the products are of the shorter side
+    # lying on its side, so that x @ x.mT is as small as can be
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:
         x = x.mT
-    # singular values of at most 1, where the iteration converges
+    # a norm of 1 bounds the singular values by 1, where the iteration converges
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for a, b, c in coefficients:
         gram = x @ x.mT

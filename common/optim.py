@@ -34,7 +34,7 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
-    # step + 1: the first step moves too. warmup_steps + 1: the peak belongs to the first step behind the warm-up.
+    # step + 1: the rate of step 0 is not 0. warmup_steps + 1: the first step after the warm-up has the peak.
     if step < warmup_steps:
         return learning_rate * (step + 1) / (warmup_steps + 1)
 
@@ -42,7 +42,7 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
     if schedule == "wsd":
         decay_start = max(warmup_steps, max_steps - max_steps // 5)
     decay_steps = max(1, max_steps - decay_start)
-    # The share of the decay that is done, 0 to 1. The step behind the last one has a rate too, which is min_lr.
+    # The share of the decay that is done, 0 to 1; it would be 1, and the rate min_lr, at step max_steps.
     progress = (step - decay_start) / decay_steps
     progress = min(1.0, max(0.0, progress))
     if schedule == "cosine":
@@ -57,9 +57,9 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
 
 
 def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2, eps, extra=None) -> list:
-    """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks; "normuon" likewise.
+    """[AdamW] for "adamw"; [Muon, AdamW] for "muon", with Muon on the matrices of the blocks; others likewise.
 
-    Frozen parameters are left out. Weight decay on matrices and embeddings, none on vectors (biases and norms).
+    Frozen parameters are left out. Matrices and embeddings have weight decay, vectors (biases and norms) have none.
     `extra`: a module trained beside the model. Raises ValueError for an optimiser that is unknown, and for beta1, beta2
     or eps out of range.
     """
@@ -69,7 +69,7 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
         adamw_params += trained_parameters(extra)
     muon_params = []
     if optimizer in MATRIX_OPTIMIZERS:
-        # By the advice of Muon's author, embedding and head stay with AdamW although they are matrices.
+        # As Muon's author advises, embedding and head stay with AdamW although they are matrices.
         muon_params = [p for p in trained_parameters(model.h) if p.dim() == 2]
         # by identity, as == compares the numbers of two tensors
         muon_ids = {id(p) for p in muon_params}
@@ -87,9 +87,9 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
     optimizers = []
     if muon_params:
-        of_matrices = MATRIX_OPTIMIZERS[optimizer]
-        muon_groups = by_heads(model.h, muon_params) if of_matrices is HeadMuon else muon_params
-        optimizers.append(of_matrices(muon_groups, lr=learning_rate, weight_decay=weight_decay))
+        muon_class = MATRIX_OPTIMIZERS[optimizer]
+        muon_groups = by_heads(model.h, muon_params) if muon_class is HeadMuon else muon_params
+        optimizers.append(muon_class(muon_groups, lr=learning_rate, weight_decay=weight_decay))
     if groups:
         adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(beta1, beta2), eps=eps, fused=True)
         optimizers.append(adamw)
@@ -97,19 +97,23 @@ def make_optimizers(model, optimizer, learning_rate, weight_decay, beta1, beta2,
 
 
 def by_heads(blocks, matrices: list) -> list[dict]:
-    """The matrices of the blocks in groups, by where the heads lie in them: what HeadMuon takes."""
+    """The parameter groups of HeadMuon: the matrices of the blocks, by where the heads lie in them."""
     head_dim = blocks[0].attn.hs
     # by identity, as == compares the numbers of two tensors
     wanted = {id(p) for p in matrices}
     groups = {"rows": [], "columns": [], "": []}
-    for name, p in blocks.named_parameters():
-        if id(p) not in wanted:
-            continue
-        heads = ""
-        if ".attn." in name:
-            # the output reads the heads side by side; queries, keys and values write them
-            heads = "columns" if name.endswith(".c_proj.weight") else "rows"
-        groups[heads].append(p)
+    for block in blocks:
+        attention_ids = {id(p) for p in block.attn.parameters()}
+        for p in block.parameters():
+            if id(p) not in wanted:
+                continue
+            heads = ""
+            # queries, keys and values write the heads side by side, which the output reads
+            if p is block.attn.c_proj.weight:
+                heads = "columns"
+            elif id(p) in attention_ids:
+                heads = "rows"
+            groups[heads].append(p)
     # torch refuses a group without parameters
     filled = {heads: params for heads, params in groups.items() if params}
     return [{"params": params, "heads": heads, "head_dim": head_dim} for heads, params in filled.items()]
@@ -117,7 +121,7 @@ def by_heads(blocks, matrices: list) -> list[dict]:
 
 def moment_shape(name: str, p: torch.Tensor) -> tuple:
     """The shape of a moment of p by its name in MOMENTS."""
-    # AdamW's count of steps, and what NorMuon keeps of rows
+    # AdamW's count of steps; NorMuon's mean squares of rows
     if name == "step":
         return ()
     if name == "row_squares":
@@ -131,36 +135,36 @@ def check_knobs(optimizer: str, beta1: float, beta2: float, eps: float):
         raise ValueError(f"optimizer={optimizer!r} is not one of {', '.join(known)}")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
         raise ValueError(f"beta1={beta1} and beta2={beta2} must be at least 0 and under 1")
-    # A parameter that has had no gradient so far is updated by 0 / (0 + eps).
+    # With gradients of 0 so far, a parameter is updated by 0 / (0 + eps): eps must not be 0.
     if not 1e-30 <= eps <= 1:
         raise ValueError(f"eps={eps} is out of range; expected 1e-30 to 1, as in eps=1e-8")
 
 
 def trained_parameters(module) -> list:
-    """The parameters that are not frozen, a tied head and its embedding once: parameters() leaves out repetitions."""
+    """The parameters that are not frozen; a tied head and its embedding are one, as parameters() skips repetitions."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
 def load_optimizer_state(optimizer, state: dict):
-    """Load the moments of a state_dict, whole tensors, and keep the knobs that the optimiser was made with.
+    """Load the moments of a state_dict, whole tensors, but keep the knobs that the optimiser was made with.
 
-    Of a parameter that the ranks divide, each takes its share. Raises ValueError when the moments do not fit the
+    If the ranks divide a parameter, each takes its share. Raises ValueError when the moments do not fit the
     parameters, or another of torch's errors.
     """
-    # torch's load_state_dict brings the old weight_decay, betas and eps back: changing them when resuming would be
-    # announced and ignored.
+    # torch's load_state_dict would bring back the old weight_decay, betas and eps, and a resumed run would announce
+    # new ones and ignore them.
     knobs_of_groups = []
     for group in optimizer.param_groups:
         knobs = dict(group)
         del knobs["params"]
         knobs_of_groups.append(knobs)
-    # before torch moves them to the device, which may not hold all of them
+    # divided before torch moves them to the device, which may not hold all of them
     params = [p for group in optimizer.param_groups for p in group["params"]]
     shares = {number: shares_of(moments, params[number]) for number, moments in state["state"].items()}
     optimizer.load_state_dict(state | {"state": shares})
     for group, knobs in zip(optimizer.param_groups, knobs_of_groups):
         group.update(knobs)
-    # torch does not compare shapes, and the fused AdamW would read beyond moments that are too short.
+    # torch does not compare shapes, and the fused AdamW would read beyond the end of moments that are too short.
     for p, moments in optimizer.state.items():
         fits = set(moments) == MOMENTS[type(optimizer)]
         for name, moment in moments.items():
@@ -173,7 +177,7 @@ def shares_of(moments: dict, p: torch.Tensor) -> dict:
     """The moments of p by their names, divided as p is."""
     shares = {}
     for name, moment in moments.items():
-        # a copy: these are small, and the others' shares are copies too, so that nothing keeps a mapped file open
+        # a copy, as the shares are, so that nothing keeps a mapped file open
         shares[name] = moment.clone() if name in WHOLE_MOMENTS else share_of(moment, p)
     return shares
 
@@ -186,9 +190,9 @@ def shares_of(moments: dict, p: torch.Tensor) -> dict:
 def round_to_bfloat16(tensors):
     """Round float32 tensors in place to what bfloat16 can hold: 8 bits, or 1/256 of a value.
 
-    With gradients rounded after each backward, and `stored_tensors` after each step, a run has the numbers of one whose
-    weights, gradients and moments are bfloat16 tensors, on any device: torch's fused AdamW computes in float32 and
-    rounds what it stores. The memory is that of float32.
+    With gradients rounded after each backward, and `stored_tensors` after each step, a run has, on any device, the
+    numbers of one whose weights, gradients and moments are bfloat16 tensors: there torch's fused AdamW computes in
+    float32 and rounds what it stores. The memory is that of float32.
     """
     for tensor in tensors:
         tensor.copy_(tensor.bfloat16())

@@ -1,9 +1,9 @@
 """The student's own text: what it writes after prompts from the data, for distill.py to learn from.
 
 On-policy distillation (GKD, arXiv:2306.13649, algorithm 1, which draws at random whether a step has own text): the
-student continues the beginning of a data row, and the teacher says of each token that was drawn what it would have said
-there. Prompt lengths and draws follow from (seed, row), rows being numbered in the endless order of common/data.py;
-which micro-steps have own text follows from their number.
+student continues the beginning of a data row, and at each position where it drew a token it learns from the teacher's
+distribution there. Prompt lengths and draws are functions of (seed, row), rows being numbered in the endless order of
+common/data.py; which micro-steps have own text is a function of their number.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-# Mixed into the seed: other numbers than the same seed gives elsewhere.
+# Mixed into the seed, so that the numbers differ from those that the same seed gives elsewhere.
 PURPOSE = 0x0171
 
 
@@ -31,7 +31,7 @@ def parse_prompt_tokens(text: str) -> tuple[int, int]:
 
 
 def check_own_text(config: dict, has_cache: bool):
-    """ValueError unless the knobs of on-policy learning go together with the others."""
+    """ValueError unless the knobs of on-policy distillation are compatible with the others."""
     share = config["on_policy"]
     if not 0 <= share <= 1:
         raise ValueError(f"on_policy={share} is out of range; it is a share of the micro-steps, 0 ... 1")
@@ -55,7 +55,7 @@ def check_own_text(config: dict, has_cache: bool):
 
 
 def own_micro_steps(share: float, step: int, micro_steps: int) -> list[int]:
-    """The micro-steps of a step that learn from own text: over the steps `share` of all, evenly spread.
+    """The micro-steps of a step that learn from own text: a `share` of those of all steps, spread evenly.
 
     >>> [own_micro_steps(0.25, step, micro_steps=1) for step in range(8)]
     [[], [], [], [0], [], [], [], [0]]
@@ -64,7 +64,7 @@ def own_micro_steps(share: float, step: int, micro_steps: int) -> list[int]:
     """
     chosen = []
     for micro_step in range(micro_steps):
-        number = step * micro_steps + micro_step  # as if all steps before had as many
+        number = step * micro_steps + micro_step  # counted as if all earlier steps had as many
         if math.floor((number + 1) * share) > math.floor(number * share):
             chosen.append(micro_step)
     return chosen
@@ -76,21 +76,23 @@ class OwnText(NamedTuple):
     x: torch.Tensor  # (B, T) ids
     y: torch.Tensor  # (B, T): the next id where that was drawn, else -1
     n_ended: int  # rows that wrote their end-of-text
-    n_computed: int  # positions that the student went through while it wrote
+    n_computed: int  # positions that the student computed while it wrote
 
 
 @torch.no_grad()
 def write_own_text(
     model, x, y, first_row, *, seed, prompt_tokens, response_tokens, temperature, vocab_size, eot, run
 ) -> OwnText:
-    """Have the student continue the beginnings of the rows x (B, T), whose targets are y; its draws are the new ones.
+    """Have the student continue the beginnings of rows x (B, T) with targets y; what it draws are the new targets.
 
-    model: the student, in eval mode. first_row: the number of the batch's first row.
-    prompt_tokens: (fewest, most) of a row that are kept. Each row draws up to response_tokens by
-    softmax(logits / temperature) over the vocab_size true ids, and ends with its first `eot`, which is a target too.
+    model: the student, in eval mode. first_row: the number of the batch's first row. prompt_tokens: (fewest, most)
+    tokens of a row that are kept. After these each row draws up to response_tokens from softmax(logits / temperature)
+    over the vocab_size true ids, and ends with its first `eot`, which is a target too.
     """
     B, T = x.shape
-    lengths, uniforms = prompt_lengths_and_uniforms(x, y, first_row, seed, prompt_tokens, response_tokens)
+    lengths, uniforms = prompt_lengths_and_uniforms(
+        x, y, first_row, seed=seed, prompt_tokens=prompt_tokens, response_tokens=response_tokens
+    )
     (prompts,) = run.to_device(x)
     with run.autocast(), run.any_shape():
         ids = model.generate(
@@ -102,9 +104,9 @@ def write_own_text(
             lengths=lengths,
             uniforms=uniforms,
         ).cpu()
-    # how far all rows were decoded, as they are together
+    # rows are decoded together, up to the end of the longest; its last token is drawn but not read again
     n_computed = B * (ids.size(1) - 1)
-    # to the shape of the data, which has been compiled
+    # padded to the shape of a data batch, for which the model is compiled already
     ids = F.pad(ids, (0, T + 1 - ids.size(1)), value=eot)  # (B, T + 1)
     is_response = response_mask(ids, lengths, response_tokens, eot)
     n_ended = ((ids == eot) & is_response).sum().item()
@@ -115,7 +117,7 @@ def write_own_text(
 def prompt_lengths_and_uniforms(
     x, y, first_row, seed, prompt_tokens, response_tokens
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The length of each row's prompt, (B,), and what decides its draws, (B, response_tokens) in [0, 1)."""
+    """The length of each row's prompt, (B,), and the random numbers for its draws, (B, response_tokens) in [0, 1)."""
     fewest, most = prompt_tokens
     lengths = []
     uniforms = []
@@ -123,17 +125,17 @@ def prompt_lengths_and_uniforms(
         rng = np.random.default_rng((seed, PURPOSE, row))
         lengths.append(rng.integers(fewest, most + 1))
         uniforms.append(rng.random(response_tokens))
-    # of a document that is shorter, all but the end-of-text that it ends with: the student has something to add
+    # a document shorter than that is kept up to its end-of-text, so that the student has something to add
     n_text = (y >= 0).sum(dim=1)
     lengths = torch.minimum(torch.tensor(lengths), n_text)
     return lengths, torch.from_numpy(np.stack(uniforms))
 
 
 def response_mask(ids, lengths, response_tokens, eot) -> torch.Tensor:
-    """Where ids (B, W) were drawn: behind the prompt, up to response_tokens of them, the first eot the last."""
+    """True where ids (B, W) were drawn: after the prompt, up to response_tokens of them, or to the first eot."""
     position = torch.arange(ids.size(1))
     is_drawn = (position >= lengths[:, None]) & (position < lengths[:, None] + response_tokens)
     is_end = is_drawn & (ids == eot)
-    # a prompt may hold ends of texts as well, which end nothing here
+    # only among the drawn ones: an eot within the prompt does not end the row
     ends_before = is_end.cumsum(dim=1) - is_end.long()
     return is_drawn & (ends_before == 0)

@@ -49,16 +49,16 @@ class Runtime:
             torch.cuda.set_device(self.device)
         if keep_memory:
             keep_freed_memory()
-        # On CUDA "high" is TF32, three digits, for what autocast leaves in fp32. With dtype="float32" that would be
-        # every matmul, of a run that asked for seven digits.
+        # On CUDA "high" is TF32, three digits, for the matmuls that autocast leaves in fp32. With dtype="float32" these
+        # are all matmuls, of a run that asked for seven digits.
         torch.set_float32_matmul_precision("highest" if self.dtype is torch.float32 else "high")
         if self.world > 1:
             self.join_ranks()
 
     def join_ranks(self):
         """Join the process group. OSError where the ranks do not find each other, ValueError where they cannot."""
-        # torchrun (torch 2.13) keeps its store when it starts ranks again: there they find the addresses of those that
-        # are gone, and wait for them (github.com/pytorch/pytorch/issues/135712)
+        # torchrun (torch 2.13) keeps its store when it restarts ranks: there they find the addresses of their
+        # predecessors, and wait for these (github.com/pytorch/pytorch/issues/135712)
         is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         is_store_old = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         # gloo keeps the ranks' addresses there; whether NCCL has the same trouble was never tried
@@ -67,7 +67,7 @@ class Runtime:
             remedy = "restarts need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun"
             raise ValueError(f"{problem}, for which it would wait; {remedy}")
         try:
-            # With a device NCCL connects here, where it is told what went wrong, and not in the first exchange.
+            # Given a device, NCCL connects here, where an error is caught, and not in the first exchange.
             dist.init_process_group("nccl" if self.cuda else "gloo", device_id=self.device if self.cuda else None)
         except dist.DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -126,7 +126,7 @@ class Runtime:
     def any_shape(self):
         """A context for attention whose shapes change from call to call, as they do while a text grows.
 
-        cuDNN, which newer torch prefers on CUDA, plans for each shape that it meets, some 30 ms each.
+        It excludes cuDNN, which newer torch prefers on CUDA, but which spends some 30 ms on a plan for each new shape.
         """
         if not self.cuda:
             return contextlib.nullcontext()
@@ -138,7 +138,7 @@ class Runtime:
 
     def sum(self, *numbers) -> list[float]:
         """Each number (or scalar tensor) summed over the ranks, in float64."""
-        # nothing is on a device, for which we would have to wait
+        # plain numbers: no detour over a tensor, which on a GPU would wait for the device
         if self.world == 1 and not any(isinstance(number, torch.Tensor) for number in numbers):
             return [float(number) for number in numbers]
         # Apple's GPUs have no float64.
@@ -148,7 +148,7 @@ class Runtime:
             if not isinstance(number, torch.Tensor):
                 number = torch.tensor(number, dtype=torch.float64)
             summands.append(number.detach().to(device).double())
-        # One message for all of them: on small numbers the time is that of the round trip.
+        # One message for all of them: the round trip takes the time, not the few numbers.
         totals = torch.stack(summands)
         if self.world > 1:
             dist.all_reduce(totals)
@@ -177,8 +177,8 @@ class Runtime:
             raise ValueError("compile='on' is not for device mps; leave it out")
         if compile == "on" or (compile == "auto" and self.cuda):
             # A Python float that changes, as the weight of the cross-entropy does between data and own text, would
-            # become a variable of the graph, and torch up to 2.13 then computes with an older value, without a word
-            # (github.com/pytorch/pytorch/issues/194976). So floats are constants, and each value has its graph.
+            # become a variable of the graph, and torch up to 2.13 then silently computes with an older value
+            # (github.com/pytorch/pytorch/issues/194976). So floats are constants, and each value has its own graph.
             torch._dynamo.config.specialize_float = True
             return torch.compile(module)
         return module
@@ -186,8 +186,8 @@ class Runtime:
     def parallel(self, model, compile="off", shard=False):
         """`model` on the device, compiled, with its gradients averaged over the ranks in backward.
 
-        shard: its weights, gradients and moments are divided among the ranks (common/sharding.py); then what is
-        returned is `model` itself. Of one rank nothing is divided.
+        shard: divide its weights, gradients and moments among the ranks (common/sharding.py), and return `model`
+        itself. With one rank nothing is divided.
         """
         if shard and self.world > 1:
             check_trained(model)
@@ -198,22 +198,22 @@ class Runtime:
         if self.world == 1:
             return model
         device_ids = [self.device] if self.cuda else None
-        # gradients lie in the buffers that are exchanged: else each would exist twice
+        # gradients are views of the buffers that are exchanged; otherwise each would exist twice
         parallel = torch.nn.parallel.DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
         if not self.cuda:
             parallel.register_comm_hook(self.world, average_each_gradient)
         return parallel
 
     def shard(self, module):
-        """`module`, its weights divided among the ranks, in place; of one rank as it is."""
+        """`module`, its weights divided among the ranks in place; unchanged with one rank."""
         if self.world > 1:
             shard_module(module, self.device)
         return module
 
     def compile_in_training(self, block, compile: str):
-        """Compile a block's computation, in place; what gathers its weights before and drops them behind it is not.
+        """Compile a block's forward in place, but not the hooks that gather its weights before and drop them after.
 
-        Other shapes than those of training (questions, text that grows) are not compiled, nor are they in replicas.
+        In training only: evaluation has many shapes (questions, growing text); nor are replicas compiled for it.
         """
         plain = block.forward
         compiled = self.compile(plain, compile)
@@ -225,7 +225,7 @@ class Runtime:
             block.forward = forward
 
     def average_gradients(self, module):
-        """Average the gradients of a small module that is not wrapped by `parallel`, after the step's last backward.
+        """Average the gradients of a small module outside of `parallel`, after the step's last backward.
 
         A parameter must have a gradient on every rank or on none: all_reduce waits until all ranks call it, in the same
         order.
@@ -236,7 +236,7 @@ class Runtime:
         # Not by DDP: it refuses a module without parameters, such as the projections between equal widths, and it would
         # exchange after every micro-step.
         for p in module.parameters():
-            # none in a step without the losses that it is for
+            # none in a step without the losses that train it
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= self.world
@@ -256,7 +256,7 @@ class Runtime:
         One that outlives the group can abort the process at exit (torch 2.13 over gloo, 7 runs of 25).
         """
         if self.world > 1:
-            # What was deleted is still there if it is part of a cycle.
+            # What was deleted but is part of a reference cycle still exists.
             gc.collect()
             dist.destroy_process_group()
 
@@ -265,12 +265,12 @@ def to_device(tensor: torch.Tensor, device) -> torch.Tensor:
     """The tensor on a device."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
-    # From pinned memory the GPU copies by itself, and we need not wait until it has done what it is at.
+    # From pinned memory the GPU copies by itself, and we need not wait for the work that is queued before.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def gpus_found(n_gpus: int) -> str:
-    """How many GPUs torch finds, and among which."""
+    """How many GPUs torch finds, and which ones it may look for."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return f"torch finds {n_gpus}"
@@ -282,8 +282,8 @@ def gpus_found(n_gpus: int) -> str:
 def average_each_gradient(world: int, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """DDP's hook for gradients on the CPU: their mean over the ranks, each tensor by itself.
 
-    DDP joins gradients to buckets, which it lays out anew after its first step, and of three numbers or more the order
-    in which gloo adds them depends on their place. So a resumed run of four ranks would take other bits.
+    DDP packs gradients into buckets, whose layout it changes after its first step. With three ranks or more, the order
+    in which gloo adds numbers depends on their place in a bucket: a resumed run would differ in the last bits.
     """
     for gradient in bucket.gradients():
         gradient /= world
@@ -294,16 +294,16 @@ def average_each_gradient(world: int, bucket: dist.GradBucket) -> torch.futures.
 
 
 def keep_freed_memory():
-    """Have glibc reuse the memory of freed tensors instead of giving it back to the kernel and faulting it in anew.
+    """Have glibc reuse the memory of freed tensors, instead of returning it to the kernel and paging it in anew.
 
-    On the CPU that is over half the time of a softmax over a vocabulary. Without glibc nothing happens.
+    That paging is over half the time of a softmax over a vocabulary on the CPU. Without glibc nothing happens.
     """
     if os.name != "posix":
         return
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
-    # Large tensors come from the heap, too, which never shrinks.
+    # Then large tensors come from the heap too, and it never shrinks.
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -311,16 +311,16 @@ def keep_freed_memory():
 def matmul_peak(device, dtype, n=0) -> float:
     """FLOP/s of the best of a few matmuls of n x n on this device now: what `mfu` is a share of.
 
-    Measured, as a data sheet knows neither the CPU's load nor what the GPU's clock does when it is warm.
+    Measured, as a data sheet knows neither the load of this CPU nor the clock of this GPU when it is warm.
     """
-    # large enough to keep the device busy, small enough to take no time to speak of: 0.1 s on two CPU cores
+    # large enough to keep the device busy, small enough to take little time: 0.1 s on two CPU cores
     n = n or (8192 if device.type == "cuda" else 1024)
     a = torch.randn(n, n, device=device).to(dtype)
     b = torch.randn(n, n, device=device).to(dtype)
     best = math.inf
     for _ in range(6):
         start = time.perf_counter()
-        # A GPU is only asked to compute; .item() waits until it has.
+        # On a GPU the matmul is only queued; .item() waits for the result.
         (a @ b)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
@@ -329,21 +329,22 @@ def matmul_peak(device, dtype, n=0) -> float:
 # ---------------------------------------------------------------------------------------------
 # signals, and ranks that are lost
 
-# Of a long step, between two questions to the other ranks: nothing beside the 30 s after which torchrun kills.
+# Within a long step, the time after which the ranks ask each other about signals again: short beside the 30 s after
+# which torchrun kills.
 CHECK_SECONDS = 1
-# A scheduler may tell every process, and torchrun tells its own again: within this time that is one signal.
+# A scheduler may signal every process, and torchrun signals its own once more: within this time that counts as one.
 SAME_SIGNAL_SECONDS = 2
 
 
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to leave off its step, save and end; a second one ends it at once.
+    """SIGTERM and SIGINT ask the loop to break off its step, save and end; a second one ends it at once.
 
     SIGUSR1 asks it to save after the step, and to go on.
     """
 
     def __init__(self, run: Runtime):
         self.run = run
-        self.number = 0  # of the signal that came
+        self.number = 0  # of the signal to stop; 0: none came
         self.came_at = 0.0
         self.wants_save = False
         self.check_every = 1  # micro-steps
@@ -361,21 +362,21 @@ class StopSignal:
             return
         if self.run.world > 1 and time.monotonic() - self.came_at < SAME_SIGNAL_SECONDS:
             return
-        # what it does without us
+        # what the signal does by default
         if number == signal.SIGINT:
             signal.default_int_handler(number, frame)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
     def set_pace(self, step_seconds: float, micro_steps: int):
-        """How long a step of so many micro-steps takes, as all ranks say: what `came` follows from."""
+        """Set how often `came` asks, by the duration of a step, which all ranks must give alike."""
         self.check_every = max(1, int(CHECK_SECONDS * micro_steps / step_seconds))
 
     def came(self, micro_step: int) -> bool:
-        """Whether a signal came to any rank, asked before a micro-step: all ranks ask before the same ones.
+        """Whether a signal came to any rank. To be called before each micro-step, by all ranks alike.
 
-        Not before each, as a short one takes no longer than the question, nor before the first: the step's own
-        exchange has just told.
+        They exchange it only before some: a short micro-step takes no longer than the exchange, and before the first
+        the step's own exchange has just told.
         """
         if micro_step == 0 or micro_step % self.check_every:
             return False
@@ -400,7 +401,7 @@ class StopSignal:
 
 
 def lost_rank_in_one_line(kind, error, trace, otherwise):
-    """sys.excepthook of one of several ranks: where another is gone, one line and exit code 2; else `otherwise`."""
+    """sys.excepthook of one of several ranks: if another is gone, one line and exit code 2; else `otherwise`."""
     if is_lost_rank(error):
         # gloo adds advice that a killed process does not need
         reason = str(error).splitlines()[0].split(". ")[0]
@@ -408,7 +409,7 @@ def lost_rank_in_one_line(kind, error, trace, otherwise):
         remedy = "the same command continues from the newest checkpoint with --init_from=resume or auto"
         error = ConnectionError(f"{problem} ({reason}); {remedy}")
         kind = ConnectionError
-        # torchrun now sends it to the ranks that are left; this one is ending, and a save may not be finished yet
+        # torchrun now sends SIGTERM to the ranks that are left; this one is ending anyway, perhaps still saving
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     otherwise(kind, error, trace)
 
@@ -427,8 +428,8 @@ def is_lost_rank(error: BaseException) -> bool:
 def split_batch(config, world: int) -> tuple[int, int]:
     """(grad_accum_steps, tokens_per_step) that the knobs batch_size, block_size and these two ask for.
 
-    tokens_per_step over 0 decides, so that a recipe gives the same step on any number of ranks; a resumed run has that
-    of its checkpoint. grad_accum_steps decides where only it is given on the command line. Raises ValueError when the
+    tokens_per_step decides if it is over 0, so that a recipe gives the same step on any number of ranks; a resumed run
+    has that of its checkpoint. grad_accum_steps decides if the command line gives it alone. Raises ValueError when the
     tokens of a step do not split into micro-steps of batch_size rows on each rank.
     """
     tokens_per_micro_step = config["batch_size"] * config["block_size"] * world
@@ -438,7 +439,7 @@ def split_batch(config, world: int) -> tuple[int, int]:
     for key in ("grad_accum_steps", "tokens_per_step"):
         if config.given.get(key) == COMMAND_LINE:
             typed.append(key)
-    # What is typed counts for more than what a config file or a checkpoint says.
+    # The command line outranks config files and checkpoints.
     if tokens_per_step == 0 or typed == ["grad_accum_steps"]:
         return grad_accum_steps, grad_accum_steps * tokens_per_micro_step
 
@@ -459,14 +460,14 @@ def split_batch(config, world: int) -> tuple[int, int]:
 
 
 def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=False):
-    """ValueError when a step cannot fit into the memory of the device, before it takes minutes to find out.
+    """ValueError when a step cannot fit into the memory of the device, which would otherwise take minutes to show.
 
-    A lower bound: what it refuses cannot run, but what it lets pass may still be too large. It needs the shape alone
-    (a GPTConfig or LLaMAConfig), so that a model which would take all memory need not be made to be refused.
+    A lower bound: what it refuses cannot run, but what it accepts may still be too large. It needs the shape alone
+    (a GPTConfig or LLaMAConfig), so that a model too large for the memory is refused without being made.
     shard: the ranks divide the model.
     """
-    # the embedding; of each block what every one has: query and output matrices, and two of the MLP
-    head_dim = getattr(shape, "head_dim", shape.n_embd // shape.n_head)  # a GPTConfig has no other
+    # the embedding, and of each block what all kinds have: query and output matrices, and two of the MLP
+    head_dim = getattr(shape, "head_dim", shape.n_embd // shape.n_head)  # a GPTConfig has no head_dim of its own
     attention = 2 * shape.n_embd * shape.n_head * head_dim
     mlp = 2 * shape.n_embd * shape.n_inner
     n_params = shape.vocab_size * shape.n_embd + shape.n_layer * (attention + mlp)
@@ -474,8 +475,8 @@ def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=Fa
     weights = 4 * 4 * n_params
     if shard:
         weights /= run.world
-    # Of each block's activations only what backward must keep whatever the compiler recomputes: 4 vectors of n_embd
-    # and 1 of n_inner for each token.
+    # Of the activations of a block only what backward must keep, whatever the compiler recomputes: for each token 4
+    # vectors of n_embd and 1 of n_inner.
     numbers_per_token = shape.n_layer * (4 * shape.n_embd + shape.n_inner)
     activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
     needed = weights + activations

@@ -1,4 +1,4 @@
-"""Cached teachers: what the mixture of teachers says at each position of a corpus, written once, read by distill.py.
+"""Cached teachers: their mixed distribution at each position of a corpus, stored once and read by distill.py.
 
 A cache is a folder that cache_teacher.py makes. For each split ("train", "val") it has flat little-endian files, the
 records of R rows of T positions one after the other, so that a row is one contiguous piece of each file:
@@ -6,10 +6,10 @@ records of R rows of T positions one after the other, so that a row is one conti
     <split>_rows.bin       (R,)          int64             number in the corpus of each row, ascending
     <split>_ids.bin        (R, T, k)     uint16 or uint32  the k likeliest ids, likeliest first; uint32 where V > 65,536
     <split>_log_probs.bin  (R, T, k)     number_format     their log-probabilities
-    <split>_log_tail.bin   (R, T)        float32           log of the mass of all other ids; -1e9 where nothing is left
+    <split>_log_tail.bin   (R, T)        float32           log of the probability of all other ids; -1e9 where it is 0
     <split>_draws.bin      (R, T, m)     as ids            m ids drawn from those others, with replacement
     <split>_entropy.bin    (R, T)        float32           of the whole distribution, in nats
-    cache.json                                             of which teachers, data and knobs; written last
+    cache.json                                             which teachers, data and knobs it is of; written last
 
 All is of p = softmax(logits / temperature) over the true vocabulary, V ids. top_k = 0: no ids and log_probs; draws = 0:
 no draws. top_k = -1, the whole distribution: log_probs is (R, T, V), in the order of ids, and there are neither ids nor
@@ -92,12 +92,12 @@ def bytes_per_token(layout: dict[str, Field]) -> int:
 
 
 def has_parts(folder: Path) -> bool:
-    """Whether parts of a cache lie in a folder, of which it is not one itself yet."""
+    """Whether a folder holds parts of a cache, which are to be joined."""
     return any(folder.glob("part_*of*/cache.json")) or any(folder.glob("part_*of*/unfinished.json"))
 
 
 def layout_of(info: dict) -> dict[str, Field]:
-    """The fields of a cache by what its cache.json says."""
+    """The fields of the cache whose cache.json is `info`."""
     return fields(info["vocab_size"], info["top_k"], info["draws"], info["number_format"])
 
 
@@ -150,11 +150,11 @@ LISTS = {"teachers": str, "teacher_sha256": str, "shares": float}
 
 
 def read_info(path: Path) -> dict:
-    """What a cache.json says. ValueError naming the key that is missing or out of range."""
+    """The contents of a cache.json, checked. ValueError naming the key that is missing or out of range."""
     info = read_json(path)
     if "part" in info:
         raise ValueError(f"{path} is of part {info['part']} of a cache; {JOIN_PARTS}")
-    # The file may come from somebody else, and files are mapped in the sizes that it says.
+    # The file may come from somebody else, and its numbers become the sizes of mapped files.
     for key, (kind, low, high) in NUMBERS.items():
         number = info.get(key)
         # type(), not isinstance(): True is an int as well
@@ -202,7 +202,7 @@ def check_splits(path: Path, splits):
 
 
 class TeacherCache:
-    """A finished cache, memory-mapped. ValueError or FileNotFoundError, of one line, for anything that is wrong.
+    """A finished cache, memory-mapped. ValueError or FileNotFoundError, one line, if anything is wrong with it.
 
     `info` is cache.json: teachers, teacher_sha256, vocab_size, block_size, top_k, draws, temperature and so on.
     """
@@ -224,7 +224,7 @@ class TeacherCache:
         self.is_whole = self.info["top_k"] == WHOLE
         sizes = sizes_of(self.info)
         self.files = {}  # {split: {field: its file}}, the records of rows one after the other
-        self.numbers = {}  # {split: (rows,)}, in the corpus
+        self.numbers = {}  # {split: (rows,)}: the number in the corpus of each stored row, ascending
         for split in SPLITS:
             n_rows = self.info["splits"][split]["rows"]
             self.numbers[split] = self.open(f"{split}_rows.bin", np.dtype("<i8"), sizes).read(0, n_rows)
@@ -257,12 +257,12 @@ class TeacherCache:
         packing: str,
         random_offset: bool,
         temperature: float,
-        eval_rows: int = 0,  # of the validation, as the loops' knob; 0: all
+        eval_rows: int = 0,  # as the loops' knob; 0: all
     ):
-        """ValueError, with the remedy, unless the cache holds what a run with these knobs asks it for."""
+        """ValueError, with the remedy, unless the cache holds all that a run with these knobs will read."""
         tokenizer_hash = read_meta(dataset)["tokenizer_hash"]
         if tokenizer_hash != self.info["tokenizer_hash"]:
-            self.refuse("tokenizer", tokenizer_hash, self.info["tokenizer_hash"], f"of {dataset}")
+            self.refuse("tokenizer", tokenizer_hash, self.info["tokenizer_hash"], owner=f"of {dataset}")
         for key, value in (("block_size", block_size), ("packing", packing), ("temperature", temperature)):
             if value != self.info[key]:
                 self.refuse(key, value, self.info[key])
@@ -274,15 +274,15 @@ class TeacherCache:
             data = TokenData(dataset, split, block_size, seed=0, batch_size=1, packing=packing, random_offset=False)
             self.check_split(data, n_wanted)
 
-    def refuse(self, key: str, value, cached, of=""):
-        what = f"{key} {of}".strip()
+    def refuse(self, key: str, value, cached, owner=""):
+        what = f"{key} {owner}".strip()
         remedy = f"use --{key}={cached}, or {MAKE_AGAIN}"
         if key == "tokenizer":
             remedy = f"use the data set it was made of, or {MAKE_AGAIN}"
         raise ValueError(f"{what} is {value}, but {self.folder} was made with {cached}; {remedy}")
 
     def check_split(self, data: TokenData, n_wanted: int):
-        """ValueError unless the cache is of this split's token files, and of as many of its rows as a run visits."""
+        """ValueError unless the cache was made of this split's token files, and of all rows that a run visits."""
         part = self.info["splits"][data.split]
         if token_files_sha256(data) != part["sha256"]:
             problem = f"the {data.split} split of {data.folder} has other tokens than {self.folder} was made of"
@@ -302,32 +302,32 @@ class TeacherCache:
         distributions log_probs (N, V) and entropy alone.
         """
         places = self.places(split, rows)
-        parts = {}
+        tensors = {}
         for name, field in self.layout.items():
             values = self.records(split, name, places)  # (rows, T, width)
             self.check_values(split, name, values, rows)
             target = np.float32 if field.dtype.kind == "f" else np.int64
             values = torch.from_numpy(values.astype(target)).flatten(0, 1)
-            parts[name] = values.squeeze(1) if name in ("log_tail", "entropy") else values
+            tensors[name] = values.squeeze(1) if name in ("log_tail", "entropy") else values
         if not self.is_whole:
-            # what has a width of 0 has no file
+            # a field of width 0 has no file
             N = len(rows) * self.T
-            parts.setdefault("ids", torch.empty(N, 0, dtype=torch.int64))
-            parts.setdefault("draws", torch.empty(N, 0, dtype=torch.int64))
-            parts.setdefault("log_probs", torch.empty(N, 0))
+            tensors.setdefault("ids", torch.empty(N, 0, dtype=torch.int64))
+            tensors.setdefault("draws", torch.empty(N, 0, dtype=torch.int64))
+            tensors.setdefault("log_probs", torch.empty(N, 0))
         if self.info["number_format"] == "float16":
-            normalise(parts)
-        return parts
+            normalise(tensors)
+        return tensors
 
     def records(self, split: str, name: str, places: np.ndarray) -> np.ndarray:
-        """A field of the rows that lie at these places: (len(places), T, width)."""
+        """A field of the rows at these places in its file: (len(places), T, width)."""
         shape = (self.T, self.layout[name].width)
         size = math.prod(shape)
         file = self.files[split][name]
         return np.stack([file.read(place * size, size).reshape(shape) for place in places.tolist()])
 
     def places(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Where the records of rows lie. ValueError for a row that the cache does not have."""
+        """The place of each row among the stored rows. ValueError for one that the cache does not have."""
         numbers = self.numbers[split]
         rows = np.asarray(rows, dtype=np.int64)
         places = np.searchsorted(numbers, rows).clip(max=len(numbers) - 1)
@@ -351,51 +351,51 @@ class TeacherCache:
         raise ValueError(f"{self.folder}/{split}_{name}.bin: {value} in row {row}; the file is damaged, {MAKE_AGAIN}")
 
     def stored(self, split: str, rows: np.ndarray, device) -> Stored:
-        """The same as losses.py takes it, on a device."""
-        parts = {name: to_device(part, device) for name, part in self.read(split, rows).items()}
+        """What `read` gives, in the form that losses.py takes, on a device."""
+        tensors = {name: to_device(tensor, device) for name, tensor in self.read(split, rows).items()}
         if self.is_whole:
-            return Stored(log_p=parts["log_probs"])
+            return Stored(log_p=tensors["log_probs"])
         # the last cell is all other ids together
-        log_p = torch.cat((parts["log_probs"], parts["log_tail"][:, None]), dim=1)  # (N, k + 1)
-        return Stored(log_p, parts["ids"], parts["draws"], parts["entropy"])
+        log_p = torch.cat((tensors["log_probs"], tensors["log_tail"][:, None]), dim=1)  # (N, k + 1)
+        return Stored(log_p, ids=tensors["ids"], draws=tensors["draws"], entropy=tensors["entropy"])
 
 
-def normalise(parts: dict[str, torch.Tensor]):
-    """Shift the logarithms of each position, in place, so that its probabilities sum to 1 again.
+def normalise(tensors: dict[str, torch.Tensor]):
+    """Shift the log-probabilities of each position, in place, so that its probabilities sum to 1 again.
 
-    Rounded to float16 they miss it by up to 3e-4, and a KL would be off by as much. Shifted, its error is of second
+    Rounded to float16 their sum is off by up to 3e-4, and a KL would be as well. After the shift its error is of second
     order: the KL of the stored from the exact distribution is 1e-7 nats with k = 16, and at most 2e-6 with all ids.
     """
-    log_mass = parts["log_probs"].logsumexp(-1)  # -inf where no ids are stored
-    if "log_tail" in parts:
-        log_mass = torch.logaddexp(log_mass, parts["log_tail"])
-        parts["log_tail"] -= log_mass
-    parts["log_probs"] -= log_mass[:, None]
+    log_sum = tensors["log_probs"].logsumexp(-1)  # -inf where no ids are stored
+    if "log_tail" in tensors:
+        log_sum = torch.logaddexp(log_sum, tensors["log_tail"])
+        tensors["log_tail"] -= log_sum
+    tensors["log_probs"] -= log_sum[:, None]
 
 
 def check_teachers_knobs(cache: TeacherCache, config: dict):
-    """ValueError where a run asks for teachers that compute or are mixed otherwise than those of its cache."""
+    """ValueError where a run asks for another ensemble or dtype of the teachers than its cache was made with."""
     given = getattr(config, "given", {})
     made_with = cache.info["ensemble"]
     if config["ensemble"] != made_with and len(cache.info["teachers"]) > 1:
         if "ensemble" in given:
             problem = f"{cache.folder} was made with ensemble={made_with!r}, not {config['ensemble']!r}"
             raise ValueError(f"{problem}; leave it out, or make another cache")
-        # a default is not what was asked for: the checkpoint is to say what it was
+        # nobody asked for the default, so that the checkpoint records what the cache was made with
         config["ensemble"] = made_with
-    # a config file may have one for the teachers that the cache stands for
+    # only on the command line: a config file may have it for the models that the cache replaces
     if given.get("teacher_dtype") == COMMAND_LINE:
         raise ValueError(f"teacher_dtype is for models; that of {cache.folder} was given to cache_teacher.py")
 
 
 def open_cache(teacher_names: list[str], config: dict) -> TeacherCache | None:
-    """The cache that a run of distill.py names as its teacher; None where its teachers are models.
+    """The cache that a run of distill.py names as its teacher; None if its teachers are models.
 
-    ValueError where the cache does not go with the run's knobs.
+    ValueError if the cache does not fit the run's knobs.
     """
     caches = [name for name in teacher_names if TeacherCache.is_one(name)]
     if not caches:
-        # a knob that is ignored without a word would be believed
+        # refused rather than ignored: otherwise the user would believe that it has an effect
         if teacher_names and config["tail"] != "cell":
             raise ValueError(f"tail={config['tail']!r} is for a cache of cache_teacher.py; leave it out")
         return None
