@@ -30,7 +30,7 @@ from common.cache_writer import CacheWriter, as_stored, record, unfinished_setti
 from common.checkpoint import RunLock, check_out_dir
 from common.data import TokenData
 from common.parts import JOIN, Part, parse_part, parts_in
-from common.pretrained import check_fits, find_model, load_pretrained, name_of, weights_sha256
+from common.pretrained import check_fits, load_pretrained, name_of, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.teacher_cache import (
     FORMAT,
@@ -115,9 +115,10 @@ if not teacher_names:
     raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
 shares = teacher_shares(teacher_weights, len(teacher_names))  # of each in their mean
 objective = Objective(temperature=temperature, ensemble=ensemble, shares=shares)
-for name in teacher_names:
+teacher_folders = [settle_model(name, run) for name in teacher_names]
+for teacher_folder in teacher_folders:
     # its ids mean what the data's ids mean only if both have the same tokenizer
-    check_same_tokenizer(dataset, find_model(name))
+    check_same_tokenizer(dataset, teacher_folder)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def settings() -> dict:
     info = {
         "format": FORMAT,
         "teachers": teacher_names,
-        "teacher_sha256": [weights_sha256(find_model(name)) for name in teacher_names],
+        "teacher_sha256": [weights_sha256(teacher_folder) for teacher_folder in teacher_folders],
         "shares": list(shares),
         "ensemble": ensemble,
         "temperature": temperature,
@@ -226,8 +227,8 @@ if part == JOIN:
 
 # before the files are made: a teacher that does not fit leaves nothing behind
 teachers = []
-for name in teacher_names:
-    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
+for name, teacher_folder in zip(teacher_names, teacher_folders):
+    t = load_pretrained(teacher_folder, run.device, run.pick_dtype(teacher_dtype)).requires_grad_(False)  # in eval mode
     check_fits(t, name, block_size, vocab_size)
     teachers.append(t)
     run.say(f"teacher {name}: {t.n_params():,} parameters")

@@ -48,6 +48,7 @@ from common.pretrained import (
     load_pretrained,
     record_shape,
     round_up,
+    settle_model,
 )
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.sharding import check_shard, is_sharded, whole, whole_weights
@@ -251,9 +252,11 @@ own_objective = replace(objective, weight_ce=0.0)
 teachers = []
 for name in teacher_names if cache is None else []:
     # teacher and student can be compared id by id only if they have the same tokenizer
-    check_same_tokenizer(dataset, find_model(name))
+    teacher_folder = settle_model(name, run)
+    check_same_tokenizer(dataset, teacher_folder)
     divide = run.shard if teacher_shard else None
-    t = load_pretrained(name, run.device, run.pick_dtype(teacher_dtype), divide).requires_grad_(False)  # in eval mode
+    t = load_pretrained(teacher_folder, run.device, run.pick_dtype(teacher_dtype), divide)
+    t.requires_grad_(False)  # in eval mode already
     check_fits(t, name, block_size, vocab_size)
     # not compiled if its blocks gather their weights as they compute
     teachers.append(t if teacher_shard else run.compile(t, compile))

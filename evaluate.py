@@ -38,7 +38,7 @@ import math
 
 import torch
 
-from common.pretrained import check_fits, find_model, load_pretrained, weights_sha256
+from common.pretrained import check_fits, load_pretrained, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from tasks.loading import load_tasks
@@ -115,19 +115,20 @@ def finite(x: float | None) -> float | None:
 def main():
     at_least(config, 0, "limit shots seed stride")
     run = Runtime(device, dtype)
-    tokenizer = load_tokenizer(find_model(model))
+    folder = settle_model(model, run)
+    tokenizer = load_tokenizer(folder)
     columns = {"context": context_column, "choices": choices_column, "label": label_column}
     # all files are read before the model is loaded, so that a missing one fails at once
     loaded_tasks = load_tasks(tasks, data_dir, limit=limit, shots=shots, seed=seed, columns=columns)
     # weights stay in fp32, whatever the matmuls compute in
-    net = load_pretrained(model, run.device, torch.float32).eval()
+    net = load_pretrained(folder, run.device, torch.float32).eval()
+    weights_hash = weights_sha256(folder)
     check_fits(net, model, 1, tokenizer.vocab_size)
     net = run.compile(net, compile)
 
     results = []
     for loaded in loaded_tasks:
         results.append(run_task(loaded, net, tokenizer, run, stride=stride, progress=True))
-    weights_hash = weights_sha256(find_model(model))
     if json:
         for result in results:
             result["metrics"] = {name: for_json(value) for name, value in result["metrics"].items()}

@@ -33,7 +33,7 @@ import torch
 
 from common.download import download
 from common.files import file_sha256, read_utf8
-from common.pretrained import check_fits, find_model, load_pretrained, weights_sha256
+from common.pretrained import check_fits, load_pretrained, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
 from tasks.loading import draw_shots
@@ -146,7 +146,7 @@ def draw_prompts(examples: list[dict], pool: Path) -> list[str]:
     return prompts
 
 
-def as_json(metrics: dict, n: int, speed: float, tokenizer_hash: str, file: Path, pool: Path | None) -> str:
+def as_json(metrics: dict, n: int, speed: float, hashes: dict, file: Path, pool: Path | None) -> str:
     """One JSON object as evaluate.py --json prints, for plot.py; hashes identify what was scored."""
     result = {
         "task": "hellaswag",
@@ -160,21 +160,15 @@ def as_json(metrics: dict, n: int, speed: float, tokenizer_hash: str, file: Path
         "data_sha256": file_sha256(file),
         "shots_data": str(pool or ""),
     }
-    return jsonlib.dumps(
-        {
-            "model": model,
-            "model_sha256": weights_sha256(find_model(model)),
-            "tokenizer_hash": tokenizer_hash,
-            "results": [result],
-        }
-    )
+    return jsonlib.dumps({"model": model, **hashes, "results": [result]})
 
 
 def main():
     at_least(config, 0, "limit shots seed")
     one_of(config, split=("val", "train", "test"), convention=CONVENTIONS)
     run = Runtime(device, dtype)
-    tokenizer = load_tokenizer(find_model(model))
+    folder = settle_model(model, run)
+    tokenizer = load_tokenizer(folder)
     file = data_file(data, split)
     examples = load_examples(str(file), limit, convention=convention)
     n = len(examples)
@@ -184,7 +178,8 @@ def main():
         pool = data_file(shots_data, "train")
         prompts = draw_prompts(examples, pool)
     # weights stay in fp32, whatever the matmuls compute in
-    net = load_pretrained(model, run.device, torch.float32).eval()
+    net = load_pretrained(folder, run.device, torch.float32).eval()
+    hashes = {"model_sha256": weights_sha256(folder), "tokenizer_hash": tokenizer.hash}
     check_fits(net, model, 1, tokenizer.vocab_size)
     net = run.compile(net, compile)
 
@@ -200,7 +195,7 @@ def main():
             "acc": {"value": acc, "stderr": acc_error},
             "acc_norm": {"value": acc_norm, "stderr": norm_error},
         }
-        run.say(as_json(metrics, n, speed, tokenizer.hash, file=file, pool=pool))
+        run.say(as_json(metrics, n, speed, hashes, file=file, pool=pool))
     else:
         shown_shots = f", {shots} shots of {pool} drawn with seed {seed}" if shots else ""
         run.say(f"convention {convention}{shown_shots}")

@@ -23,7 +23,7 @@ from common.files import read_json
 from common.log import eta
 
 HELLASWAG = ("hella", "hella_sum")  # its labels in log.txt
-SETTINGS = ("convention", "shots", "n", "data_sha256")  # in which results that compare agree
+SETTINGS = ("convention", "shots", "seed", "n", "stride", "data_sha256")  # in which results that compare agree
 
 
 # ---------------------------------------------------------------------------------------------
@@ -117,6 +117,9 @@ def read_results(path: str) -> Results:
                 raise ValueError(f"{path}: {metric} of {task} {trouble}; leave it out of the file")
             scores[task, metric] = (value, finite(score.get("stderr")))
             settings[task] = {name: result[name] for name in SETTINGS if name in result}
+            # the seed is of the draw of shots
+            if not result.get("shots"):
+                settings[task].pop("seed", None)
         if not scores:
             raise KeyError("results")
         return Results(str(content["model"]), scores, settings)

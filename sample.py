@@ -35,7 +35,7 @@ if temperature > 0:
 run = Runtime(device, dtype)
 folder = find_model(model)
 tokenizer = load_tokenizer(folder)
-net = load_pretrained(model, run.device, torch.float32)
+net = load_pretrained(folder, run.device, torch.float32)
 check_fits(net, model, 1, tokenizer.vocab_size)
 torch.manual_seed(seed)
 if not tokenizer.encode(prompt):  # on stderr: stdout is text alone

@@ -163,6 +163,10 @@ class BPETokenizer:
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token in self.encoding.token_byte_values():
             lengths[self.encoding.encode_single_token(token)] = len(token)
+        # tiktoken's list lacks those that are looked for in the text, as GPT-NeoX's runs of blanks.
+        for content, i in self.added_ids.items():
+            if i not in self.special_ids:
+                lengths[i] = len(content.encode())
         return lengths
 
     def decode(self, ids: list[int]) -> str:
@@ -327,8 +331,8 @@ def ids_of_merges(merges: list, vocab: dict[str, int]) -> dict[str, int]:
             raise ValueError(f"the merge {merge!r} is not a pair of tokens")
         left, right = pair
         merged_id = vocab[left + right]
-        # As tiktoken merges in the order of ids.
-        if merged_id <= last_id:
+        # As tiktoken merges in the order of ids. Several pairs may make one token, as in Llama 3's file.
+        if merged_id < last_id:
             order = f"makes id {merged_id} after id {last_id}"
             raise ValueError(f"the merge {left!r} {right!r} {order}; not implemented")
         ids[left + right] = merged_id

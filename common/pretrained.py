@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def find_model(where: str | Path) -> Path:
             "checkpoint, or the name of a hub repository such as EleutherAI/pythia-160m"
         )
     return download_repo(str(where), check=lambda path: read_config(read_json(path), path))
+
+
+def settle_model(where: str | Path, run) -> Path:
+    """`find_model`, asked once, and the same on all ranks of `run` (a Runtime).
+
+    A run that trains meanwhile may save its next step between two looks: what is scored, hashed and named must be one
+    checkpoint. ValueError on all ranks if they found different ones.
+    """
+    folder = find_model(where)
+    # the name alone, as each machine may have a folder of its own for what comes from the hub
+    number = zlib.crc32(folder.name.encode())
+    (total,) = run.sum(number)
+    if total != run.world * number:
+        raise ValueError(f"{where}: the ranks found different checkpoints, as a run saves there; name a step_ folder")
+    return folder
 
 
 def models_beside(folder: Path) -> list[str]:

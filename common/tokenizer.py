@@ -417,7 +417,11 @@ def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
     ids: {token: id} of the tokens that may be named.
     """
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        token = read_if_there(folder / file).get(f"{name}_token")
+        names = read_if_there(folder / file)
+        token = names.get(f"{name}_token")
+        # null, as in Qwen3's files: no text begins with one, whatever id config.json names.
+        if name == "bos" and "bos_token" in names and token is None:
+            return None
         # Written as text, or as an object with options.
         if isinstance(token, dict):
             token = token.get("content")

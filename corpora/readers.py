@@ -1,8 +1,9 @@
 """Files of text as documents in pieces: plain text, JSON lines and parquet, perhaps compressed.
 
-`pieces` reads a file as (text, ends): a piece of a document, and whether the document ends with it. A piece has at most
-PIECE characters and ends where none of our tokenizers would have merged across. Memory holds one piece, or one line of
-JSON, or one batch of parquet rows, never a whole file.
+`pieces` reads a file as (text, ends): a piece of a document, and whether the document ends with it. A piece has about
+PIECE characters at most. Plain text is cut behind a line, as cleaning needs whole lines: a BPE trained here, which also
+merges line ends, may have another token or two there than in one go; elsewhere cuts are where no merge crosses. Memory
+holds one piece, or one line of JSON, or one batch of parquet rows, never a whole file.
 """
 
 import gzip

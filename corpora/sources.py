@@ -205,7 +205,8 @@ def local_files(path: Path, domains=False) -> list[File]:
         raise ValueError(f"{what} {', '.join(SUFFIXES)} {remedy}")
     for file in files:
         if domains or file.form in (".train", ".dev"):
-            file.domain = file.path.name.split(".")[0]
+            # a label of log.txt, whose columns blanks separate
+            file.domain = "_".join(file.path.name.split(".")[0].split())
     declare_splits(files, path)
     check_files(files, path)
     return files

@@ -154,6 +154,7 @@ def hold_out_end(pieces, train_bytes: int):
     The piece that holds the boundary is divided there, in front of a character that it would cut in two.
     """
     bytes_read = 0
+    val_is_open = False  # whether a piece of the validation text was yielded, and its end was not
     for piece in pieces:
         if bytes_read < train_bytes:
             # The boundary is in bytes, as the size of a file is known without reading it.
@@ -164,7 +165,9 @@ def hold_out_end(pieces, train_bytes: int):
             ends = piece.ends or bytes_read >= train_bytes
             yield Piece(text=head, ends=ends, split="train", domain=piece.domain, file=piece.file)
             piece.text = piece.text[len(head) :]
-        if piece.text:
+        # A last piece that was cleaned away still ends its document.
+        if piece.text or (piece.ends and val_is_open):
+            val_is_open = not piece.ends
             piece.split = "val"
             yield piece
 

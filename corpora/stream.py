@@ -88,10 +88,13 @@ class Stream:
             separator=self.separator,
             on_read=follow,
         )
+        is_open = False  # whether a piece of the document was yielded, and its end was not
         for text, ends in texts:
             self.note(file, text)
-            # An empty document counts for nothing, not even as a document to hold out.
-            if text:
+            # An empty document counts for nothing, not even as a document to hold out. But the last piece of one that
+            # is open ends it, even if nothing was left of that piece by cleaning.
+            if text or (ends and is_open):
+                is_open = not ends
                 yield Piece(text, ends, split=file.split, domain=file.domain, file=i)
 
     def note(self, file: File, text: str):

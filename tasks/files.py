@@ -113,7 +113,7 @@ def read_text(path: Path) -> str:
     """A text file; of enwik8 only its test part, of CommonGen's rows a sentence a line."""
     if path.suffix in (".jsonl", ".parquet"):
         return sentences(path)
-    if path.suffix != ".zip" and path.stem != "enwik8":
+    if path.stem != "enwik8":
         return read_utf8(path)
     try:
         data = read_first_member(path) if path.suffix == ".zip" else path.read_bytes()

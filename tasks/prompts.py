@@ -303,6 +303,8 @@ def own_label(label, texts: list[str], letters: list[str] | None = None) -> int:
     >>> own_label(1, ["no", "yes"]), own_label("yes", ["no", "yes"]), own_label("B", ["no", "yes"])
     (1, 1, 1)
     """
+    if isinstance(label, bool):
+        raise ValueError(f"label {label!r} is no choice; give its number from 0, its letter or its text")
     places = set()
     # "1" is a number, unless the choices have letters of their own, which may be digits
     is_digits = isinstance(label, str) and label.strip().isdecimal()

@@ -663,6 +663,41 @@ def test_domains_have_their_own_validation(tmp_path):
         "val_cbt_bytes"] == 100 * len("cbt  said ,\n")  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dev", [True, False])
+def test_a_document_ends_though_its_last_piece_is_cleaned_away(dev, tmp_path):
+    """Else the next domain would go on in the same document, and no text would follow an end-of-text id."""
+    line = "The whale was white.\n"
+    long = line * (PIECE // len(line) + 1) + "[Illustration: THE END]\n"
+    (tmp_path / "gutenberg.train").write_text(long)
+    (tmp_path / "qed.train").write_text("Good evening.\n" * 40)
+    for domain in ("gutenberg", "qed") if dev else ():
+        (tmp_path / f"{domain}.dev").write_text("A few words.\n" * 9)
+    out = tmp_path / "o"
+    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}")
+    meta = json.loads((out / "meta.json").read_text())
+    eot = ByteTokenizer().eot
+    for split in ("train", "val"):
+        ids = np.fromfile(out / f"{split}.bin", "<u2")
+        ends = np.flatnonzero(ids == eot)
+        assert len(ends) == meta[f"{split}_documents"] == 2, split
+        # the last id is an end, and no document is empty
+        assert ends[-1] == len(ids) - 1 and np.diff([-1, *ends]).min() > 1
+
+
+@pytest.mark.slow
+def test_a_domain_is_a_label_of_the_log_without_blanks(tmp_path):
+    for split in ("train", "dev"):
+        (tmp_path / f"My  Books.{split}").write_text("some words here\n" * 200)
+    out = tmp_path / "o"
+    run_script("prepare_data.py", f"--source={tmp_path}", "--tokenizer=bytes", f"--out_dir={out}")
+    assert list(json.loads((out / "meta.json").read_text())["domains"]) == ["My_Books"]
+    tiny = ["--n_layer=1", "--n_embd=16", "--n_head=2", "--block_size=16", "--max_steps=2", "--eval_rows=8"]
+    run_script("train.py", *tiny, f"--dataset={out}", f"--out_dir={tmp_path / 'run'}", "--device=cpu")
+    lines = (tmp_path / "run/log.txt").read_text().splitlines()
+    assert "val/My_Books" in {line.split()[1] for line in lines} and all(len(line.split()) == 3 for line in lines)
+
+
 def write_shard(path, ids, said=None):
     header = np.zeros(256, dtype="<i4")
     header[:3] = 20240520, 1, len(ids) if said is None else said

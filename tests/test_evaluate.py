@@ -5,7 +5,10 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import torch
 from conftest import ROOT, read_log, run_script
 from torch.nn import functional as F
 
-from common.pretrained import load_pretrained, save_pretrained
+from common.pretrained import load_pretrained, save_pretrained, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer
 from hellaswag import accuracy
@@ -22,6 +25,7 @@ from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 from tasks.files import find_files, read_rows
 from tasks.loading import load_tasks
 from tasks.metrics import Answer, headlines, metric, run_task, windows
+from tasks.prompts import own_label
 from tasks.tables import RECIPES, TASKS
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -439,6 +443,73 @@ def test_enwik8_is_its_last_five_million_bytes(tmp_path):
     (tmp_path / "enwik8/enwik8.zip").write_bytes(b"PK\3\4 no zip")
     with pytest.raises(ValueError, match=r"enwik8.zip is damaged"):
         load_tasks("enwik8", str(tmp_path))
+
+
+def test_only_enwik8_is_cut_and_read_from_its_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        archive.writestr("mine.txt", "\xff" * 6_000_000)
+    with pytest.raises(ValueError, match=r"mine.zip is not UTF-8 .*; decompress or convert it"):
+        load_tasks(str(tmp_path / "mine.zip"), str(tmp_path))
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_boolean_is_no_place(label):
+    """["yes", "no"] with true would count "no" as right."""
+    with pytest.raises(ValueError, match=f"label {label} is no choice; give its number from 0, its letter or its text"):
+        own_label(label, ["yes", "no"])
+
+
+def test_what_is_hashed_is_what_was_scored(tasks_dir, tmp_path):
+    """A run that trains meanwhile saves its next step while its model is being scored."""
+    run_dir = tmp_path / "run"
+    for step in (1, 2):
+        torch.manual_seed(step)
+        net = GPT(GPTConfig(vocab_size=257, block_size=32, n_layer=1, n_head=2, n_embd=16))
+        save_pretrained(net, run_dir / f"step_{step:06d}", ByteTokenizer())
+    later = tmp_path / "later"
+    (run_dir / "step_000002").rename(later)
+    hashes = [weights_sha256(folder) for folder in (run_dir / "step_000001", later)]
+    write(tasks_dir, "sst2/dev.jsonl", [{"sentence": f"s{i}", "label": i % 2} for i in range(4)])
+
+    spy = f"""
+import sys
+from pathlib import Path
+import tasks.loading
+load = tasks.loading.load_tasks
+def save_and_load(*args, **settings):
+    Path({str(later)!r}).rename({str(run_dir / "step_000002")!r})
+    return load(*args, **settings)
+tasks.loading.load_tasks = save_and_load
+sys.argv = ["evaluate.py", "--model={run_dir}", "--data_dir={tasks_dir}", "--tasks=sst2", "--json", "--device=cpu"]
+import runpy
+runpy.run_path({str(ROOT / "evaluate.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", spy], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (run_dir / "step_000002").is_dir()
+    found = json.loads(done.stdout)
+    assert found["model_sha256"] == hashes[0] != hashes[1]
+    (loaded,) = load_tasks("sst2", str(tasks_dir))
+    expected = run_task(loaded, load_pretrained(run_dir / "step_000001"), ByteTokenizer(), RUN)
+    assert found["results"][0]["metrics"]["acc"]["value"] == expected["metrics"]["acc"].value
+    (tasks_dir / "sst2/dev.jsonl").unlink()
+
+
+def test_ranks_that_found_different_checkpoints_are_told(model_dir):
+    """As rank 0 finds another name than this one: the sum of both is not twice this one's."""
+
+    class TwoRanks:
+        world = 2
+
+        def __init__(self, other):
+            self.other = other
+
+        def sum(self, number):
+            return [float(number + zlib.crc32(self.other.encode()))]
+
+    assert settle_model(model_dir, TwoRanks(Path(model_dir).name)) == Path(model_dir)
+    with pytest.raises(ValueError, match="the ranks found different checkpoints, as a run saves there"):
+        settle_model(model_dir, TwoRanks("step_000002"))
 
 
 def test_common_gen_is_its_sentences(tmp_path):

@@ -231,6 +231,23 @@ def test_bars_of_other_questions_or_conventions_are_told(plot, tmp_path, capsys)
     assert len(said) == 2 and said[1].startswith("bars: ")
 
 
+def test_bars_of_other_windows_or_shots_are_told(plot, tmp_path, capsys):
+    files = []
+    for name, stride, seed in (("a", 64, 1), ("b", 128, 2)):
+        path = write_results(tmp_path / f"{name}.json", name, copa={"acc": (0.3, 0.1)}, mine={"ppl": (30, None)})
+        content = json.loads(path.read_text())
+        content["results"][0] |= {"shots": 2, "seed": seed}
+        content["results"][1] |= {"stride": stride, "shots": 0, "seed": seed}
+        path.write_text(json.dumps(content))
+        files.append(str(path))
+    plot(f"--bars={','.join(files)}")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "copa: its bars do not compare: seed is 1 in a, 2 in b"
+    assert said[1] == "mine: its bars do not compare: stride is 64 in a, 128 in b"
+    # without shots nothing was drawn by the seed
+    assert len(said) == 3
+
+
 def test_curves_differ_without_colours(plot, tmp_path):
     paths = [write_run(tmp_path / f"r{i}", val={0: i + 1, 1: i + 2}) for i in range(30)]
     (axis,) = plot(f"--runs={','.join(map(str, paths))}").axes

@@ -217,6 +217,30 @@ def test_a_piece_that_is_a_token_is_not_merged_where_the_file_says_so(spec):
         assert ids == reference(changed).encode(text, add_special_tokens=False).ids and (601 in ids) == ignore
 
 
+def test_several_pairs_may_make_one_token(spec):
+    """As in Llama 3's tokenizer.json, which lists every pair of tokens that a token can be cut into."""
+    vocab = spec["model"]["vocab"]
+    merges = []
+    for pair in spec["model"]["merges"]:
+        token = "".join(pair)
+        pairs = [[token[:i], token[i:]] for i in range(1, len(token))]
+        merges += [p for p in pairs if all(part in vocab and vocab[part] < vocab[token] for part in p)]
+    assert len(merges) > len(spec["model"]["merges"]) + 20
+    every = spec | {"model": spec["model"] | {"merges": merges, "ignore_merges": True}}
+    ours, theirs = BPETokenizer(every, eot=0), reference(every)
+    for text in [*TEXTS, *NASTY]:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+
+
+def test_searched_tokens_have_their_bytes(spec):
+    """They would be missing in bits per byte; special ones stand for no text."""
+    tokens = [added(601, "   "), added(602, "é", normalized=True), added(603, "<pad>", special=True)]
+    tokenizer = BPETokenizer(spec | {"added_tokens": spec["added_tokens"] + tokens}, eot=0)
+    assert tokenizer.byte_lengths()[601:].tolist() == [3, 2, 0]
+    text = "a   b é   "
+    assert 601 in tokenizer.encode(text) and sum(tokenizer.byte_lengths()[tokenizer.encode(text)]) == len(text.encode())
+
+
 def test_lone_surrogates_become_the_replacement_character(bpe, spec):
     for tokenizer in (
         bpe,
@@ -299,6 +323,9 @@ def test_hashes_are_those_of_earlier_data_sets():
 def test_bos_and_eot_come_from_the_files_beside(spec, tmp_path):
     BPETokenizer(spec, eot=0).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<keep>"}, "bos_token": None}))
+    assert (load_tokenizer(tmp_path).eot, load_tokenizer(tmp_path).bos) == (598, 598)
+    # null is an answer, as in Qwen3's files: the id in config.json is not put before a text
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0, "bos_token_id": 597}))
     assert (load_tokenizer(tmp_path).eot, load_tokenizer(tmp_path).bos) == (598, 598)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [598, 0], "bos_token_id": 597}))
