@@ -52,7 +52,9 @@ def test_bytes():
 def test_bpe(bpe):
     check(bpe)
     assert bpe.vocab_size == 400
-    assert len(bpe.encode("tokenizer")) < 5 and bpe.decode(bpe.encode("\U0001f9ea")) == "\U0001f9ea"  # falls back to bytes
+    assert (
+        len(bpe.encode("tokenizer")) < 5 and bpe.decode(bpe.encode("\U0001f9ea")) == "\U0001f9ea"
+    )  # falls back to bytes
     again = SentencePieceTokenizer.train((Path(__file__).read_text() + text for text in TEXTS * 3), 400)
     assert again.model == bpe.model and again.hash == bpe.hash
 
