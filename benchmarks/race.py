@@ -55,7 +55,7 @@ def run_race(name: str, target: float, n_seeds: int) -> dict[str, list[dict]]:
 
 
 def ours(config: str, target: float, seed: int) -> dict:
-    # train.py refuses a folder that holds another run
+    # cleared, as the files of an earlier race would be in the way
     out_dir = Path(read_config_file(config)["out_dir"]) / f"seed{seed}"
     remove_run(out_dir)
     return call("benchmarks.timed_run", str(target), config, f"--seed={seed}", f"--out_dir={out_dir}")
