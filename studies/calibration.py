@@ -51,8 +51,8 @@ def confidences(net, data: TokenData, run: Runtime) -> tuple[torch.Tensor, torch
         x, y = run.to_device(x, y)
         with run.autocast():
             logits = net(x)  # (B, T, rows)
-        probabilities = logits[..., : data.vocab_size].float().softmax(dim=-1)  # without the head's padding
-        largest, likeliest = probabilities.max(dim=-1)
+        # without the head's padding; in one expression, so that the probabilities are freed at once
+        largest, likeliest = logits[..., : data.vocab_size].float().softmax(dim=-1).max(dim=-1)
         valid = y >= 0
         confidence.append(largest[valid].cpu())
         is_right.append((likeliest == y)[valid].cpu())
