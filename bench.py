@@ -104,7 +104,7 @@ config = configure(globals())
 PARTS = ("head", "step", "hellaswag", "tokenizer", "bpe", "loader", "gqa", "muon", "sample", "save", "race", "fit")
 OPERATIONS = {"gqa": operations.compare_gqa, "muon": operations.compare_muon}
 T = 2.0  # temperature
-CHUNKED = ("chunked", "cached", "student alone", "own text")
+CHUNKED = ("chunked", "cached", "student alone", "own text")  # versions that call chunked_head
 WEIGHT = 0.5  # of CE and of T**2 * KL
 
 
@@ -115,7 +115,7 @@ def main():
     versions += ("tokenizers", "tiktoken", "nanodistill")
     one_of(config, part=PARTS, version=versions)
     divergence(kl)  # an unknown name fails here
-    if part == "step" and tokens % block_size:  # else rows of fewer tokens would be counted as if they had them
+    if part == "step" and tokens % block_size:  # n // block_size rows have fewer tokens than would be counted
         raise ValueError(f"tokens={tokens} is not divisible by block_size={block_size}; choose a multiple")
     if part in OPERATIONS:
         medians = OPERATIONS[part](Runtime(device, dtype), n_turns=2 * rounds * repeats)
@@ -143,13 +143,13 @@ def main():
     names = ["straightforward"] * (kl == "forward") + ["chunked"]
     names += ["cached", "student alone", "own text"] * (part == "step")
     names += ["kept"] * (part == "step" and kl == "forward" and not on_cuda)
-    others = {
+    other_parts = {
         "tokenizer": ["tokenizers", "nanodistill"],
         "bpe": ["tokenizers", "nanodistill"],
         "loader": ["nanodistill"],
         "hellaswag": ["straightforward", "four rows", "nanodistill"],
     }
-    names = others.get(part, names)
+    names = other_parts.get(part, names)
     if part == "tokenizer" and is_plain():
         names.insert(1, "tiktoken")
     report(take_turns(names))
@@ -159,15 +159,15 @@ def take_turns(names: list[str]) -> dict[str, list]:
     """{version: what each of its turns measured}."""
     results = {name: [] for name in names}
     command = [sys.executable, Path(__file__).resolve(), *sys.argv[1:]]
-    # In turns, so that a machine that slows down slows all. In processes of their own, as a peak of
-    # memory is a process's, and memory that one version freed would serve the next.
+    # In turns, so that a machine that slows down slows all versions alike. Each in a new process, as peak memory is
+    # known per process, and memory that one version has freed would be reused by the next.
     for _ in tqdm(range(rounds), "rounds", disable=not sys.stderr.isatty(), leave=False):
         for name in names:
             done = subprocess.run([*command, f"--version={name}"], stdout=subprocess.PIPE, text=True)
             if done.returncode < 0:
                 sys.exit(f"{name} was killed by signal {-done.returncode}; 9 is mostly for want of memory")
             if done.returncode:
-                sys.exit(done.returncode)  # it has said why
+                sys.exit(done.returncode)  # it has printed the reason itself
             results[name].append(jsonlib.loads(done.stdout.splitlines()[-1]))
     return results
 
@@ -177,7 +177,7 @@ def report(results: dict[str, list]):
     for name, turns in results.items():
         figures = [figure for figure in turns[0] if figure != "scores"]
         medians[name] = {figure: statistics.median(map(itemgetter(figure), turns)) for figure in figures}
-    # versions that give different results do not compare
+    # speeds of versions with different results cannot be compared
     if len({m.get("ids") for m in medians.values()}) > 1:
         raise ValueError(f"the versions give different ids for {text}")
     verdict = compare_scores(results) if part == "hellaswag" else ""
@@ -189,7 +189,7 @@ def report(results: dict[str, list]):
 
 
 def is_plain() -> bool:
-    """Whether tiktoken alone gives the tokenizer's ids: nothing is normalised or cut before."""
+    """Whether tiktoken by itself gives the tokenizer's ids: no text is normalised or cut before it."""
     from common.tokenizer import load_tokenizer
 
     ours = load_tokenizer(tokenizer)
@@ -197,22 +197,23 @@ def is_plain() -> bool:
 
 
 def table(medians):
-    base = next(iter(medians.values()))["seconds"]
+    first_seconds = next(iter(medians.values()))["seconds"]
     if part in ("tokenizer", "bpe", "loader"):
         print("version            seconds       MB/s    memory   speed")
         for name, m in medians.items():
             print(
                 f"{name:<16} {m['seconds']:9.4f} {m['bytes_per_s'] / 1e6:10.2f} {m['peak_bytes'] / 1e6:6,.0f} MB "
-                f"{base / m['seconds']:5.2f}x"
+                f"{first_seconds / m['seconds']:5.2f}x"
             )
         return
-    print(f"matmul peak {statistics.median(m['peak_flops'] for m in medians.values()) / 1e9:,.0f} GFLOP/s")
+    peak = statistics.median(m["peak_flops"] for m in medians.values())
+    print(f"matmul peak {peak / 1e9:,.0f} GFLOP/s")
     unit, digits = ("examples/s", 2) if part == "hellaswag" else ("  tokens/s", 0)
     print(f"version            seconds {unit}  of peak    memory  beyond tensors   speed")
     for name, m in medians.items():
         print(
             f"{name:<16} {m['seconds']:9.4f} {m['tokens_per_s']:10,.{digits}f} {m['share_of_peak']:8.1%} "
-            f"{m['peak_bytes'] / 1e6:6,.0f} MB {m['extra_bytes'] / 1e6:12,.0f} MB {base / m['seconds']:5.2f}x"
+            f"{m['peak_bytes'] / 1e6:6,.0f} MB {m['extra_bytes'] / 1e6:12,.0f} MB {first_seconds / m['seconds']:5.2f}x"
         )
 
 
@@ -223,18 +224,18 @@ def table(medians):
 def turn() -> dict:
     """Seconds (median), tokens/s, FLOP/s as a share of the matmul peak, peak bytes of this process, all and extra.
 
-    extra: beyond what stood before the first run, and the gradients of that.
+    extra: beyond what was allocated before the first run, and the gradients of those tensors.
     """
     torch.manual_seed(0)
-    # the loops keep freed memory; the head alone, and what one writes first, do not
+    # as in the loops, but not for the head by itself, nor for the versions to compare with
     keep_memory = part != "head" and version not in ("straightforward", "four rows")
     run = Runtime(device, dtype, keep_memory=keep_memory)
     prepare = {"head": head_part, "step": step_part, "hellaswag": hellaswag_part}[part]
     go, n_tokens, flops, grads = prepare(run)
     before = memory_used(run.cuda) + sum(g.numel() * g.element_size() for g in grads)
-    n_warm = int(part != "hellaswag")  # which has warmed up
+    n_warm = int(part != "hellaswag")  # hellaswag_part has warmed up already
     seconds, result = timed(go, n_warm, run.cuda)
-    used = memory_used(run.cuda, peak=True)  # without what matmul_peak takes
+    used = memory_used(run.cuda, peak=True)  # before matmul_peak, which takes memory too
     peak = matmul_peak(run.device, run.dtype, n=8192 if run.cuda else 1536)
     figures = {
         "seconds": seconds,
@@ -255,7 +256,7 @@ def timed(go, n_warm: int, cuda=False) -> tuple[float, object]:
     for _ in range(n_warm + repeats):
         start = time.perf_counter()
         result = go()
-        # a launch returns at once, and the kernels run on
+        # CUDA calls return before their kernels have run
         if cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
@@ -298,7 +299,8 @@ def text_turn() -> dict:
     seconds, encoded = timed(go, n_warm=int(part == "tokenizer"))
     ids = 0
     if part == "tokenizer":
-        arrays = [np.array(getattr(d, "ids", d), dtype=np.uint32) for d in encoded]
+        # the library's Encoding has its ids as an attribute, the other versions give ids themselves
+        arrays = [np.array(getattr(document, "ids", document), dtype=np.uint32) for document in encoded]
         ids = zlib.crc32(np.concatenate(arrays).tobytes())
     n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
     used = memory_used(cuda=False, peak=True)
@@ -326,16 +328,16 @@ def loader_turn() -> dict:
 
 
 def memory_used(cuda: bool, peak=False) -> int:
-    """Bytes in use by this process now, or at most so far: resident on the CPU, allocated on CUDA."""
+    """Bytes that this process uses now, or their peak so far: resident on the CPU, allocated on CUDA."""
     if cuda:
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
     return resident(peak)
 
 
-def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body):
+def loss_of(run, hidden, weight, targets, *, teacher_hidden, teacher_weight, body):
     """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test.
 
-    Of "cached", teacher_hidden is what cached_teacher gives; of "student alone" None.
+    teacher_hidden: for "cached" what cached_teacher returns, for "student alone" None.
     """
     if version in CHUNKED:
         heads = [(teacher_hidden, teacher_weight)] if version in ("chunked", "own text") else []
@@ -343,7 +345,7 @@ def losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body
         weights = {"weight_ce": WEIGHT, "weight_kl": WEIGHT * T**2}
         objective = Objective(**weights, terms=divergence(kl), temperature=T)
         loss, _, _ = chunked_head(
-            hidden, weight, targets, targets.numel(), heads, objective, stored=stored,
+            hidden, weight, targets, n_tokens=targets.numel(), teachers=heads, objective=objective, stored=stored,
             vocab_size=vocab_size, chunk=chunk_tokens, dtype=run.dtype, body=body,
         )  # fmt: skip
         return loss
@@ -363,13 +365,14 @@ def cached_teacher(teacher, x, k=16) -> dict[str, np.ndarray]:
         tail = log_p.scatter(1, top.indices, -float("inf")).logsumexp(-1, keepdim=True)
         pieces.append((top.values.half().cpu(), tail.cpu(), top.indices.cpu()))
     log_probs, tail, ids = (torch.cat(part).numpy() for part in zip(*pieces))
-    return {"log_probs": log_probs, "tail": tail, "ids": ids.astype(np.uint16 if vocab_size <= 65536 else np.uint32)}
+    id_dtype = np.uint16 if vocab_size <= 65536 else np.uint32
+    return {"log_probs": log_probs, "tail": tail, "ids": ids.astype(id_dtype)}
 
 
-def read_cached(parts, device) -> Stored:
-    ids = torch.from_numpy(parts["ids"].astype(np.int64)).to(device)
-    log_p = torch.from_numpy(np.concatenate((parts["log_probs"], parts["tail"]), axis=1, dtype=np.float32)).to(device)
-    return Stored(log_p, ids)
+def read_cached(arrays, device) -> Stored:
+    ids = torch.from_numpy(arrays["ids"].astype(np.int64))
+    log_p = np.concatenate((arrays["log_probs"], arrays["tail"]), axis=1, dtype=np.float32)  # (n, k + 1)
+    return Stored(torch.from_numpy(log_p).to(device), ids.to(device))
 
 
 def straightforward_losses(logits, teacher_logits, targets):
@@ -391,9 +394,12 @@ def head_part(run):
 
     def go():
         hidden.grad = weight.grad = None
-        losses_of(run, hidden, weight, targets, teacher_hidden, teacher_weight, body).backward()
+        loss = loss_of(
+            run, hidden, weight, targets, teacher_hidden=teacher_hidden, teacher_weight=teacher_weight, body=body
+        )
+        loss.backward()
 
-    # the student's matmul forward and twice backward, the teacher's forward alone
+    # the student's matmul once forward and twice backward, the teacher's only forward
     flops = 2 * n * vocab_size * (3 * width + t_width)
     return go, n, flops, (hidden, weight)
 
@@ -403,12 +409,12 @@ def step_part(run):
     n, width, t_width = tokens or 2048, student_width or 256, teacher_width or 512
     # heads of 64 channels; an untied head, as a tied one would be trained as an embedding too
     shape = {"vocab_size": vocab_size, "block_size": block_size, "tie_word_embeddings": False}
-    student, teacher = [
-        LLaMA(LLaMAConfig(n_layer=layers, n_head=w // 64, n_embd=w, **shape)).to(run.device)
-        for layers, w in ((student_layers, width), (teacher_layers, t_width))
-    ]
+    student = LLaMA(LLaMAConfig(n_layer=student_layers, n_head=width // 64, n_embd=width, **shape)).to(run.device)
+    teacher = LLaMA(LLaMAConfig(n_layer=teacher_layers, n_head=t_width // 64, n_embd=t_width, **shape)).to(run.device)
     teacher = teacher.to(run.dtype).requires_grad_(False)
-    optimizers = make_optimizers(student, "adamw", 1e-3, 0.1, 0.9, 0.95, 1e-8)
+    optimizers = make_optimizers(
+        student, "adamw", learning_rate=1e-3, weight_decay=0.1, beta1=0.9, beta2=0.95, eps=1e-8
+    )
     ids = torch.randint(vocab_size, (n // block_size, block_size + 1), device=run.device)
     x = ids[:, :-1].contiguous()
     y = ids[:, 1:].contiguous()
@@ -419,23 +425,25 @@ def step_part(run):
     has_teacher = version not in ("cached", "student alone")
     if has_teacher:
         flops += teacher.flops_per_token(block_size)
-    taught = cached_teacher(teacher, x) if version == "cached" else None
+    cached_predictions = cached_teacher(teacher, x) if version == "cached" else None
     teacher_weight = teacher.lm_head.weight if has_teacher else None
 
     if version == "own text":
-        flops += student.flops_per_token(block_size)  # of writing, at most
+        flops += student.flops_per_token(block_size)  # an upper bound for writing the text
 
     def go():
         x_step, y_step = x, y
         if version == "own text":
-            own = written(student, x, y, run)
+            own = half_own_text(student, x, y, run)
             x_step, y_step = run.to_device(own.x, own.y)
         with run.autocast():
             with torch.no_grad():
-                teacher_hidden = teacher(x_step, hidden=True) if has_teacher else taught
+                teacher_hidden = teacher(x_step, hidden=True) if has_teacher else cached_predictions
             hidden = model(x_step, hidden=True)
         weight = student.lm_head.weight
-        loss = losses_of(run, hidden, weight, y_step, teacher_hidden, teacher_weight, body)
+        loss = loss_of(
+            run, hidden, weight, y_step, teacher_hidden=teacher_hidden, teacher_weight=teacher_weight, body=body
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in optimizers:
@@ -445,13 +453,13 @@ def step_part(run):
     return go, n, n * flops, tuple(student.parameters())
 
 
-def written(student, x, y, run):
-    """Rows whose first half is that of x, and whose second the student has drawn."""
+def half_own_text(student, x, y, run):
+    """Rows with the first half of those of x, which the student has continued."""
     half = block_size // 2
     student.eval()
     own = write_own_text(
-        student, x.cpu(), y.cpu(), 0, seed=0, prompt_tokens=(half, half), response_tokens=half, temperature=1.0,
-        vocab_size=vocab_size, eot=0, run=run,
+        student, x.cpu(), y.cpu(), first_row=0, seed=0, prompt_tokens=(half, half), response_tokens=half,
+        temperature=1.0, vocab_size=vocab_size, eot=0, run=run,
     )  # fmt: skip
     student.train()
     return own
@@ -470,23 +478,24 @@ def hellaswag_part(run):
         net = GPT(GPTConfig(round_up(vocab_size, 64)))
     net = net.to(run.device).eval()
     bpe = load_tokenizer(model or tokenizer)
-    found = hellaswag.load_examples(data)
-    found = found[:: max(1, len(found) // examples)][:examples]  # spread over the file
-    groups = [hellaswag.encode_rows(bpe, e["ctx"], e["endings"]) for e in found]
+    all_examples = hellaswag.load_examples(data)
+    scored = all_examples[:: max(1, len(all_examples) // examples)][:examples]  # spread over the file
+    groups = [hellaswag.encode_rows(bpe, example["ctx"], example["endings"]) for example in scored]
     size = net.config.block_size
-    positions = heads = 0  # that go through the model, and through its head
+    n_positions = n_logits = 0  # positions that go through the model, and those that go through its head
     for group in groups:
         lengths = [len(ids) - 1 for ids, _ in group]
         if version == "nanodistill":
             rows = lay_out([(i, *ending) for i, ending in enumerate(group)], size)
-            positions += sum(len(row.ids) for row in rows)
-            heads += sum(len(row.scored) for row in rows)
+            n_positions += sum(len(row.ids) for row in rows)
+            n_logits += sum(len(row.scored) for row in rows)
         elif version == "straightforward":
-            positions += sum(lengths)
+            n_positions += sum(lengths)
         else:
-            positions += 4 * max(lengths)
-    heads = heads or positions  # the baselines have the logits of all
-    head = 2 * net.lm_head.weight.numel()
+            n_positions += 4 * max(lengths)
+    n_logits = n_logits or n_positions  # the baselines compute the logits of all positions
+    head_flops = 2 * net.lm_head.weight.numel()
+    flops = n_positions * (net.flops_per_token(1) - head_flops) + n_logits * head_flops
 
     @torch.no_grad()
     def go(groups=groups):
@@ -500,19 +509,19 @@ def hellaswag_part(run):
         return np.concatenate(scores)
 
     go(groups[:4])  # to warm up
-    return go, len(found), positions * (net.flops_per_token(1) - head) + heads * head, ()
+    return go, len(scored), flops, ()
 
 
 def one_ending(net, group, n_ids, run) -> np.ndarray:
-    """Summed log-probability and tokens of each ending, (4, 2); each goes through the model by itself."""
-    found = []
+    """Summed log-probability and number of tokens of each ending, (4, 2); one forward pass for each."""
+    scores = []
     for ids, n in group:
         ids = torch.tensor(ids, device=run.device)
         with run.autocast():
             logits = net(ids[None, :-1])[0, :, :n_ids].float()
         losses = F.cross_entropy(logits, ids[1:], reduction="none")[-n:]
-        found.append((-losses.double().sum().item(), len(losses)))
-    return np.array(found)
+        scores.append((-losses.double().sum().item(), len(losses)))
+    return np.array(scores)
 
 
 def four_endings(net, group, n_ids, run) -> np.ndarray:
@@ -532,9 +541,9 @@ def four_endings(net, group, n_ids, run) -> np.ndarray:
 
 
 def compare_scores(turns: dict) -> str:
-    """What the versions found, of the first turn of each: predictions by sum and by mean, and the sums themselves."""
-    scores = {name: np.array(found[0]["scores"]) for name, found in turns.items()}
-    sums = {}  # (examples, 4) each
+    """How the versions' predictions by sum and by mean differ, and the sums themselves, in the first turn of each."""
+    scores = {name: np.array(turns_of_version[0]["scores"]) for name, turns_of_version in turns.items()}
+    sums = {}  # {version: (examples, 4)}
     means = {}
     for name, s in scores.items():
         sums[name] = s[:, 0].reshape(-1, 4)

@@ -24,10 +24,10 @@ HERE = Path(__file__).resolve().parent
 KINDS = (bool, int, float, str)
 HELP = ("-h", "--help")
 COMMAND_LINE = "command line"
-SHOWN = 1000  # characters of an error's line at its beginning, and at its end
-# What else went wrong when an error ends a script: functions that return a text for its line, or "" for nothing.
+SHOWN = 1000  # characters that a long error line keeps at its start, and as many at its end
+# Functions that say what else went wrong when an error ends a script: a text for its line, or "" for nothing.
 ALSO_WRONG = []
-# They say which run is resumed, so that they cannot come from it.
+# These say which run is resumed, so they cannot be taken from it.
 NEVER_STORED = ("init_from", "out_dir")
 # What the same knobs are called in nanoGPT and in Hugging Face's trainers.
 OTHER_NAMES = {
@@ -62,9 +62,9 @@ OTHER_NAMES = {
 
 
 class Config(dict):
-    """{knob: value}, and in `given` {knob: where} of those that arguments set.
+    """{knob: value}. `given`: {knob: where it was set} of those that arguments set.
 
-    where: the config file as it was named, or "command line". `untyped`: the values without the command line's.
+    where: the config file as it was named, or "command line". `untyped`: the values before --key=value was applied.
     """
 
     def __init__(self, values: dict, given: dict[str, str]):
@@ -103,7 +103,7 @@ def configure(knobs: dict, stored=None) -> Config:
 
 
 def use_arguments(config: Config, args: list[str], defaults: dict):
-    """Put what config files and --key=value say into `config`, and where from into config.given."""
+    """Apply config files and --key=value to `config`; config.given records which of them set a knob."""
     files, keys = split_arguments(args, defaults)
     for path in files:
         values = read_config_file(path)
@@ -112,7 +112,7 @@ def use_arguments(config: Config, args: list[str], defaults: dict):
             config[key] = check(path, key, value, defaults)
             config.given[key] = path
     config.untyped = dict(config)
-    # Behind all files, wherever they stand among the arguments: what is typed is what is meant.
+    # After all files, wherever they stand among the arguments: the command line has the last word.
     for key, text in keys:
         if key not in defaults:
             suggestion = nearest_key(key, defaults)
@@ -123,14 +123,14 @@ def use_arguments(config: Config, args: list[str], defaults: dict):
 
 
 def use_stored(config: Config, stored: dict, defaults: dict):
-    """Put the stored knobs into `config`, but for keys of the command line; say which of a file's give way."""
+    """Apply the stored knobs to `config` unless the command line sets them; print which of a file's they replace."""
     for key, value in stored.items():
         # An older version may have stored knobs that are gone, or are of another type now.
         is_known = key in defaults and type(value) is type(defaults[key])
         where = config.given.get(key, "")
         if not is_known or key in NEVER_STORED or where == COMMAND_LINE:
             continue
-        # Of several ranks the first says it.
+        # Only the first of several ranks prints it.
         if where and config[key] != value and os.environ.get("RANK", "0") == "0":
             file_says = f"{where} says {key}={config[key]!r}"
             print(f"{file_says}, but the run has {value!r}, which stays; --{key}={config[key]} changes it")
@@ -146,7 +146,7 @@ def is_knob(name: str) -> bool:
 
 
 def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tuple[str, str]]]:
-    """(config files, [(key, text), …]). ValueError that shows the right form of what is neither."""
+    """(config files, [(key, text), …]). ValueError with the right form for an argument that is neither."""
     files = []
     keys = []
     for arg, following in zip(args, [*args[1:], ""]):
@@ -155,7 +155,7 @@ def split_arguments(args: list[str], defaults: dict) -> tuple[list[str], list[tu
         if arg.startswith("--"):
             keys.append(split_key(arg, following, defaults))
             continue
-        # What is neither a file nor looks like a key was meant for a file, and read_config_file names one like it.
+        # What does not look like a key is taken for a file: if it is misspelt, read_config_file suggests one like it.
         looks_like_key = "=" in arg or arg.startswith("-")
         if looks_like_key and not Path(arg).is_file():
             raise ValueError(f"argument {arg!r}: expected {right_form(arg, defaults)}")
@@ -177,7 +177,7 @@ def split_key(arg: str, following: str, defaults: dict) -> tuple[str, str]:
 
 
 def check_has_value(key: str, following: str, defaults: dict):
-    """ValueError for `--key` alone, or with its value after a blank, unless it is a switch."""
+    """ValueError for `--key` without a value, which only a switch may lack, or with a blank before its value."""
     name = key if key in defaults else meant(key, defaults)
     # An unknown key may be a switch: whether it exists is checked later, with a better message.
     is_switch = type(defaults.get(name, True)) is bool
@@ -192,7 +192,7 @@ def check_has_value(key: str, following: str, defaults: dict):
 
 
 def right_form(arg: str, defaults: dict) -> str:
-    """What was meant by an argument that is neither a file nor --key=value: batch_size=8, -batch_size=8."""
+    """How an argument should have been written: "--batch_size=8" for batch_size=8 and -batch_size=8."""
     key, equals, text = arg.lstrip("-").partition("=")
     if not equals:
         return "a config file or --key=value"
@@ -237,7 +237,7 @@ def read_config_file(path: str) -> dict:
 
 def line_of(error: BaseException, path: str) -> int | str:
     """The line of a config file that raised an error, "?" if there is none."""
-    # A SyntaxError has no frame in the file, which never ran, but says its line.
+    # A file with a SyntaxError never ran and has no frame, but the error knows its line.
     if getattr(error, "lineno", None):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -246,7 +246,7 @@ def line_of(error: BaseException, path: str) -> int | str:
 
 
 def check_names(path: str, values: dict, defaults: dict):
-    """ValueError for the first of a config file's names that the script does not know, with what helps."""
+    """ValueError, with the remedy, for the first name in a config file that is not a knob of the script."""
     unknown = [key for key in values if key not in defaults]
     if not unknown:
         return
@@ -255,15 +255,15 @@ def check_names(path: str, values: dict, defaults: dict):
     other_script = script_for(values)
     # A single key may be another script's by chance.
     if other_script and len(values) > 1:
-        whose = f"it is a config of {other_script}: python {other_script} {path}"
-        raise ValueError(f"{path}: unknown key {key!r} of {script}; {whose}")
-    helper = f"the name of a helper value begins with an underscore, as in _{key}"
+        remedy = f"it is a config of {other_script}: python {other_script} {path}"
+        raise ValueError(f"{path}: unknown key {key!r} of {script}; {remedy}")
+    remedy = f"the name of a helper value begins with an underscore, as in _{key}"
     suggestion = nearest_key(key, defaults)
-    raise ValueError(f"{path}: unknown key {key!r}{suggestion}; {helper}; --help lists every key")
+    raise ValueError(f"{path}: unknown key {key!r}{suggestion}; {remedy}; --help lists every key")
 
 
 def script_for(keys) -> str:
-    """The script beside this file that knows all the keys, of several the one with the fewest; "" for none."""
+    """The script beside this file that has all the keys, of several the one with the fewest knobs; "" for none."""
     candidates = []
     for script in sorted(HERE.glob("*.py")):
         known = defaults_of(script)
@@ -292,7 +292,7 @@ def defaults_of(script: Path) -> dict:
 
 
 def literal(node: ast.expr):
-    """The value of a literal, as a knob has; None of another expression, whose value only running it would tell."""
+    """The value of a literal, which most knobs have; None for any other expression, as nothing is run here."""
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -319,7 +319,7 @@ def config_of(folder: str | Path) -> tuple[Path | None, str]:
         try:
             values = read_config_file(str(path))
         except ValueError:
-            # A config that somebody is writing: the error is for whoever runs it.
+            # Half-written, perhaps: whoever runs that config gets its error.
             continue
         out_dir = values.get("out_dir")
         # "" would be the current folder.
@@ -335,10 +335,10 @@ def config_of(folder: str | Path) -> tuple[Path | None, str]:
 
 
 def check(where: str, key: str, value, defaults: dict):
-    """`value` as the type of the default of `key`; an int does for a float."""
+    """`value` in the type of the default of `key`; an int is accepted for a float. ValueError for another type."""
     wanted = type(defaults[key])
-    # type(), not isinstance(): a bool is an int as well, and batch_size=True is a mistake
-    # an int beyond all floats stays one, and is refused below
+    # type(), not isinstance(): a bool is an int as well, and batch_size=True is a mistake.
+    # An int too large for a float stays an int, and is refused below.
     if wanted is float and type(value) is int and abs(value) < 1 << 1000:
         value = float(value)
     # torch and numpy hold integers in 64 bits.
@@ -372,8 +372,8 @@ def one_of(config: dict, **known):
 
 
 def meant(key: str, known) -> str:
-    """The known key that was meant by another name for it, or by a misspelt one; "" for none."""
-    # as argparse spells keys
+    """The known key that `key` is another name for, or a misspelling of; "" for none."""
+    # argparse's habit: --batch-size
     name = key.replace("-", "_")
     if OTHER_NAMES.get(name) in known:
         return OTHER_NAMES[name]
@@ -396,8 +396,8 @@ def nearest(name: str, known) -> str:
 
 
 def print_help(script: Path, config: dict, defaults: dict):
-    """Every key in the order of the script, with its value and the comment behind it."""
-    # Read from the source: there every knob has its comment, and no list of options must follow it.
+    """Print every key in the order of the script, with its value and the comment behind it."""
+    # The source has a comment for every knob, so there is no second list of options to keep up to date.
     source = script.read_text(encoding="utf-8")
     about = ast.get_docstring(ast.parse(source)) or script.name
     print(f"{about}\n\nKeys, as the arguments given set them:")
@@ -426,13 +426,13 @@ def print_help(script: Path, config: dict, defaults: dict):
 
 
 def end_in_one_line():
-    """From here on what a user can cause ends in one line; for a script whose modules are loaded."""
+    """From now on an error that a user can cause ends in one line. Call it once all modules are loaded."""
     sys.excepthook = one_line
     # What a terminal or a log file in another encoding cannot show, such as a path, must not end a run.
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    # Ctrl-C may be an exception again.
+    # No C code is being imported any more: Ctrl-C may be an exception again.
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -448,7 +448,7 @@ def one_line(kind, error, trace):
     if issubclass(kind, KeyboardInterrupt):
         print(f"\n{script}: interrupted", file=stderr)
         sys.exit(128 + signal.SIGINT)
-    # A ValueError out of a library is most likely our mistake, whose place the traceback shows.
+    # A ValueError raised in a library is most likely a mistake of ours, which the traceback locates.
     if issubclass(kind, OSError) or (issubclass(kind, ValueError) and is_raised_here(trace)):
         text = "; ".join([printable(error), *others_of(error)])
         print(f"{script}: {shortened(text)}", file=stderr, flush=True)
@@ -459,25 +459,25 @@ def one_line(kind, error, trace):
 
 
 def printable(text) -> str:
-    """On one line: the name of a file may hold line ends, or codes that move the terminal's cursor."""
+    """The text on one line, its control characters escaped: a file's name may hold some that move the cursor."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def others_of(error) -> list[str]:
-    """What went wrong besides this error, in words that differ from its own."""
-    texts = [printable(tell()) for tell in ALSO_WRONG]
+    """What else went wrong, as texts that differ from the error's own."""
+    texts = [printable(describe()) for describe in ALSO_WRONG]
     return [text for text in texts if text and text != printable(error)]
 
 
 def shortened(text: str) -> str:
-    """A message without its middle, where it repeats a value as long as the file it is from; the remedy is its end."""
+    """A message that quotes a very long value, without its middle; the remedy at its end stays."""
     if len(text) <= 2 * SHOWN:
         return text
     return f"{text[:SHOWN]} … {text[-SHOWN:]}"
 
 
 def is_raised_here(trace) -> bool:
-    """Whether the innermost frame is of a file of this project, in which libraries may lie too: .venv."""
+    """Whether an error was raised in a file of this project, not in a library, some of which lie in its .venv."""
     frames = traceback.extract_tb(trace)
     if not frames:
         return False
@@ -486,22 +486,22 @@ def is_raised_here(trace) -> bool:
 
 
 def script_name() -> str:
-    """train.py, or studies.babyllama, whose file is called __main__.py."""
+    """The running script, such as train.py; studies.babyllama for its __main__.py."""
     path = Path(sys.argv[0])
     return f"studies.{path.resolve().parent.name}" if path.name == "__main__.py" else path.name
 
 
 def end_at_once(number, frame):
-    """Handler of Ctrl-C while modules load: a KeyboardInterrupt within C code comes out as an ImportError."""
+    """Ctrl-C's handler while modules load, when a KeyboardInterrupt inside C code would become an ImportError."""
     print(f"\n{script_name()}: interrupted", file=sys.stderr, flush=True)
     # not sys.exit(), an exception that the same C code would turn into another
     os._exit(128 + number)
 
 
-# Scripts import this module first, as torch takes a second to load. A program that is not ours, such as pytest,
-# answers Ctrl-C itself.
+# Our scripts import this module before torch, which takes a second to load. A program that is not ours, such as
+# pytest, handles Ctrl-C itself.
 _folder = Path(sys.argv[0]).resolve().parent
 if _folder == HERE or _folder.parent == HERE / "studies":
-    # It may be ignored, as by nohup.
+    # Where Ctrl-C is ignored, as under nohup, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

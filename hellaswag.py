@@ -142,7 +142,7 @@ def draw_prompts(examples: list[dict], pool: Path) -> list[str]:
     file_is_pool = data_file(data, split).samefile(pool)
     prompts = []
     for i in range(len(examples)):
-        prompts.append(draw_shots(solved, shots, seed, itself=i if file_is_pool else None))
+        prompts.append(draw_shots(solved, shots, seed, own_index=i if file_is_pool else None))
     return prompts
 
 

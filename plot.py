@@ -23,7 +23,7 @@ from common.files import read_json
 from common.log import eta
 
 HELLASWAG = ("hella", "hella_sum")  # its labels in log.txt
-SETTINGS = ("convention", "shots", "seed", "n", "stride", "data_sha256")  # in which results that compare agree
+SETTINGS = ("convention", "shots", "seed", "n", "stride", "data_sha256")  # must agree for results to be comparable
 
 
 # ---------------------------------------------------------------------------------------------
@@ -61,21 +61,21 @@ def read_log(run: str) -> dict[str, tuple[list, list]]:
 def read_line(line: str) -> tuple[int, str, float]:
     """The step, label and value of a line. ValueError or OverflowError for anything else."""
     step, label, value = line.split()
-    # matplotlib computes in floats: a step of 400 digits is an OverflowError here rather than there
+    # matplotlib computes in floats: a step of 400 digits must be an OverflowError here, not there
     step_in_range = int(float(int(step)))
     return step_in_range, label, finite(float(value))
 
 
 def finite(value) -> float:
-    """A number that fits a picture as it is, anything else as NaN."""
-    # bool is an int to isinstance; and axes with margins overflow near the largest float, 1.8e308
+    """`value` if it is a number that can be drawn, NaN for anything else."""
+    # type(), as isinstance() takes a bool for an int; 1e300, as axes with margins overflow near the largest float
     if type(value) in (int, float) and abs(value) < 1e300:
         return value
     return math.nan
 
 
 def read_object(path: Path, remedy: str) -> dict:
-    """The JSON object in a file. ValueError that ends in the remedy for anything else."""
+    """The JSON object in a file; for anything else a ValueError that ends in `remedy`."""
     try:
         return read_json(path)
     except ValueError:
@@ -94,12 +94,12 @@ class Results:
 
 
 def read_results(path: str) -> Results:
-    """Of a file of evaluate.py's JSON. ValueError for any other, and for a value that has no bar."""
-    again = "write it again with evaluate.py --json=true"
+    """The results in a file of evaluate.py's JSON. ValueError for any other file, and for a value that has no bar."""
+    remedy = "write it again with evaluate.py --json=true"
     if not Path(path).is_file():
         command = f"python evaluate.py --json=true > {path}"
         raise FileNotFoundError(f"no results at {path!r}; write them with `{command}`")
-    content = read_object(Path(path), again)
+    content = read_object(Path(path), remedy)
     scores = {}
     settings = {}
     try:
@@ -108,26 +108,26 @@ def read_results(path: str) -> Results:
             metric, score = next(iter(result["metrics"].items()))
             task = str(result["task"])
             value = finite(score["value"])
-            trouble = ""
+            problem = ""
             if (task, metric) in scores:
-                trouble = "is there twice"
+                problem = "is there twice"
             elif math.isnan(value):
-                trouble = f"is {score['value']!r}, not a finite number"
-            if trouble:
-                raise ValueError(f"{path}: {metric} of {task} {trouble}; leave it out of the file")
+                problem = f"is {score['value']!r}, not a finite number"
+            if problem:
+                raise ValueError(f"{path}: {metric} of {task} {problem}; leave it out of the file")
             scores[task, metric] = (value, finite(score.get("stderr")))
             settings[task] = {name: result[name] for name in SETTINGS if name in result}
-            # the seed is of the draw of shots
+            # the seed draws the shots: without any it does not matter
             if not result.get("shots"):
                 settings[task].pop("seed", None)
         if not scores:
             raise KeyError("results")
         return Results(str(content["model"]), scores, settings)
-    # Whatever is missing or of another type along the way: the file is JSON, but not evaluate.py's.
+    # Something is missing or of another type: the file is JSON, but not evaluate.py's.
     except (KeyError, TypeError, AttributeError, StopIteration):
         result = '{"task": …, "metrics": {"acc": {"value": …, "stderr": …}}}'
         form = f'{{"model": …, "results": [{result}]}}'
-        raise ValueError(f"{path}: expected {form}; {again}") from None
+        raise ValueError(f"{path}: expected {form}; {remedy}") from None
 
 
 def incomparable(results: dict[str, Results]) -> list[str]:
@@ -157,20 +157,23 @@ def incomparable(results: dict[str, Results]) -> list[str]:
 def table(runs: dict[str, str], logs: dict[str, dict], curve="hella") -> str:
     """A row for each finished run, from its summary.json and log.txt; "-" for what they lack.
 
-    curve: the label of log.txt whose last value has a column, as its curve is drawn beside the losses; "": none.
+    curve: the label of log.txt that is drawn beside the losses; its last value has a column. "": none.
     """
     rows = []
     has_best = False
     for name, run in runs.items():
-        # written when a run ends: one that is still at work has curves, but no row
+        # written when a run ends: one that is still going on has curves, but no row
         path = Path(run) / "summary.json"
         if path.is_file():
             summary = read_object(path, "delete it, and the run has no row in the table")
             has_best |= "best_val" in summary
             rows.append(table_row(name, summary, logs[name], curve))
     titles = ["run", "parameters", "tokens", "val nats/token"]
-    titles += ["bits/byte", *([score_title(curve)] if curve else []), "tokens/s", "wall time"]
-    # a run of before there were best checkpoints does not get a column for them
+    titles.append("bits/byte")
+    if curve:
+        titles.append(score_title(curve))
+    titles += ["tokens/s", "wall time"]
+    # no empty column for runs that are older than best checkpoints are
     if has_best:
         titles.insert(4, "best val (step)")
     lines = [titles]
@@ -184,7 +187,7 @@ def score_title(curve: str) -> str:
 
 
 def table_row(name: str, summary: dict, curves: dict, curve: str) -> dict[str, str]:
-    """{title: cell} of a run. Whatever its files lack, or is not a finite number there, is "-"."""
+    """{title: cell} of a run; "-" for what its files lack, or have as something other than a finite number."""
 
     def number(key) -> float:
         return finite(summary.get(key))
@@ -206,7 +209,7 @@ def table_row(name: str, summary: dict, curves: dict, curve: str) -> dict[str, s
         row["best val (step)"] = f"{number('best_val'):.4f} (step {number('best_step'):g})"
     if not math.isnan(number("seconds")):
         row["wall time"] = eta(number("seconds"))
-    # NaN goes through every format above, and is one mark here
+    # every format above writes NaN as "nan"
     for title, cell in row.items():
         if cell == "nan":
             row[title] = "-"
@@ -214,7 +217,7 @@ def table_row(name: str, summary: dict, curves: dict, curve: str) -> dict[str, s
 
 
 def lined_up(rows: list[list[str]]) -> str:
-    """A Markdown table of rows, the first of them its titles, whose columns line up as plain text too."""
+    """A Markdown table of rows, of which the first has the titles, with columns that line up as plain text too."""
     # padded, as it is read in a terminal before anyone pastes it into a page
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
@@ -226,7 +229,7 @@ def lined_up(rows: list[list[str]]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# what the knobs ask for
+# the figure and table that the knobs ask for
 
 
 def main():
@@ -251,7 +254,7 @@ def figure_of_bars(paths: list[str]):
     files = [read_results(path) for path in paths]
     names = names_from_labels([Path(results.model).name for results in files], "bars")
     figure = draw_bars({name: results.scores for name, results in zip(names, files)})
-    # drawn all the same: only the reader knows whether the difference matters
+    # a note, not an error: only the reader knows whether the difference matters
     for line in incomparable(dict(zip(names, files))):
         print(line)
     return figure
@@ -277,9 +280,9 @@ def figure_of_runs(paths: list[str]):
 
 
 def names_from_labels(names: list[str], kind: str) -> list[str]:
-    """The labels that were given, else the names. ValueError unless there is a different one for each file."""
+    """The knob `labels`, if given, else the names. ValueError unless there is a different one for each file."""
     n_files = len(names)
-    # two folders may have one name, and the names are the keys of all that follows
+    # they must differ, as they are the keys of all that follows, and two folders may have the same name
     if labels:
         names = [label.strip() for label in labels.split(",")]
     if len(set(names)) != len(names) or len(names) != n_files:

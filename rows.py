@@ -48,12 +48,12 @@ def highest_steps(out_dir: str) -> list[int]:
     logged, losses = read_log(out_dir).get("train", ([], []))
     heights = []
     for i, step in enumerate(logged):
-        # before it alone: in a falling curve each step stands above those that follow
+        # only lines before the step: in a falling curve every step stands above those that follow
         before = [loss for loss in losses[max(0, i - neighbours) : i] if math.isfinite(loss)]
         if not before:
             continue
         height = losses[i] - statistics.median(before)
-        # of a step that was left out, as its loss was not finite
+        # the loss was not finite, and the update was skipped: no step stands out more
         if math.isnan(height):
             height = math.inf
         heights.append((height, step))
@@ -80,22 +80,24 @@ def checkpoint_for(step: int, saved: list[Path]) -> Path:
 
 
 def section_of(step: int, state: dict) -> dict:
-    """The knobs with which a step's rows were read, and where they began, from the newest checkpoint's state."""
-    # older runs kept what they had at the end alone
-    at_the_end = [state["config"] | {"step": state["step"], "row": state["rows"]}]
-    sections = [section for section in state.get("sections", at_the_end) if section["step"] <= step]
-    return sections[-1] if sections else at_the_end[0]
+    """The knobs with which a step's rows were read, and the step and row at which they took effect.
+
+    state: that of the newest checkpoint. Runs of older versions recorded only the knobs that they ended with.
+    """
+    last_section = state["config"] | {"step": state["step"], "row": state["rows"]}
+    sections = [section for section in state.get("sections", [last_section]) if section["step"] <= step]
+    return sections[-1] if sections else last_section
 
 
 def data_of(knobs: dict) -> TokenData:
-    """The rows of a section of a run, as one rank."""
+    """The rows of a section of a run, all ranks' read as one."""
     data = TokenData(
         knobs["dataset"],
         "train",
         block_size=knobs["block_size"],
         seed=knobs["seed"],
         batch_size=knobs["batch_size"],
-        # all ranks' rows of a micro-step stand side by side
+        # the ranks' rows of a micro-step follow each other
         grad_accum_steps=knobs["tokens_per_step"] // (knobs["batch_size"] * knobs["block_size"]),
         packing=knobs["packing"],
         random_offset=knobs["random_offset"],
@@ -112,13 +114,13 @@ def losses_of_rows(model, x, y, vocab_size: int, run) -> torch.Tensor:
     for row_x, row_y in zip(x, y):
         row_x, row_y = run.to_device(row_x[None], row_y[None])
         with run.autocast():
-            logits = model(row_x)[0, :, :vocab_size]  # (T, V), without the padding of the embedding
+            logits = model(row_x)[0, :, :vocab_size]  # (T, V), without the head's padding
         losses.append(F.cross_entropy(logits.float(), row_y[0], ignore_index=-1))
     return torch.stack(losses).cpu()
 
 
 def show(step: int, folder: Path, newest: dict, run):
-    """folder: the checkpoint whose losses are shown; newest: the state of the newest one."""
+    """Print the rows of a step. folder: the checkpoint whose losses are shown; newest: the state of the newest one."""
     data = data_of(section_of(step, newest))
     first, n = data.rows_of_step(step)
     if step < 0 or first < 0:
@@ -128,9 +130,9 @@ def show(step: int, folder: Path, newest: dict, run):
     losses = losses_of_rows(model, *data.rows(first, n), data.vocab_size, run)
     print(f"step {step}: {n} rows, {losses.mean():.4f} nats/token by {folder}")
     order = losses.argsort(descending=True).tolist()
-    for place in order[: rows or n]:
-        print(f"{losses[place]:.4f} nats/token")
-        print(texts_of_rows(data, tokenizer, [first + place]), end="")
+    for i in order[: rows or n]:
+        print(f"{losses[i]:.4f} nats/token")
+        print(texts_of_rows(data, tokenizer, [first + i]), end="")
 
 
 saved = checkpoints(out_dir)

@@ -27,7 +27,7 @@ from configurator import (
     use_arguments,
 )
 
-OWN = ("part", "memory", "peak", "mfu", "vocab_size", "json")  # knobs of bench.py that count here
+OWN = ("part", "memory", "peak", "mfu", "vocab_size", "json")  # knobs of bench.py that this part has
 SHARE = 0.9  # of the memory that may be used; CUDA's context and fragmentation take the rest
 
 
@@ -36,7 +36,7 @@ def is_asked_for(args: list[str]) -> bool:
 
 
 def main(args: list[str]):
-    """Print the size of the run that arguments describe, of all configs where they name none."""
+    """Print the size of the run that the arguments describe, or, where they name no config, of all configs."""
     end_in_one_line()
     own, others = own_knobs(args)
     if any(not arg.startswith("-") for arg in others):
@@ -52,7 +52,7 @@ def main(args: list[str]):
 def own_knobs(args: list[str]) -> tuple[Config, list[str]]:
     """(this part's knobs, the arguments that are for the loop)."""
     defaults = {name: value for name, value in defaults_of(HERE / "bench.py").items() if name in OWN}
-    # bench.py's own is for its other parts
+    # 0: that of the data set; bench.py's own default is for its other parts
     defaults["vocab_size"] = 0
     known = dict(defaults)
     for script in LOOPS:
@@ -76,7 +76,7 @@ def own_knobs(args: list[str]) -> tuple[Config, list[str]]:
 
 
 # ---------------------------------------------------------------------------------------------
-# what is told
+# the numbers
 
 
 def describe(plan: Plan, own: Config, all_sizes=True) -> dict:
@@ -127,20 +127,20 @@ def largest_fit(plan: Plan, memory: float, sizes: dict) -> int:
     sizes: {rows: {part: bytes}}, to which those that were tried are added.
     """
     candidates = divisors(plan.rows_per_step)
-    n_fit = 0  # of the smallest ones
-    n_tried = len(candidates) + 1  # so many do not fit
-    # more rows need more memory, so that the border can be halved in upon
-    while n_tried - n_fit > 1:
-        middle = (n_fit + n_tried) // 2
+    # Binary search, as more rows need more memory: the first n_fit candidates fit, the n_too_many-th does not.
+    n_fit = 0
+    n_too_many = len(candidates) + 1
+    while n_too_many - n_fit > 1:
+        middle = (n_fit + n_too_many) // 2
         if memory_of(plan, candidates[middle - 1], sizes) <= SHARE * memory:
             n_fit = middle
         else:
-            n_tried = middle
+            n_too_many = middle
     return candidates[n_fit - 1] if n_fit else 0
 
 
 def memory_of(plan: Plan, rows: int, sizes: dict) -> int:
-    """Peak bytes of micro-batches of so many rows."""
+    """Peak bytes with micro-batches of `rows` rows; added to `sizes` by part, unless it is there."""
     if rows not in sizes:
         sizes[rows] = step_memory(plan, rows)
     return sum(sizes[rows].values())
@@ -151,7 +151,7 @@ def divisors(number: int) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# how it is told
+# the report
 
 
 def report(name: str, plan: Plan, result: dict, own: Config) -> str:
@@ -164,11 +164,11 @@ def report(name: str, plan: Plan, result: dict, own: Config) -> str:
     lines.append(
         f"FLOPs per token  {result['flops_per_token'] / 1e6:,.1f} million, {result['times_plain']:.2f} x plain training"
     )
-    run = f"{plan.config['epochs']:g} epochs of {plan.config['dataset']}, which is not there to be counted"
+    totals = f"{plan.config['epochs']:g} epochs of {plan.config['dataset']}, which is not there to be counted"
     if result["tokens"] is not None:
         speed = f"{own['mfu']:.0%} of {own['peak'] / 1e12:,.0f} TFLOP/s"
-        run = f"{result['tokens']:,} tokens, {result['flops']:.3g} FLOPs, {result['hours']:,.3g} hours at {speed}"
-    lines += [f"the run          {run}", "", "MB at the peak of a step, by rows of a micro-batch:"]
+        totals = f"{result['tokens']:,} tokens, {result['flops']:.3g} FLOPs, {result['hours']:,.3g} hours at {speed}"
+    lines += [f"the run          {totals}", "", "MB at the peak of a step, by rows of a micro-batch:"]
     widths = [max(10, len(part)) for part in PARTS]
     header = "  ".join(f"{part:>{width}}" for part, width in zip(PARTS, widths))
     lines.append(f"{'rows':>6}  {header}  {'peak':>8}")
@@ -209,7 +209,7 @@ def overview(others: list[str], own: Config):
             script, config = read_knobs([str(path), *others])
             results[name] = describe(make_plan(script, config, own["vocab_size"]), own, all_sizes=False)
         except (ValueError, OSError) as error:
-            # such as a model of the hub where there is no network: the others can be told all the same
+            # such as a hub model without a network: the other configs are listed all the same
             results[name] = {"error": str(error)}
         if not own["json"]:
             print(line_of(name, results[name]), flush=True)
@@ -217,13 +217,14 @@ def overview(others: list[str], own: Config):
         print(json.dumps(results))
 
 
-def line_of(name: str, r: dict) -> str:
-    if "error" in r:
-        return f"{name:<44} {r['error']}"
-    of_run = f"{'':>11}{'epochs':>9}"
-    if r["tokens"] is not None:
-        of_run = f"{r['flops']:>11.2e}{r['hours']:>9.3g}"
+def line_of(name: str, result: dict) -> str:
+    if "error" in result:
+        return f"{name:<44} {result['error']}"
+    flops_and_hours = f"{'':>11}{'epochs':>9}"
+    if result["tokens"] is not None:
+        flops_and_hours = f"{result['flops']:>11.2e}{result['hours']:>9.3g}"
     return (
-        f"{name:<44}{r['parameters'] / 1e6:>9.1f} M{r['flops_per_token'] / 1e6:>12,.1f}{r['times_plain']:>9.2f}"
-        f"{of_run}{r['peak_bytes'] / 1e6:>10,.0f}{r['batch_size']:>12}{r['largest']:>9}"
+        f"{name:<44}{result['parameters'] / 1e6:>9.1f} M{result['flops_per_token'] / 1e6:>12,.1f}"
+        f"{result['times_plain']:>9.2f}{flops_and_hours}"
+        f"{result['peak_bytes'] / 1e6:>10,.0f}{result['batch_size']:>12}{result['largest']:>9}"
     )

@@ -1,10 +1,10 @@
-"""The memory of one step, without the memory: the loops' own pieces on fake tensors, and a count of what they allocate.
+"""How much memory a step allocates, without allocating it: the loops' own code on fake tensors, and a count of bytes.
 
 A fake tensor (torch._subclasses.FakeTensorMode) has shape, type and device but no numbers; autograd, autocast and
-optimisers treat it as any other. `Allocations` sees every operation, and so every tensor come and go.
+optimisers treat it as any other. `Allocations` sees every operation, and so when each tensor is made and freed.
 
-A build of torch without CUDA cannot make fake CUDA tensors that autograd takes. So all are fake CPU tensors, and where
-CUDA takes another way through the code, `AsOnCuda` takes it.
+A build of torch without CUDA cannot make fake CUDA tensors that autograd accepts. So all are fake CPU tensors, and
+where CUDA tensors would take another path through the code, `AsOnCuda` takes it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from common.pretrained import freeze_parameters
 from head import chunked_head
 from losses import cosine_distance, hidden_mse, reduce
 
-# what memory is counted as; the rest is the head's logits, and what comes and goes
+# what memory is counted as; the last is the head's logits, and whatever lives for a short time
 PARTS = ("weights", "gradients", "optimiser", "teachers", "activations", "head and temporaries")
 GRANULE = {"cuda": 512, "cpu": 64}  # bytes that an allocation is rounded up to
 
@@ -34,16 +34,16 @@ GRANULE = {"cuda": 512, "cpu": 64}  # bytes that an allocation is rounded up to
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive, and keeps what they were when they were the most.
+    """Counts the bytes of all live tensors, by part, and keeps the counts of the moment with the most.
 
-    A storage counts once, however many views it has, from the operation that makes it until nobody refers to it: a
-    variable, another tensor, or the graph of a backward pass to come.
+    A storage counts once, however many views it has, from the operation that makes it until no variable, other tensor
+    or graph of a backward pass to come refers to it.
     """
 
     def __init__(self, granule: int):
         super().__init__()
         self.granule = granule
-        self.part = PARTS[-1]  # of what is allocated now
+        self.part = PARTS[-1]  # what new storages are counted as
         self.parts = {}  # storage's address: [part, bytes]
         self.live = Counter()  # part: bytes
         self.total = 0
@@ -54,14 +54,15 @@ class Allocations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, torch.Tensor):
-                self.see(tensor.untyped_storage())
+                self.count(tensor.untyped_storage())
         return result
 
-    def see(self, storage):
+    def count(self, storage):
         address = storage._cdata
         if address in self.parts:
             return
-        n_bytes = -(-storage.nbytes() // self.granule) * self.granule
+        n_granules = (storage.nbytes() + self.granule - 1) // self.granule
+        n_bytes = n_granules * self.granule
         self.parts[address] = [self.part, n_bytes]
         self.live[self.part] += n_bytes
         self.total += n_bytes
@@ -76,18 +77,20 @@ class Allocations(TorchDispatchMode):
         self.total -= n_bytes
 
     def count_as(self, part: str, tensor: torch.Tensor):
-        """Count a tensor that is there as `part`."""
-        entry = self.parts[tensor.untyped_storage()._cdata]
-        self.live[entry[0]] -= entry[1]
-        self.live[part] += entry[1]
-        entry[0] = part
+        """Count a tensor that is counted already as `part` from now on."""
+        address = tensor.untyped_storage()._cdata
+        part_before, n_bytes = self.parts[address]
+        self.live[part_before] -= n_bytes
+        self.live[part] += n_bytes
+        self.parts[address] = [part, n_bytes]
 
     @contextlib.contextmanager
     def counted_as(self, part: str):
-        """Count what is allocated within as `part`."""
-        before, self.part = self.part, part
+        """Count what is allocated inside this context as `part`."""
+        part_before = self.part
+        self.part = part
         yield
-        self.part = before
+        self.part = part_before
 
     def reset(self):
         self.peak = self.total
@@ -95,7 +98,7 @@ class Allocations(TorchDispatchMode):
 
 
 # ---------------------------------------------------------------------------------------------
-# CUDA's way through the code
+# CUDA's path through the code
 
 
 class AsOnCuda(TorchFunctionMode):
@@ -139,7 +142,7 @@ def fused_rms_norm(x, shape, weight, eps):
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """What CUDA's kernel allocates and keeps; no numbers."""
+    """Allocates, and keeps for backward, what CUDA's kernel does; it computes nothing."""
 
     @staticmethod
     def forward(ctx, x, weight):
@@ -157,14 +160,14 @@ class FusedRMSNorm(torch.autograd.Function):
 
 
 def step_memory(plan: Plan, batch_size: int) -> dict[str, int]:
-    """{part: bytes} at the moment of a step when the most is allocated, by micro-steps of batch_size rows.
+    """{part: bytes} at the moment of a step when the most is allocated, with micro-steps of batch_size rows.
 
-    Any step but the first, in which the optimiser's moments are not there from the start. Not counted: evaluation,
-    which keeps nothing for backward, other processes, and what libraries allocate for themselves.
+    Of any step but the first, at whose start the optimiser's moments do not exist yet. Not counted: evaluation, which
+    keeps nothing for backward, other processes, and what libraries allocate for themselves.
     """
     allocations = Allocations(GRANULE[plan.device])
     as_on_cuda = AsOnCuda() if plan.device == "cuda" else contextlib.nullcontext()
-    # the counter is entered last, and so is asked first: FakeTensorMode answers it
+    # the counter is entered after FakeTensorMode, so it sees each operation first, and passes it on
     with FakeTensorMode(), allocations, as_on_cuda:
         step = Step(plan, allocations)
         step.start(batch_size)
@@ -196,7 +199,7 @@ class Step:
             p.register_post_accumulate_grad_hook(self.count_gradient)
 
     def new_teacher(self, teacher):
-        # made in its type, as it is loaded
+        # a teacher is loaded in its type, so it is made in it here too
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.plan.teacher_dtype)
         model = new_model(teacher.config).eval().requires_grad_(False)
@@ -218,7 +221,7 @@ class Step:
         self.allocations.count_as("gradients", parameter.grad)
 
     def start(self, batch_size: int):
-        """Everything as it stands before the last micro-step of any step but the first."""
+        """Allocate what is alive before the last micro-step of any step but the first."""
         self.make_gradients()
         self.update()
         for optimizer in self.optimizers:
@@ -228,7 +231,7 @@ class Step:
         # the sum of the micro-steps so far
         if self.plan.rows_per_step > batch_size:
             self.make_gradients()
-        # what the micro-step before has left in the loops' variables, of this step or the one before
+        # what the previous micro-step, of this step or the one before, has left in the loops' variables
         rows = (batch_size, self.config["block_size"])
         self.hidden = torch.empty(*rows, self.model.config.n_embd)
         self.read_with_teachers(torch.zeros(rows, dtype=torch.int64))
@@ -239,8 +242,10 @@ class Step:
             self.count_gradient(p)
 
     def micro_step(self, batch_size: int):
-        """Forward and backward of one micro-step. Names are attributes as the loops' are global: each stays until the
-        next micro-step has a new value for it.
+        """Forward and backward of one micro-step.
+
+        Its tensors are attributes because the loops' are global variables: each is alive until the next micro-step
+        replaces it.
         """
         plan, config = self.plan, self.config
         shape = (batch_size, config["block_size"])
@@ -253,7 +258,8 @@ class Step:
         if plan.objective.weight_kl:
             self.teacher_heads = [(h, t.lm_head.weight) for h, t in zip(self.teacher_hidden, self.teachers)]
         self.loss, _, _ = chunked_head(
-            self.hidden, self.model.lm_head.weight, self.y, 1, self.teacher_heads, plan.objective,
+            self.hidden, self.model.lm_head.weight, self.y,
+            n_tokens=1, teachers=self.teacher_heads, objective=plan.objective,
             vocab_size=plan.vocab_size, chunk=config["chunk_tokens"], dtype=plan.dtype,
         )  # fmt: skip
         valid = self.y.flatten() >= 0

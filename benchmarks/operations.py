@@ -19,7 +19,7 @@ def in_turns(case, versions: dict, n_turns: int, run) -> dict[str, float]:
         for name, version in versions.items():
             start = time.perf_counter()
             case(version)
-            # a launch returns at once, and the kernels run on
+            # CUDA calls return before their kernels have run
             if run.cuda:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)
@@ -64,7 +64,7 @@ def compare_gqa(run, n_turns: int) -> dict:
 
     trained = [random(2, n, 512, requires_grad=True) for n in (12, 4, 4)]
     scored = [random(3, n, 512) for n in (12, 4, 4)]
-    # as in rows of several texts: some keys are hidden from all later queries
+    # as in rows of several texts, where some keys are hidden from all later queries
     mask = torch.ones(3, 1, 512, 512, dtype=torch.bool, device=run.device).tril()
     mask[..., 100:300] &= torch.eye(512, dtype=torch.bool, device=run.device)[:, 100:300]
     query = random(4, 12, 1)
@@ -78,7 +78,7 @@ def compare_gqa(run, n_turns: int) -> dict:
 
 
 def attend_expanded(q, k, v, mask=None):
-    """model.attend of keys and values that are copied to all query heads first."""
+    """model.attend after keys and values have been copied to every query head of their group."""
     group = q.size(1) // k.size(1)
     return attend(q, k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1), mask)
 
@@ -103,7 +103,7 @@ def compare_muon(run, n_turns: int) -> dict:
     }
 
     def as_headmuon(stacked):
-        # of the square ones a quarter is columns of heads, which takes as long
+        # in a model a quarter of the square ones, attention's output, has its heads in columns, which takes as long
         heads = "rows" if stacked.size(1) == stacked.size(2) else ""
         return headmuon.orthogonal(stacked, {"heads": heads, "head_dim": 32})
 

@@ -1,4 +1,4 @@
-"""What a run of train.py or distill.py would consist of, from its knobs alone: models, loss, step, tokens, FLOPs.
+"""A run of train.py or distill.py worked out from its knobs alone: models, loss, step, tokens, FLOPs.
 
 Nothing is trained, loaded or allocated: models lie on torch's meta device, which has shapes and no numbers, and a
 teacher that does not exist yet has the shape that its own config gives it.
@@ -40,13 +40,13 @@ LOOPS = ("train.py", "distill.py")
 
 @dataclass
 class Plan:
-    """A run: its knobs, the rest of them as the script would have them, and models on the meta device."""
+    """A run: its knobs, with defaults for those that were not given, and its models on the meta device."""
 
     script: str
     config: Config
     device: str  # "cpu" or "cuda"
     dtype: torch.dtype  # of the matmuls
-    vocab_size: int  # the true one
+    vocab_size: int  # without the models' padding
     student: torch.nn.Module
     teachers: list
     teacher_dtype: torch.dtype
@@ -61,15 +61,15 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        """FLOPs per token, the teachers' forward passes included: what the loops' mfu counts, of own text at most."""
+        """FLOPs per token as the loops' mfu counts them: with the teachers' forward passes, own text at its longest."""
         block_size = self.config["block_size"]
         teachers = 0.0
         for t in self.teachers:
             teachers += t.flops_per_token(block_size)
-            # without the KL its head computes nothing
+            # without the KL the teacher's head is not applied
             if not self.config["weight_kl"]:
                 teachers -= 2 * t.lm_head.weight.numel()
-        # before it learns from its own text the student writes it, which is a forward pass of prompts and responses
+        # writing its own text costs the student one forward pass over prompts and responses
         writing = 0.0
         if self.config.get("on_policy"):
             _, longest_prompt = parse_prompt_tokens(self.config["prompt_tokens"])
@@ -83,11 +83,11 @@ class Plan:
 
 
 def read_knobs(args: list[str]) -> tuple[str, Config]:
-    """(script, its knobs) of arguments as they stand behind its name: a config file and --key=value."""
-    everything = {}
+    """(script, its knobs) of the arguments that would follow the script's name: a config file and --key=value."""
+    knobs_of_both = {}
     for script in LOOPS:
-        everything |= defaults_of(HERE / script)
-    files, keys = split_arguments(args, everything)
+        knobs_of_both |= defaults_of(HERE / script)
+    files, keys = split_arguments(args, knobs_of_both)
     in_files = set()
     for file in files:
         values = read_config_file(file)
@@ -96,7 +96,7 @@ def read_knobs(args: list[str]) -> tuple[str, Config]:
         if other_script and not loop_for(values):
             raise ValueError(f"{file} is a config of {other_script}; give one of {' or '.join(LOOPS)}")
     typed = {key for key, _ in keys}
-    # a key of the command line may be misspelt, which use_arguments says better
+    # a misspelt key of the command line belongs to neither loop; use_arguments has the error for it
     script = loop_for(in_files | typed) or loop_for(in_files) or "distill.py"
     defaults = defaults_of(HERE / script)
     config = Config(defaults, given={})
@@ -105,7 +105,7 @@ def read_knobs(args: list[str]) -> tuple[str, Config]:
 
 
 def loop_for(names) -> str:
-    """The loop that knows all the knobs, of both the plain one; "" for neither."""
+    """The loop that has all these knobs, train.py if both have; "" if neither has."""
     for script in LOOPS:
         if set(names) <= set(defaults_of(HERE / script)):
             return script
@@ -113,11 +113,11 @@ def loop_for(names) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# what other files, or published ones, say: ids of a data set, shape of a model
+# vocabularies and model shapes, from files, configs or published figures
 
 
 def vocabulary(dataset: str, vocab_size: int) -> int:
-    """The ids of a data set: as asked for, of its meta.json, or of the config that makes it."""
+    """The number of a data set's ids: `vocab_size` unless 0, else from its meta.json or the config that makes it."""
     if vocab_size:
         return vocab_size
     if (Path(dataset) / "meta.json").is_file():
@@ -143,15 +143,15 @@ def vocabulary(dataset: str, vocab_size: int) -> int:
 
 
 def model_shape(name: str, vocab_size: int) -> GPTConfig | LLaMAConfig:
-    """The shape of a model by folder, run or hub name, be it there or not.
+    """The shape of a model by folder, run or hub name, whether or not it exists yet.
 
-    vocab_size: what the data set has, which a model that is yet to be trained takes over.
+    vocab_size: that of the data set, which a model that is yet to be trained will have.
     """
     # all checkpoints of a run have one shape
     name = name.removesuffix("/best")
     folder = Path(name)
-    for place in (folder, *reversed(by_step(folder))):
-        file = place / "config.json"
+    for candidate in (folder, *reversed(by_step(folder))):
+        file = candidate / "config.json"
         if file.is_file():
             return read_config(read_json(file), file)[0]
     path, script = config_of(name)
@@ -170,7 +170,7 @@ def model_shape(name: str, vocab_size: int) -> GPTConfig | LLaMAConfig:
 def new_model(shape: GPTConfig | LLaMAConfig):
     """A model on the default device, its weights not initialised."""
     model_class = GPT if isinstance(shape, GPTConfig) else LLaMA
-    # a copy: keep_blocks changes it
+    # a copy, as keep_blocks changes n_layer
     with NoInit():
         return model_class(dataclasses.replace(shape))
 
@@ -243,7 +243,7 @@ def make_plan(script: str, config: Config, vocab_size=0) -> Plan:
 
 
 def machine(device: str, dtype: str) -> tuple[str, torch.dtype]:
-    """The knobs `device` and `dtype` for a machine that need not be this one; "auto" is CUDA."""
+    """What the knobs `device` and `dtype` mean on the machine of the run, not on this one: "auto" is CUDA."""
     kind = "cuda" if device == "auto" else device.partition(":")[0]
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"device={device!r} is not one of auto (CUDA), cpu, cuda")
@@ -259,7 +259,9 @@ def objective_of(config: Config) -> tuple[Objective, list[str]]:
         return Objective(), []
     parameters = {name: config[f"kl_{name}"] for name in PARAMETERS}
     has_teacher = config["weight_kl"] > 0 or config["weight_cos"] > 0 or config["weight_mse"] > 0
-    names = [name.strip() for name in config["teacher"].split(",") if name.strip()] if has_teacher else []
+    names = []
+    if has_teacher:
+        names = [name.strip() for name in config["teacher"].split(",") if name.strip()]
     if has_teacher and not names:
         raise ValueError("teacher is empty; name a model folder or a run's out_dir, as in --teacher=out/teacher")
     objective = Objective(
@@ -270,14 +272,15 @@ def objective_of(config: Config) -> tuple[Objective, list[str]]:
         ensemble=config["ensemble"],
         shares=teacher_shares(config["teacher_weights"] if has_teacher else "", len(names)),
     )
-    # what a cache says of a micro-batch is small beside its logits, and nobody computes it
+    # A cached teacher is left out: it computes nothing, and its records are small beside a micro-batch's logits.
     return objective, [name for name in names if not TeacherCache.is_one(name)]
 
 
 def tokens_of_run(config: Config, tokens_per_step: int) -> int | None:
     """Tokens of all steps, or of all epochs; None for epochs of data that is not there."""
-    by_hand = config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line"
-    if config["epochs"] == 0 or by_hand:
+    # as in the loops, a typed max_steps overrides the epochs of a config file
+    max_steps_typed = config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line"
+    if config["epochs"] == 0 or max_steps_typed:
         return config["max_steps"] * tokens_per_step
     if not (Path(config["dataset"]) / "meta.json").is_file():
         return None

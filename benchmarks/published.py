@@ -1,8 +1,8 @@
-"""What published models say in their config.json, and how many ids published tokenizers have.
+"""The shapes of published models, as in their config.json, and the vocabulary sizes of published tokenizers.
 
-So that the size of a run can be told without a network. Only what a model's shape follows from; the rest of a
-config.json has the defaults of its family (common/families.py). The parameters behind each name, which
-tests/test_fit.py counts, are those that its authors state.
+With these the size of a run is known without a network. Keys that a config.json leaves out here have the defaults of
+its family (common/families.py). The numbers of parameters in the comments are those that the authors state;
+tests/test_fit.py counts them.
 """
 
 GPT2 = {
@@ -71,7 +71,7 @@ CONFIGS = {
     },
 }
 
-# ids of each tokenizer, special ones included; the models have a few rows more, for tensor cores
+# ids of each tokenizer, special ones included; the models' embeddings have a few rows more, for tensor cores
 TOKENIZERS = {
     "bytes": 257,
     "gpt2": 50257,

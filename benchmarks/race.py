@@ -22,7 +22,7 @@ from model import GPT, GPTConfig
 class Course:
     config: str  # of train.py
     target: float  # nats per token
-    plain: dict = field(default_factory=dict)  # settings of benchmarks/straightforward.py that the config does not say
+    plain: dict = field(default_factory=dict)  # settings of benchmarks/straightforward.py that the config lacks
 
 
 # nanoGPT's example for a CPU reaches 1.88 in 2,000 steps
@@ -33,7 +33,7 @@ COURSES = {
         plain={"learning_rate": 1e-3, "max_steps": 2000, "warmup_steps": 100},
     ),
 }
-# of a model that both have
+# settings that both runners take from the config
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")
 SHARED = ("dataset", *SHAPE, "batch_size", "eval_interval", "eval_rows")
 
@@ -55,7 +55,7 @@ def run_race(name: str, target: float, n_seeds: int) -> dict[str, list[dict]]:
 
 
 def ours(config: str, target: float, seed: int) -> dict:
-    # a folder that is not there yet, as a run in it would be in the way
+    # cleared, as the files of an earlier race would be in the way
     out_dir = Path(read_config_file(config)["out_dir"]) / f"seed{seed}"
     remove_run(out_dir)
     return call("benchmarks.timed_run", str(target), config, f"--seed={seed}", f"--out_dir={out_dir}")
@@ -68,10 +68,11 @@ def remove_run(out_dir: Path):
 
 
 def straightforward(settings: dict, target: float, seed: int) -> dict:
-    known = {name: settings[name] for name in (*SHARED, "learning_rate", "max_steps", "warmup_steps")}
-    result = call("benchmarks.straightforward", json.dumps(known | {"target": target, "seed": seed}))
+    chosen = {name: settings[name] for name in (*SHARED, "learning_rate", "max_steps", "warmup_steps")}
+    result = call("benchmarks.straightforward", json.dumps(chosen | {"target": target, "seed": seed}))
     shape = {name: settings[name] for name in SHAPE}
     net = GPT(GPTConfig(vocab_size=read_meta(settings["dataset"])["vocab_size"], **shape))
+    # backward is twice forward
     return result | {"flops": result["tokens"] * 3 * net.flops_per_token(settings["block_size"])}
 
 
@@ -83,14 +84,16 @@ def call(module: str, *args: str) -> dict:
 
 
 def table(results: dict[str, list[dict]], target: float) -> str:
-    """A line for each runner: medians over the seeds, and how many times sooner than the first it was, seed by seed."""
+    """A line for each runner: medians over the seeds, and by which factor it beat the first runner, seed by seed."""
     head = f"{'to ' + format(target, 'g') + ' nats/token':<24}{'seconds':>10}{'steps':>8}{'tokens/s':>10}{'TFLOP':>8}"
     lines = [head + f"{'val':>9}{'times sooner':>19}"]
     first = next(iter(results.values()))
     for runner, runs in results.items():
-        columns = {name: statistics.median(run[name] for run in runs) for name in ("seconds", "steps", "flops", "val")}
+        columns = {}
+        for name in ("seconds", "steps", "flops", "val"):
+            columns[name] = statistics.median(run[name] for run in runs)
         speed = statistics.median(run["tokens"] / run["seconds"] for run in runs)
-        ratios = [theirs["seconds"] / run["seconds"] for theirs, run in zip(first, runs)]
+        ratios = [first_run["seconds"] / run["seconds"] for first_run, run in zip(first, runs)]
         sooner = f"{statistics.median(ratios):.2f}"
         if runs is not first:
             sooner += f" ({min(ratios):.2f}-{max(ratios):.2f})"

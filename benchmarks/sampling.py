@@ -1,7 +1,8 @@
-"""Generation with a GPT-2 of 124M: through the key/value cache, and with the whole prefix again for each token.
+"""Generation with a GPT-2 of 124M: with the key/value cache, and with the whole prefix recomputed for each token.
 
-`python bench.py --part=sample` runs this. For a token of one row each weight is read, and multiplied once: however
-fast the cores are, memory must bring the weights. So a copy, which is memory's work alone, takes turns with the rest.
+`python bench.py --part=sample` runs this. For a token of one row each weight is read and multiplied once: however fast
+the cores are, the memory's bandwidth is the limit. So copying a tensor, which is bound by nothing else, takes turns
+with the rest.
 """
 
 import statistics
@@ -19,16 +20,17 @@ COPIED = 1 << 28  # bytes of the tensor that is copied: more than any cache hold
 
 
 def compare_sampling(run, n_new: int, n_turns: int) -> dict[str, dict[str, float]]:
-    """{version: its figures}: "seconds" (the median) and "bytes_per_s" of a copy; else seconds and "tokens_per_s".
+    """{version: its figures}: the median "seconds", with "bytes_per_s" for the copy, "tokens_per_s" for the others.
 
-    Of one row with the cache also "bytes_per_s", and "share_of_copy": of the copy's. n_new: tokens of each row.
+    One row with the cache also has "bytes_per_s" of weights, and "share_of_copy", as a share of the copy's. n_new:
+    tokens of each row.
     """
     torch.manual_seed(0)
     net = GPT(GPTConfig(vocab_size=50304)).to(run.device, run.dtype).eval()
     prompts = torch.randint(VOCAB_SIZE, (16, PROMPT), device=run.device)
-    read = n_new * weight_bytes(net)
-    # as many bytes, read and written, as one row reads: what else the machine does then slows both alike
-    n_copies = max(1, round(read / (2 * COPIED)))
+    bytes_read = n_new * weight_bytes(net)  # of weights, for one row
+    # copies read and write as many bytes: what else the machine does then slows both alike
+    n_copies = max(1, round(bytes_read / (2 * COPIED)))
     source = torch.ones(COPIED, dtype=torch.uint8, device=run.device)
     target = torch.ones_like(source)
 
@@ -42,13 +44,13 @@ def compare_sampling(run, n_new: int, n_turns: int) -> dict[str, dict[str, float
     def recomputed(n_rows, n):
         generate_recomputed(net, prompts[:n_rows], n)
 
-    few = min(n_new, MOST_RECOMPUTED)
+    n_recomputed = min(n_new, MOST_RECOMPUTED)
     cases = {
         "copy": (copy, n_copies),
         "cached, 1 row": (cached, 1, n_new),
-        "recomputed, 1 row": (recomputed, 1, few),
+        "recomputed, 1 row": (recomputed, 1, n_recomputed),
         "cached, 16 rows": (cached, 16, n_new),
-        "recomputed, 16 rows": (recomputed, 16, few),
+        "recomputed, 16 rows": (recomputed, 16, n_recomputed),
     }
     seconds = alternate(cases, n_turns, run)
     figures = {"copy": {"seconds": seconds["copy"], "bytes_per_s": n_copies * 2 * COPIED / seconds["copy"]}}
@@ -57,13 +59,13 @@ def compare_sampling(run, n_new: int, n_turns: int) -> dict[str, dict[str, float
             n_rows, n = sizes
             figures[name] = {"seconds": seconds[name], "tokens_per_s": n_rows * n / seconds[name]}
     one_row = figures["cached, 1 row"]
-    one_row["bytes_per_s"] = read / one_row["seconds"]
+    one_row["bytes_per_s"] = bytes_read / one_row["seconds"]
     one_row["share_of_copy"] = one_row["bytes_per_s"] / figures["copy"]["bytes_per_s"]
     return figures
 
 
 def weight_bytes(net) -> int:
-    """Bytes of the weights that a token reads: the matrices of blocks and head. Of an embedding it is one row."""
+    """Bytes of the weights that a token reads: the matrices of blocks and head. Of an embedding it reads only a row."""
     return sum(m.weight.numel() * m.weight.element_size() for m in net.modules() if isinstance(m, nn.Linear))
 
 
@@ -86,7 +88,7 @@ def alternate(cases: dict[str, tuple], n_turns: int, run) -> dict[str, float]:
         for name, (function, *sizes) in cases.items():
             start = time.perf_counter()
             function(*sizes)
-            # a launch returns at once, and the kernels run on
+            # CUDA calls return before their kernels have run
             if run.cuda:
                 torch.cuda.synchronize()
             times[name].append(time.perf_counter() - start)

@@ -65,7 +65,7 @@ def adamw(net):
 
 
 def pause_of_save(writer, net, optimizers, run, version: str) -> float:
-    """Seconds that the loop stands still."""
+    """Seconds for which the loop waits."""
     seconds = save(writer, net, optimizers, run, version)
     writer.wait()
     return seconds
@@ -73,7 +73,7 @@ def pause_of_save(writer, net, optimizers, run, version: str) -> float:
 
 def save(writer, net, optimizers, run, version: str) -> float:
     """Save as the version does; returns the seconds that it took from the loop."""
-    # what the GPU is at is not the save's time
+    # so that work the GPU still has to do is not counted as the save's
     if run.cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()

@@ -16,17 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Reached(BaseException):
-    """The loss is low enough. No Exception, which the loop might handle."""
+    """The loss is low enough. A BaseException, as the loop might handle an Exception."""
 
 
 def watch(target: float) -> dict:
-    """Have the loop's log note each validation loss, with the steps and seconds so far; raises Reached in it."""
+    """Make the loop's log record each validation loss, with the steps and seconds so far, and raise Reached.
+
+    Returns the dict that the record goes to.
+    """
     from common.log import Log
 
     seen = {"losses": {}}
     write = Log.__call__
 
-    def noting(log, step, **values):
+    def write_and_record(log, step, **values):
         write(log, step, **values)
         if "val" in values:
             loop = sys._getframe(1).f_globals  # train.py's names
@@ -38,7 +41,7 @@ def watch(target: float) -> dict:
             if values["val"] <= target:
                 raise Reached
 
-    Log.__call__ = noting
+    Log.__call__ = write_and_record
     return seen
 
 
@@ -47,10 +50,10 @@ def main():
     script = ROOT / "train.py"
     sys.argv = [str(script), *sys.argv[2:]]
     seen = watch(target)
-    # what the loop prints is no part of the answer
+    # stdout is for the JSON object alone: what the loop prints goes to stderr
     answer = sys.stdout
     sys.stdout = sys.stderr
-    # the end of a run that is fast enough, as is the end of its steps
+    # a run ends when it reaches the target, or after its last step
     with contextlib.suppress(Reached):
         runpy.run_path(str(script), run_name="__main__")
     print(json.dumps(seen), file=answer)

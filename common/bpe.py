@@ -2,9 +2,9 @@
 
 Such a file says how text is normalised, how a regular expression cuts it into pieces, and how the
 bytes of a piece merge: ["t", "h"], then ["th", "e"]. tiktoken has a rank for each token instead,
-{b"th": 256, b"the": 257}, and merges first what makes the token of the lowest rank. The two agree
-if the ids of merged tokens grow in the order of the merges, as in all of the above. Whatever else a
-file asks for is refused by name.
+{b"th": 256, b"the": 257}, and merges first the pair that makes the token of the lowest rank. The two
+agree if the ids of merged tokens grow in the order of the merges, as in all of the above. Anything
+else that a file asks for is refused by name.
 
 `read_tokenizer_json` turns a file into `BPERules`; `BPETokenizer` runs and `hash_of_rules` names them.
 """
@@ -61,16 +61,16 @@ class BPERules:
 
 
 def hash_of_rules(rules: BPERules) -> str:
-    """Of what decides the ids of a text: tokens, pattern, normaliser, added tokens but the special.
+    """Hash of all that decides the ids of a text: tokens, pattern, normaliser, added tokens that are not special.
 
-    Data sets and checkpoints carry this hash, so it must not change: not even in its order.
+    Data sets and checkpoints carry this hash, so nothing about it may change, nor the order of what it is over.
     """
     searched = [token for token in rules.added_tokens if not token.special]
     found_in_text = sorted((token.content, token.id, token.normalized) for token in searched)
     settings = [rules.pattern, rules.nfc, found_in_text]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    # By id, as files may list the same vocabulary in different orders. The length keeps apart what
-    # has the same bytes in a row: "ab" and "c", "a" and "bc".
+    # Sorted by id, as files may list the same vocabulary in different orders. The length tells apart
+    # tokens with the same bytes in a row: "ab" and "c", "a" and "bc".
     for token, i in sorted(rules.ranks.items(), key=lambda item: item[1]):
         digest.update(i.to_bytes(4, "little"))
         digest.update(len(token).to_bytes(4, "little"))
@@ -99,7 +99,7 @@ class BPETokenizer:
         self.hash = hash_of_rules(rules)
         self.nfc = rules.nfc
         self.special_ids = {token.id for token in rules.added_tokens if token.special}
-        # Normalised text spells a token in NFC, whatever the file does.
+        # In normalised text a token is spelt in NFC, even if the file spells it otherwise.
         self.added_ids = {token.content: token.id for token in rules.added_tokens}
         self.added_ids |= {normalize("NFC", content): i for content, i in self.added_ids.items()}
         # What finds added tokens in the text as it is, and in normalised text.
@@ -209,7 +209,7 @@ def any_of(contents: list[str]) -> re.Pattern | None:
 
 
 def cut(text: str, pattern: re.Pattern | None, ids: dict[str, int]) -> list[str | int]:
-    """The text cut at what `pattern` matches, which becomes an id."""
+    """The text cut at the matches of `pattern`, which become ids."""
     if pattern is None:
         return [text]
     # As the pattern is one group, text and matches take turns. Text comes first, even if "".
@@ -248,7 +248,7 @@ def read_tokenizer_json(spec: dict, where) -> BPERules:
             added_tokens=added_tokens,
             decode_only=decode_only,
         )
-    # A key is missing, or holds something of another type: one message for all places where it may.
+    # A key is missing, or holds something of another type, in any of the places above.
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where} is not a tokenizer.json of byte-level BPE ({error!r})") from None
     except ValueError as error:
@@ -276,7 +276,7 @@ def read_added_tokens(entries: list[dict]) -> tuple[AddedToken, ...]:
     for entry in entries:
         content = entry["content"]
         special = entry["special"]
-        # A special token is not looked for, so it does not matter how it would be found.
+        # A special token is not looked for in texts, so it does not matter in which form.
         normalized = not special and entry["normalized"]
         added_tokens.append(AddedToken(content, entry["id"], special, normalized))
         if special:

@@ -1,13 +1,13 @@
-"""Parts of a cache of teachers: which rows each has, and the cache that they are joined to.
+"""Parts of a cache of teachers: which rows each has, and how they are joined.
 
-A part is a cache of some of the rows (common/teacher_cache.py), whose cache.json says more:
+A part is a cache of some of the rows (common/teacher_cache.py), whose cache.json has three more entries:
 
     part                       as in "3/16"
-    splits[split].first_row    how many of the split's rows the parts in front of it have
+    splits[split].first_row    how many of the split's rows the earlier parts have
     files                      {file: SHA-256}
 
-It has whole blocks of the `batch_size` rows that go through the teachers together, as a matmul of another shape may sum
-in another order. So the joined bytes are those of one run, on the same device.
+A part consists of whole blocks of the `batch_size` rows that go through the teachers together, as a matmul of another
+shape may sum in another order. So the joined bytes are those of a single run on the same device.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ BUFFER = 1 << 20  # bytes that are copied at a time
 
 
 def part_rows(n_rows: dict[str, int], batch_size: int, part: Part) -> dict[str, range]:
-    """The places of a part's rows among the n_rows rows of each split.
+    """Which of the n_rows rows of each split a part has.
 
     >>> part_rows({"train": 5, "val": 3}, batch_size=2, part=Part(2, 2))
     {'train': range(4, 5), 'val': range(0, 3)}
@@ -39,20 +39,24 @@ def part_rows(n_rows: dict[str, int], batch_size: int, part: Part) -> dict[str, 
 
 
 def part_settings(info: dict, part: Part) -> dict:
-    """What cache.json of a part says, but for the hashes; info: the settings of the whole cache."""
+    """The contents of a part's cache.json, without the hashes; info: the settings of the whole cache."""
     n_rows = {split: info["splits"][split]["rows"] for split in SPLITS}
     splits = {}
     for split, places in part_rows(n_rows, info["batch_size"], part).items():
-        own = {"rows": len(places), "first_row": places.start, "tokens": len(places) * info["block_size"]}
-        splits[split] = info["splits"][split] | own
-    # first, as it is the first thing to be said of a part that is not the right one
+        n = len(places)
+        splits[split] = info["splits"][split] | {
+            "rows": n,
+            "first_row": places.start,
+            "tokens": n * info["block_size"],
+        }
+    # "part" comes first, so that first_difference names it before any other setting of a wrong part
     return {"part": str(part)} | info | {"splits": splits}
 
 
 def automatic(out_dir: str | Path, keys: list[str]) -> dict:
-    """What the parts in out_dir, or the cache that they became, say of these settings.
+    """The values of these settings in the parts in out_dir, or in the cache that they were joined to.
 
-    For those that "auto" leaves to the machine, as the one that joins may have another device than those before it.
+    For settings that "auto" leaves to the machine: the one that joins may have another device than the others.
     """
     folder = Path(out_dir)
     if not is_finished(folder):
@@ -94,8 +98,7 @@ def again(folder: Path, part: Part) -> str:
 def join(writer: CacheWriter, parts: list[Part], row_numbers: dict[str, np.ndarray]):
     """Write the cache of all parts; after a kill it continues with the first part that is not recorded yet.
 
-    row_numbers: of the whole cache, by split. ValueError for a part whose bytes are not those that it was finished
-    with.
+    row_numbers: of the whole cache, by split. ValueError for a part whose bytes have changed since it was finished.
     """
     writer.begin(row_numbers)
     for part in parts:
@@ -112,10 +115,11 @@ def copy_part(writer: CacheWriter, part: Part):
     """Copy all files of a part to their places in the cache's files."""
     folder = part.folder(writer.folder)
     recorded = read_json(folder / "cache.json")
-    for split, of_split in part_settings(writer.info, part)["splits"].items():
+    for split, split_info in part_settings(writer.info, part)["splits"].items():
         for name, bytes_per_row in row_bytes(writer.info).items():
             file = f"{split}_{name}"
-            sha256 = copy_into(folder / file, writer.folder / file, at=of_split["first_row"] * bytes_per_row)
+            position = split_info["first_row"] * bytes_per_row
+            sha256 = copy_into(folder / file, writer.folder / file, at=position)
             if sha256 != recorded["files"][file]:
                 raise ValueError(f"{folder / file} has other bytes than when it was finished; {again(folder, part)}")
 

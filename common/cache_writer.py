@@ -1,8 +1,8 @@
 """Write a cache of teachers (common/teacher_cache.py): distributions to records, and records to files.
 
-An unfinished cache has its files in their full size; unfinished.json, with what cache.json will say; and done.bin, a
-byte for each block of rows, 1 once the block's records are on the disk. So the same command continues after a kill, and
-ends with the same bytes: nothing in a record depends on who computes it, or when.
+An unfinished cache has its files at their full size; unfinished.json, with the contents of cache.json to be; and
+done.bin, a byte for each block of rows, 1 once the block's records are on the disk. So the same command continues after
+a kill, and ends with the same bytes: a record does not depend on which process computes it, or when.
 """
 
 import errno
@@ -19,9 +19,9 @@ from common.teacher_cache import SPLITS, WHOLE, Field, layout_of, sizes_of
 from losses import FLOOR
 from model import draw
 
-# What float16 holds; e**-65504 is 0 in any format.
+# The lowest number that float16 holds; e**-65504 is 0 in any format.
 FLOAT16_FLOOR = -65504.0
-# What may differ between a cache and the command that would make it: names of the same bytes.
+# Settings that may differ between a cache and the command that continues it: other names for the same bytes.
 NAMES_ONLY = ("teachers", "dataset")
 
 
@@ -30,16 +30,16 @@ NAMES_ONLY = ("teachers", "dataset")
 
 
 def record(log_p: torch.Tensor, p: torch.Tensor, top_k: int, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What is kept of n distributions, by field: (n, width) each, or (n,).
+    """The fields that are kept of n distributions: (n, width) each, or (n,).
 
-    log_p, p: (n, V) fp32, as `losses.mixture` gives them; log_p is overwritten. uniforms: (n, m) in 0 … 1, float64:
-    where in the tail's distribution the draws lie.
+    log_p, p: (n, V) fp32, as `losses.mixture` returns them; log_p is overwritten. uniforms: (n, m) in 0 … 1, float64:
+    the places of the m draws in the tail's cumulative distribution.
     """
     entropy = -(p * log_p).sum(-1)
     if top_k == WHOLE:
         return {"log_probs": log_p, "entropy": entropy}
     log_probs, ids = log_p.topk(top_k, dim=-1)
-    # The mass of the others by their own logarithms: 1 - sum of the stored has no digits left where it is small.
+    # The tail's mass, summed up from its own logarithms: 1 - sum of the stored would lose all digits where it is small.
     tail = log_p.scatter_(1, ids, -math.inf)
     log_tail = tail.logsumexp(-1).clamp(min=FLOOR)
     parts = {"ids": ids, "log_probs": log_probs, "log_tail": log_tail, "entropy": entropy}
@@ -49,15 +49,15 @@ def record(log_p: torch.Tensor, p: torch.Tensor, top_k: int, uniforms: torch.Ten
 
 
 def uniforms_of(seed: int, number: int, block_size: int, draws: int) -> np.ndarray:
-    """(block_size, draws) uniform numbers of a row, by its number in the corpus: whoever computes it has the same."""
+    """(block_size, draws) uniform numbers of a row, seeded by its number in the corpus: the same in any process."""
     return np.random.default_rng((seed, number)).random((block_size, draws))
 
 
 def as_stored(values: torch.Tensor, field: Field) -> np.ndarray:
     """Numbers in the type of their file."""
-    # on the device, so that less is copied
+    # converted on the device, so that fewer bytes are copied
     if field.dtype == np.float16:
-        # beyond it is -inf, which could not be told from damage
+        # lower ones would become -inf, which could not be told from damage
         values = values.clamp(min=FLOAT16_FLOOR).half()
     return values.cpu().numpy().astype(field.dtype)
 
@@ -71,7 +71,7 @@ def is_finished(folder: str | Path) -> bool:
 
 
 def unfinished_settings(folder: str | Path) -> dict:
-    """The settings of a cache in the making."""
+    """The settings of an unfinished cache."""
     return read_json(Path(folder) / "unfinished.json")
 
 
@@ -89,10 +89,10 @@ def blocks_of(n_rows: dict[str, int], batch_size: int) -> list[tuple[str, int, i
 
 
 class CacheWriter:
-    """A cache in the making, or a part of one (common/cache_parts.py).
+    """An unfinished cache, or an unfinished part of one (common/cache_parts.py).
 
-    One rank calls `begin`, then all write blocks, then one calls `finish`. Block b holds the records of rows
-    b * batch_size … of its split, the blocks of "val" behind those of "train".
+    One rank calls `begin`, then all write blocks, then one calls `finish`. A block holds the records of batch_size rows
+    of a split; the blocks of "val" follow those of "train".
     ValueError where the folder holds a cache, or the beginning of one, of other settings.
     """
 
@@ -111,7 +111,7 @@ class CacheWriter:
         return is_finished(self.folder)
 
     def check_settings(self):
-        """ValueError unless what lies in the folder was made by the same settings, or there is nothing."""
+        """ValueError if the folder holds a cache, finished or not, that was made with other settings."""
         for path, is_done in ((self.cache_file, True), (self.settings_file, False)):
             if not path.is_file():
                 continue
@@ -120,26 +120,26 @@ class CacheWriter:
                 state = "a finished cache" if is_done else "an unfinished cache"
                 remedy = f"choose another --out_dir, or delete {self.folder}"
                 raise ValueError(f"{self.folder} holds {state} of {difference}; {remedy}")
-            # a kill in the last moment may have left it behind
+            # left by a kill at the very end of `finish`
             if is_done:
                 self.done_file.unlink(missing_ok=True)
             return
 
     def missing_bytes(self) -> int:
-        """What the disk must still have room for."""
+        """The bytes that the disk must still have room for."""
         missing = 0
         for name, size in sizes_of(self.info).items():
             path = self.folder / name
-            # blocks, not the size: a file may be a hole
-            there = 512 * path.stat().st_blocks if path.is_file() else 0
-            missing += max(0, size - there)
+            # by blocks, not by the file's size: it may be sparse
+            allocated = 512 * path.stat().st_blocks if path.is_file() else 0
+            missing += max(0, size - allocated)
         return missing
 
     def begin(self, row_numbers: dict[str, np.ndarray]):
-        """Make the files in their full size, and the rows' numbers: what a full disk refuses, it refuses now."""
+        """Make the files at their full size, so that a full disk is an error now, and write the rows' numbers."""
         write_json(self.settings_file, self.info)
         paths = {self.folder / name: size for name, size in sizes_of(self.info).items()}
-        # After a kill while they were made, or if somebody deleted one, no block can be relied on.
+        # A kill while they were made, or somebody who deleted one, leaves no block that can be relied on.
         if not all(path.is_file() and path.stat().st_size == size for path, size in paths.items()):
             self.done_file.unlink(missing_ok=True)
         for path, size in paths.items():
@@ -166,14 +166,14 @@ class CacheWriter:
         self.mark([block])
 
     def mark(self, blocks: Iterable[int]):
-        """All files have the records of these blocks; `flush` brings them to the disk, and records them."""
+        """Note that the records of these blocks are in all files; `flush` then brings them to the disk."""
         self.unrecorded += blocks
 
     def flush(self):
         """Bring what was written to the disk, then record it as done."""
         if not self.unrecorded:
             return
-        # done.bin may only speak of what a power cut leaves.
+        # done.bin may only count blocks that survive a power cut.
         for split in {self.blocks[block][0] for block in self.unrecorded}:
             for name in self.layout:
                 flush(self.folder / f"{split}_{name}.bin")
@@ -187,17 +187,17 @@ class CacheWriter:
         for name in sizes_of(self.info):
             flush(self.folder / name)
         if "part" in self.info:
-            # The parts are copied from machine to machine before they are joined.
+            # hashes, as parts are copied from machine to machine before they are joined
             hashes = {name: file_sha256(self.folder / name) for name in sizes_of(self.info)}
             write_json(self.settings_file, self.info | {"files": hashes})
-        # By renaming, which a full disk does not stop.
+        # renaming works even on a full disk
         self.settings_file.replace(self.cache_file)
         flush(self.folder)
         self.done_file.unlink()
 
     @staticmethod
     def write(path: Path, content: bytes, at: int):
-        """Bytes into a file from position `at`. OSError with the file's name, as on a full disk."""
+        """Write bytes into a file from position `at`. An OSError, as on a full disk, has the file's name."""
         try:
             with open(path, "r+b", buffering=0) as file:
                 file.seek(at)
@@ -209,10 +209,10 @@ class CacheWriter:
 
 
 def allocate(path: Path, size: int):
-    """A file of `size` bytes that the disk has room for; what it holds already stays. OSError with its name."""
+    """Make a file of `size` bytes and reserve room for them; its contents so far stay. An OSError has its name."""
     try:
         with open(path, "ab") as file:
-            # It refuses an empty file, which a part may have.
+            # posix_fallocate refuses a size of 0, which a part's file may have
             if hasattr(os, "posix_fallocate") and size > 0:
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
@@ -224,17 +224,16 @@ def allocate(path: Path, size: int):
 
 def first_difference(old: dict, new: dict, is_done: bool) -> str:
     """The first setting in which a cache in a folder differs from the one to be made, as text; "" for none."""
-    # A finished cache no longer has blocks; a part has those of the cache that it will be joined to.
+    # Blocks do not matter to a finished cache, except to a part, which is joined by them.
     has_blocks = not is_done or "part" in new
     for key, value in new.items():
         if key in NAMES_ONLY or (key == "batch_size" and not has_blocks):
             continue
         if old.get(key) != value:
-            shown = f"{key}={old.get(key)!r}, this run has {value!r}"
             # hashes and counts of files would fill the screen
             if key == "splits":
                 return "other token files, rows or eval_rows"
             if key == "teacher_sha256":
                 return "other teachers, by the hashes of their weights"
-            return shown
+            return f"{key}={old.get(key)!r}, this run has {value!r}"
     return ""

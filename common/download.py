@@ -1,8 +1,8 @@
 """Files from the network, resumed and checked; and whole repositories of a Hugging Face hub.
 
 A repository's files come from {HF_ENDPOINT}/{repo}/resolve/{revision}/{file}, with HF_TOKEN where it is set, and go
-to $HF_HOME/nanodistill/{repo}/{revision}/ or ~/.cache/nanodistill/… . That is not the hub library's own cache: its
-links and blobs are for that library to keep, while a plain folder can be looked at, copied, and named as a model.
+to $HF_HOME/nanodistill/{repo}/{revision}/ or ~/.cache/nanodistill/… . Not to the hub library's own cache, whose links
+and blobs only that library should touch: a plain folder can be looked at, copied, and named as a model.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "meta.json")
 def download(url: str, path: str | Path, token="", instead="") -> Path:
     """Fetch `url` to `path` unless it is there; returns the path. Another process doing the same is waited for.
 
-    Server errors, dropped connections and short reads are tried again, from the last byte that came. The size and
+    After server errors, dropped connections and short reads it resumes from the last byte received. The size and
     SHA-256 that the server states are checked. Raises FileNotFoundError for HTTP 404, else OSError, naming URL, reason
-    and remedy; instead: what else can be done, "" to fetch it by hand.
+    and remedy. instead: the alternative that the remedy names, "" for fetching the file by hand.
     """
     path = Path(path)
     instead = instead or f"fetch it by hand to {path}"
@@ -58,7 +58,7 @@ def download(url: str, path: str | Path, token="", instead="") -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path):
-    """One process at a time; the lock is a file beside `path`, and goes with the process that holds it."""
+    """One process at a time. The lock is a file beside `path`, and is released when the process that holds it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "w") as lock_file:
         lock(lock_file, wait=True)
@@ -72,8 +72,8 @@ def fetch_with_retries(url: str, path: Path, headers: dict, instead: str):
         try:
             fetch(url, path, headers)
         except requests.RequestException as error:
-            # Only failures in a row that bring no further byte count: a connection that drops every minute still
-            # brings a large file, one minute at a time.
+            # Only failures in a row without progress count: over a connection that drops every minute a large file
+            # still arrives, one minute at a time.
             n_bytes = bytes_so_far(path)
             if n_bytes > most_bytes:
                 failures = 0
@@ -89,15 +89,15 @@ def fetch_with_retries(url: str, path: Path, headers: dict, instead: str):
 
 
 def tries_allowed(error: requests.RequestException) -> int:
-    """The failures in a row after which waiting longer would not help."""
+    """After how many failures of this kind in a row we give up."""
     status = http_status(error)
-    # The server has understood, and refuses; but for a timeout on its side, and for too many requests.
+    # 4xx: the server has understood, and refuses. 408, a timeout on its side, and 429, too many requests, pass.
     is_refused = 400 <= status < 500 and status not in (408, 429)
     # requests' errors for malformed addresses and headers are ValueErrors too.
     is_malformed = isinstance(error, ValueError)
     if is_refused or is_malformed:
         return 1
-    # Without a network nobody should wait for half a minute to be told so.
+    # Without a network nobody should have to wait half a minute for the error.
     if is_unreachable(error):
         return 2
     return TRIES
@@ -111,7 +111,7 @@ def http_status(error: requests.RequestException) -> int:
 
 
 def is_unreachable(error) -> bool:
-    """Whether no connection came about at all: no network, no such host, nobody listening."""
+    """Whether there was no connection at all: no network, no such host, nobody listening."""
     if not error.args:
         return False
     reason = getattr(error.args[0], "reason", None)
@@ -141,21 +141,21 @@ def refusal(url: str, instead: str, error: requests.RequestException) -> OSError
 
 
 # ---------------------------------------------------------------------------------------------
-# one request for a file, or for what is missing of it
+# one request for a file, or for the rest of it
 
 
 def fetch(url: str, path: Path, headers: dict):
-    """One GET of what is still missing of `path`. If the connection drops, what came stays in {path}.{version}.part.
+    """One GET of the rest of `path`. If the connection drops, the bytes so far stay in {path}.{version}.part.
 
-    The name has the file's version: bytes of two versions are never joined.
+    The name has the file's version, so that bytes of two versions are never joined.
     """
     part = next(iter(partial_files(path)), None)
     n_done = 0
     if part:
-        # The last byte is asked for again. If every byte has come, the rest would be an empty range, and the answer to
+        # The last byte is requested again. If all bytes are there, the rest would be an empty range, and the answer to
         # that, 416, is also the answer where the file has become shorter.
         n_done = max(0, part.stat().st_size - 1)
-    # Of a compressed body neither the length nor a range would be the file's.
+    # The length and ranges of a compressed body would not be those of the file.
     headers = headers | {"Accept-Encoding": "identity"}
     if n_done:
         headers["Range"] = f"bytes={n_done}-"
@@ -166,7 +166,7 @@ def fetch(url: str, path: Path, headers: dict):
         part_of_version = path.with_name(f"{path.name}.{version}.part")
         is_resumed = response.status_code == 206 and part == part_of_version
         if not is_resumed:
-            # Another version, or a server that knows no ranges and sends the file from its start.
+            # Another version, or a server without ranges, which sends the file from its start.
             if part:
                 part.unlink()
             n_done = 0
@@ -177,7 +177,7 @@ def fetch(url: str, path: Path, headers: dict):
 
 
 def partial_files(path: Path) -> list[Path]:
-    """What an earlier attempt left of `path`."""
+    """Unfinished downloads of `path` that earlier attempts have left."""
     return list(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
 
 
@@ -186,8 +186,8 @@ def bytes_so_far(path: Path) -> int:
 
 
 def check_answer(url: str, response: requests.Response):
-    """Raise what the status says, and OSError for a web page, which no file of ours is."""
-    # 416: the file is shorter than what we have of it, as another version may be; `fetch` starts over.
+    """Raise for a status that is an error, and OSError for a web page, as no file of ours is one."""
+    # 416: the file is shorter than our part of it, so it is another version; `fetch` starts over.
     if response.status_code != 416:
         response.raise_for_status()
     # Hotels and airports answer every address with their log-in page, and with status 200.
@@ -199,7 +199,8 @@ def check_answer(url: str, response: requests.Response):
 
 def stated_by(response: requests.Response) -> tuple[int | None, str, str]:
     """(size, SHA-256 or "", a short tag of the version) of the whole file, as the headers state them."""
-    # The hub redirects to a storage. The redirect states the file's own hash and size in X-Linked-*, so it comes first.
+    # The hub redirects to a storage server. The redirect, which states the file's own hash and size in X-Linked-*,
+    # comes first in the history.
     etag = ""
     for answer in [*response.history, response]:
         etag = answer.headers.get("X-Linked-Etag") or answer.headers.get("ETag", "")
@@ -214,20 +215,20 @@ def stated_by(response: requests.Response) -> tuple[int | None, str, str]:
     size = None
     if size_text and size_text.isdecimal():
         size = int(size_text)
-    # Some servers state no ETag: size and date must do.
+    # For servers without an ETag, size and date have to identify the version.
     version = f"{etag} {size_text} {response.headers.get('Last-Modified')}"
     return size, sha256, hashlib.sha256(version.encode()).hexdigest()[:8]
 
 
 def stated_size(response: requests.Response) -> str | None:
-    """The size of the whole file as a header has it."""
+    """The size of the whole file as stated by a header; None or "" where no header states it."""
     for answer in [*response.history, response]:
         if "X-Linked-Size" in answer.headers:
             return answer.headers["X-Linked-Size"]
     if response.status_code == 206:
         # "bytes 100-199/200"
         return response.headers.get("Content-Range", "").rpartition("/")[2]
-    # A server that compresses although it was asked not to states the compressed length.
+    # A server that compresses against our request states the compressed length.
     if "Content-Encoding" in response.headers:
         return None
     return response.headers.get("Content-Length", "")
@@ -253,13 +254,13 @@ def write_body(response: requests.Response, part: Path, n_done: int, size: int |
 
 
 def finish(url: str, part: Path, path: Path, size: int | None, sha256: str):
-    """Check a file that has come, and give it its name: what has the name is whole."""
+    """Check a downloaded file, then give it its final name, which only complete files have."""
     n_bytes = part.stat().st_size
     if size is not None and n_bytes != size:
-        # A proxy may close a connection early without an error. What came stays, and the next attempt resumes.
+        # A proxy may close a connection early without an error. The part stays, and the next attempt resumes it.
         raise requests.ConnectionError(f"{n_bytes} of {size} bytes")
     if sha256 and sha256 != file_sha256(part):
-        # To resume it would only keep the wrong bytes.
+        # Resuming it would keep the wrong bytes.
         part.unlink()
         problem = f"does not have the SHA-256 that its server states ({sha256})"
         raise OSError(f"{url} {problem}; deleted, try again later")
@@ -291,10 +292,10 @@ def endpoint() -> str:
 def download_repo(name: str, weights=True, check=None) -> Path:
     """The folder of a hub repository, complete; downloaded unless it was before. weights=False: only its tokenizer.
 
-    check: is given the path of config.json, to refuse a model before its weights are downloaded.
+    check: a function of the path of config.json, which may refuse a model before its weights are downloaded.
     """
     folder = cache_folder(name)
-    # An interrupted download leaves some of the files, which are whole each. Only these say that none is missing.
+    # An interrupted download leaves some of the files, each complete. Only these markers say that none is missing.
     complete = folder / ".complete"
     complete_for_us = complete
     if not weights:
@@ -358,7 +359,7 @@ class Repository:
             try:
                 read_json(path)
             except ValueError:
-                # The next call would take a file that is there for a good one.
+                # A file that is there is not downloaded again, so a damaged one must not stay.
                 path.unlink()
                 raise
         return path
@@ -379,7 +380,7 @@ def get_files(repository: Repository, weights: bool, check):
         if check:
             check(config)
     except ValueError:
-        # A version of the repository that we can read may follow.
+        # A later version of the repository may be one that we can read: its config.json is to be fetched then.
         config.unlink()
         raise
     tokenizer_files = [file for file in TOKENIZERS if repository.get_if_there(file)]

@@ -1,7 +1,7 @@
 """Hugging Face's names: of the weights, and of the config.json keys, of each family that model.py computes.
 
-A family is one entry of FAMILIES, whole and by itself: what its files may say is read there, line by line. Nothing
-here opens a file: common/hf_config.py reads and writes config.json by these tables, common/pretrained.py weights.
+A family is one entry of FAMILIES, complete in itself, so that it can be read from top to bottom. Nothing here opens a
+file: common/hf_config.py reads and writes config.json by these tables, common/pretrained.py the weights.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 
 class Layout(NamedTuple):
-    """Functions of (weight, our config): from the order that a file keeps to ours, and back."""
+    """Two functions of (weight, our config), from the layout in a file to ours and back."""
 
     load: Callable
     save: Callable
@@ -34,7 +34,7 @@ def transpose(weight, config):
 def neox_to_ours(weight, config):
     """(nh, 3, hs, …) flattened to (3, nh, hs, …) flattened."""
     head_size = config.n_embd // config.n_head
-    # of a bias nothing follows the first axis, of a weight the inputs
+    # a weight has an axis of inputs after the first, a bias has none
     per_head = weight.reshape(config.n_head, 3, head_size, *weight.shape[1:])
     return per_head.transpose(0, 1).reshape(weight.shape)
 
@@ -54,13 +54,13 @@ HEAD_BY_HEAD = Layout(load=neox_to_ours, save=ours_to_neox)
 
 def weight_and_bias(ours: str, theirs: str, layout=None):
     yield Weight(f"{ours}.weight", f"{theirs}.weight", layout)
-    # a bias has one axis, so that there is nothing to transpose; but heads it has
+    # a bias has no second axis to transpose with, but its numbers are in the order of the heads too
     bias_layout = layout if layout is HEAD_BY_HEAD else None
     yield Weight(f"{ours}.bias", f"{theirs}.bias", bias_layout)
 
 
-# Generators, as what a block has depends on the config. Spelt out rather than rewritten by patterns:
-# a reader finds each name, and a tensor that is not named here is an error when a file is loaded.
+# Generators, as a block's tensors depend on the config. Names are spelt out rather than rewritten by patterns: a reader
+# finds each of them, and a tensor that is not named here is an error when a file is loaded.
 def gpt2_weights(config):
     yield Weight("wte.weight", "transformer.wte.weight")
     yield Weight("wpe.weight", "transformer.wpe.weight")
@@ -72,7 +72,7 @@ def gpt2_weights(config):
         for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
             yield from weight_and_bias(f"{ours}.{name}", f"{theirs}.{name}", CONV1D)
     yield from weight_and_bias("ln_f", "transformer.ln_f")
-    # its own name even where it is tied: the caller knows which files may lack it
+    # listed even where it is tied; the caller knows that a file may then lack it
     yield Weight("lm_head.weight", "lm_head.weight")
 
 
@@ -103,7 +103,7 @@ def llama_weights(config):
         ("mlp.c_fc", "mlp.up_proj", config.mlp_bias),
         ("mlp.c_proj", "mlp.down_proj", config.mlp_bias),
     ]
-    # One name, two places: "post_attention_layernorm" is what the MLP reads, but in OLMo 2 what attention returns.
+    # One name for two norms: "post_attention_layernorm" is of the MLP's input, but in OLMo 2 of attention's output.
     ln_1, ln_2 = "input_layernorm", "post_attention_layernorm"
     if config.norm_after:
         ln_1, ln_2 = "post_attention_layernorm", "post_feedforward_layernorm"
@@ -139,12 +139,12 @@ class Family:
     config_class: type
     weights: Callable  # our config -> its Weights
     prefix: str  # of all weights but the head's; files of the bare model lack it
-    # what old files hold beside the weights, {} being the number of a block; not read
+    # buffers that old files hold besides the weights, {} being the number of a block; not read
     buffers: tuple
     keys: dict  # our field: their key
-    defaults: dict  # their key: what transformers takes where a config.json lacks it
-    given: dict = field(default_factory=dict)  # fields of ours that follow from the family
-    only: dict = field(default_factory=dict)  # their key: the one value that model.py computes
+    defaults: dict  # their key: transformers' value where a config.json lacks it
+    given: dict = field(default_factory=dict)  # our field: its value in all models of the family
+    only: dict = field(default_factory=dict)  # their key: the one value that model.py implements
 
 
 FAMILIES = {
@@ -168,7 +168,7 @@ FAMILIES = {
             "tie_word_embeddings": "tie_word_embeddings",
             "exact_gelu": "activation_function",
         },
-        # a key that a file leaves out means these values, whatever model.py's own defaults are
+        # what a key that the file lacks means to transformers, whatever model.py's own defaults are
         defaults={
             "n_positions": 1024,
             "layer_norm_epsilon": 1e-5,
@@ -178,7 +178,7 @@ FAMILIES = {
         },
         # learned positions; a block's MLP after its attention
         given={"rotary_pct": 0.0, "parallel_residual": False},
-        # another value would load, and compute something else without a word
+        # with another value the weights would load all the same, and compute something else
         only={
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
@@ -259,7 +259,7 @@ FAMILIES = {
             "mlp_bias": False,
             "hidden_act": "silu",
         },
-        # what the class can do for LLaMA's relatives is off, by which saving tells them apart
+        # options of the class for LLaMA's relatives are off; by them saving tells the families apart
         given={
             "parametric_norm": True,
             "clip_qkv": 0.0,

@@ -33,11 +33,11 @@ NO_CURVE = ([], [])  # of a label that a log lacks
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The mean of each value and those before it, over a 40th of all: fewer than 80 stay as they are.
+    """A running mean over a 40th of all values: fewer than 80 stay as they are.
 
-    A longer mean would lag behind: of a loss that falls it shows what it was, not what it is.
+    A longer one would lag behind: while a loss falls, the mean shows what it was, not what it is.
     """
-    # of the values before alone, as a run that is still going on has none after
+    # over a value and those before it, as a run that is still going on has none after it
     width = max(1, len(values) // 40)
     means = []
     for end in range(1, len(values) + 1):
@@ -76,7 +76,7 @@ def draw_curves(logs: dict[str, dict], curve="hella", log10=False, chain=False, 
     for i in range(len(logs)):
         looks.append({"color": f"C{i}", "ls": STYLES[i % 5], "marker": MARKERS[i % 6], "ms": 5})
 
-    # no empty panel: a log may have evaluations alone, or losses alone
+    # no empty panel: a log may have only evaluations, or only losses
     has_losses = not known_labels.isdisjoint(LOSSES)
     has_curve = curve in known_labels
     n_panels = has_losses + has_curve
@@ -90,7 +90,7 @@ def draw_curves(logs: dict[str, dict], curve="hella", log10=False, chain=False, 
     for axis in axes:
         axis.set_xlabel("step, each run counted on from the one before" if chain else "step")
         axis.grid(alpha=0.3)
-    # handles of their own, as a run's marks and its faint training curve are one entry
+    # made by hand, as a run's marks and its faint training curve are one entry
     handles = [Line2D([], [], **look) for look in looks]
     draw_legend(figure, handles, list(logs))
     return figure
@@ -114,14 +114,14 @@ def check_can_be_drawn(logs: dict[str, dict], curve: str, known_labels: set[str]
 
 
 def marker_interval(steps: list) -> int:
-    """Every how many points a marker stands: more than 40 would hide their curve."""
+    """The number of points from one marker to the next: more than 40 markers would hide their curve."""
     return 1 + len(steps) // 40
 
 
 def draw_losses(axis, logs: dict[str, dict], looks: list[dict], log10: bool):
-    """Validation with marks, smoothed training.
+    """Validation losses with marks, and smoothed training losses.
 
-    Without log10 the frame leaves out the fall of the first steps: the curves differ after it.
+    Without log10 the frame leaves out the fall of the first steps, as the curves differ after it.
     """
     late_values = []
     for look, (name, curves) in zip(looks, logs.items()):
@@ -138,13 +138,13 @@ def draw_losses(axis, logs: dict[str, dict], looks: list[dict], log10: bool):
             if log10:
                 values = [math.log10(v) for v in values]
             style = dict(look)
-            # training has too many points for marks; but a single point is invisible without
+            # training has too many points for marks, but a single point would be invisible without one
             if label != "val" and len(steps) != 1:
                 style["marker"] = ""
             if label != "val" and "val" in curves:
                 style |= {"alpha": 0.35, "lw": 1}
             axis.plot(steps, values, **style, markevery=marker_interval(steps))
-            # the first quarter is the fall; of a short log at least the first point
+            # the first quarter counts as the fall; in a short log, at least the first point
             fall = max(len(values) // 4, 1) if len(values) > 2 else 0
             late_values += values[fall:]
     late_values = [v for v in late_values if math.isfinite(v)]
@@ -212,7 +212,7 @@ def panels_of_bars(results: dict[str, dict]) -> tuple[dict, dict]:
             off_axis = [value for value, _ in bars if value > 1]
             axis = "at most 1"
             panel = shares
-        # a value that its metric cannot have is an error in its file, and no bar
+        # a value that the metric cannot have is an error in the file
         if off_axis:
             score = f"{metric} of {off_axis[0]:g}"
             raise ValueError(f"{task}: {score} is not on its axis, of {axis}; leave the task out")

@@ -1,4 +1,4 @@
-"""Small things about files that several parts need."""
+"""Helpers for files that several modules need: reading, safe writing, locks."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ def read_json(path: Path) -> dict:
     """The JSON object in a file. FileNotFoundError, or ValueError with the path, for anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    # RecursionError: a file of nothing but "[" is how somebody else's file would crash us.
+    # RecursionError: from a file of nothing but "[", such as an attacker's.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -36,8 +36,8 @@ def read_utf8(path: Path) -> str:
 
 
 def need(module: str, path: Path):
-    """An optional package, imported. ValueError with the way to install it."""
-    # Only here, so that nobody needs pyarrow or zstandard who has no such files.
+    """Import an optional package, which the file `path` needs. ValueError with the command that installs it."""
+    # Imported this late so that only users with such files need pyarrow or zstandard.
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -49,7 +49,7 @@ def need(module: str, path: Path):
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        # A block at a time: weights and token files may be larger than memory.
+        # block by block, as weights and token files may be larger than memory
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -61,22 +61,22 @@ def file_sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def names_file(path: Path):
-    """Within it an OSError says which file it is about: write() itself, on a full disk, does not."""
+    """Add the file's name to an OSError that is raised inside: that of write() on a full disk has none."""
     try:
         yield
     except OSError as error:
-        # one without a number is a sentence of ours
+        # an error without errno has a message of our own
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
 
 
 def write_json(path: Path, content: dict):
-    """Write `content` to a file that is either the old one or the new one, whenever the process is killed."""
+    """Write `content` to a file, atomically: whenever the process is killed, the file is the old or the new one."""
     unfinished = path.with_name(path.name + ".writing")
     with names_file(path):
         unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    # The new name must not reach the disk before the bytes, should the power fail.
+    # should the power fail, the renaming must not have reached the disk before the bytes
     flush(unfinished)
     unfinished.replace(path)
 
@@ -90,15 +90,15 @@ def flush(path: Path):
         os.close(descriptor)
 
 
-# What flock answers on file systems without locks: NFS without its lock daemon, Lustre mounted without them.
+# errno of flock on file systems without locks: NFS without its lock daemon, Lustre mounted without them.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def lock(file, wait=False):
     """Lock an open file for as long as it is open. BlockingIOError when another process holds it, unless `wait`.
 
-    On a file system without locks one line says so, and the caller goes on: to refuse would mean that nobody could ever
-    work there, and what a lock prevents takes a second mistake.
+    On a file system without locks it prints a note and returns: an error would make such systems unusable, and the lock
+    only guards against a user's mistake.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,7 +115,7 @@ def lock(file, wait=False):
 
 
 def by_step(out_dir: str | Path) -> list[Path]:
-    """The folders out_dir/step_N by N, as a number: step_1000000 comes after step_999999."""
+    """The folders out_dir/step_N in the order of the numbers N: step_1000000 comes after step_999999."""
     steps = []
     for folder in Path(out_dir).glob("step_*"):
         number = folder.name.removeprefix("step_")
@@ -126,8 +126,8 @@ def by_step(out_dir: str | Path) -> list[Path]:
 
 
 def resident(peak=False) -> int:
-    """Bytes of memory that this process holds now, or has held at most."""
-    # Not getrusage: there the peak of the process that started this one counts too.
+    """Bytes of memory that this process holds now, or their peak so far."""
+    # Not getrusage, whose peak is inherited from the process that started this one.
     label = "VmRSS"
     if peak:
         label = "VmHWM"

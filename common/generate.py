@@ -1,4 +1,4 @@
-"""Text from a model: what a prompt becomes, and what the model makes of it."""
+"""Text from a model: the ids of a prompt, and the text that the model continues it with."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,12 +8,12 @@ import torch
 def prompt_ids(tokenizer, prompt: str) -> list[int]:
     """The ids that generation starts from: those of the prompt, after a beginning-of-text id if any."""
     ids = tokenizer.encode(prompt)
-    # An empty prompt starts from what the model has seen at the start of a text: `tokenizer.start`, as
-    # the checkpoint's meta.json has it, else the beginning-of-text (or end-of-text) id.
+    # An empty prompt starts from what the model has seen at the start of a text: `tokenizer.start`, from
+    # the checkpoint's meta.json, else the beginning-of-text (or end-of-text) id.
     start = getattr(tokenizer, "start", None)
     if not ids and start:
         return list(start)
-    # a token of its own for the beginning of a text begins every text; an end-of-text would end one
+    # a beginning-of-text token begins every text; where it is the end-of-text token, it would only end one
     if not ids or tokenizer.bos != tokenizer.eot:
         return [tokenizer.bos, *ids]
     return ids
@@ -29,7 +29,7 @@ def start_note(tokenizer) -> str:
 
 
 def stream_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0.8, top_k=50) -> Iterator[str]:
-    """The prompt and up to `max_tokens` tokens after it, by torch's random numbers, in pieces as they are drawn.
+    """The prompt and up to `max_tokens` tokens after it, drawn by torch's random numbers, piece by piece.
 
     model: in eval mode.
     """
@@ -48,8 +48,9 @@ def stream_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=
 
 
 def write_text(model, tokenizer, prompt: str, run, max_tokens=200, temperature=0.8, top_k=50) -> str:
-    """What `stream_text` of the same arguments gives, in one piece."""
-    return "".join(stream_text(model, tokenizer, prompt, run, max_tokens, temperature, top_k))
+    """`stream_text` in one piece."""
+    pieces = stream_text(model, tokenizer, prompt, run, max_tokens=max_tokens, temperature=temperature, top_k=top_k)
+    return "".join(pieces)
 
 
 def decode_growing(tokenizer, growing_ids: Iterable[list[int]]) -> Iterator[str]:
@@ -60,10 +61,10 @@ def decode_growing(tokenizer, growing_ids: Iterable[list[int]]) -> Iterator[str]
     n_shown = 0
     text = ""
     for ids in growing_ids:
-        # All of them each time: what a token stands for depends on those before it (SentencePiece
-        # drops the blank of a text's first word, and a character may lie in several tokens).
+        # All ids each time: what a token stands for depends on those before it (SentencePiece drops
+        # the blank of a text's first word, and a character may be spread over several tokens).
         text = tokenizer.decode(ids)
-        # An unfinished character decodes to U+FFFD. What is before it does not change any more.
+        # An unfinished character decodes to U+FFFD. The text before it does not change any more.
         n_final = len(text.rstrip("\ufffd"))
         if n_final > n_shown:
             yield text[n_shown:n_final]

@@ -1,7 +1,7 @@
 """config.json, read and written by the tables of common/families.py.
 
-`read_config` refuses by name whatever model.py does not compute, and fills in what transformers takes for a key that
-a config.json leaves out. `write_config` finds the family that computes what a model of ours does.
+`read_config` refuses by name whatever model.py does not implement, and gives keys that a config.json lacks the values
+that transformers gives them. `write_config` finds the family that computes the same as a model of ours.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import math
 from common.families import FAMILIES, Family
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-# Their activation: our exact_gelu. The approximations by tanh are one formula in different code.
+# their activation: our exact_gelu. The three approximations by tanh are the same formula.
 EXACT_GELU = {
     "gelu": True,
     "gelu_new": False,
@@ -26,7 +26,7 @@ SCALING_KEYS = {
 }
 SCALING_ARGUMENTS = {"linear": ["factor"], "llama3": list(SCALING_KEYS)}  # by kind of scaling
 POSITIVE = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "head_dim", "rope_theta")
-# model_type of relatives that model.py does not compute: what it lacks, for the error that refuses them
+# model_type of relatives that are not implemented: what model.py lacks for them, named in the error
 NOT_IMPLEMENTED = {
     "olmo3": "sliding windows in some layers",
     "smollm3": "layers without rotary positions (no_rope_layers)",
@@ -68,13 +68,13 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
     if attention_width > LARGEST:
         product = f"num_attention_heads * head_dim = {attention_width:,}"
         raise ValueError(f"{where}: {product}, expected at most {LARGEST:,}")
-    # GPTConfig means learned positions by 0, which GPT-NeoX has not
+    # to GPTConfig 0 means learned positions, which GPT-NeoX does not have
     if "rotary_pct" in family.keys and not ours["rotary_pct"]:
         raise ValueError(f"{where}: rotary_pct=0 is not implemented, only a part over 0")
     scaling = read_scaling(family, rope, theirs.get("partial_rotary_factor"), where)
     if family.model_class is LLaMA:
         ours["rope_scaling"] = scaling
-    # Rows within the window make no difference; longer ones model.py does not compute.
+    # In rows that fit into the window it changes nothing; model.py has no window for longer ones.
     if ours.get("sliding_window"):
         ours["block_size"] = min(ours["block_size"], ours["sliding_window"])
     try:
@@ -84,7 +84,7 @@ def read_config(theirs: dict, where) -> tuple[GPTConfig | LLaMAConfig, Family]:
 
 
 def read_rope(theirs: dict, where) -> dict:
-    """What a config.json says of rotary positions; {} where it says nothing."""
+    """The options of rotary positions in a config.json; {} without any."""
     # transformers 5 writes rope_parameters, transformers 4 rope_scaling
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
     if not isinstance(rope, dict):
@@ -94,7 +94,7 @@ def read_rope(theirs: dict, where) -> dict:
 
 def with_defaults(family: Family, theirs: dict, rope: dict) -> dict:
     """A config.json with the keys it lacks, and with transformers 5's rotary options as 4 spelt them."""
-    # a key with null is there: "sliding_window": null is no window
+    # a null in the file stays: "sliding_window": null means no window, not the default one
     theirs = family.defaults | theirs
     theta = rope.get("rope_theta")
     if theta is not None:
@@ -111,7 +111,7 @@ def check_implemented(family: Family, theirs: dict, where):
     if "sliding_attention" in str(theirs.get("layer_types")):
         kinds = "layer_types with 'sliding_attention' are not implemented, only 'full_attention'"
         raise ValueError(f"{where}: {kinds}")
-    # quantised weights are integers with scales beside them, in any family
+    # whatever the family, quantised weights would be integers with scales beside them
     only = family.only | {"quantization_config": None}
     for key, value in only.items():
         if theirs.get(key, value) != value:
@@ -133,28 +133,28 @@ def read_fields(family: Family, theirs: dict, where) -> dict:
         ours["exact_gelu"] = EXACT_GELU[activation]
 
     needed = {"vocab_size", "n_layer", "n_head", "n_embd"}
-    # of a GPT's MLP the width follows from n_embd, of a LLaMA's it does not
+    # the width of a GPT's MLP is 4 * n_embd by default, that of a LLaMA's has to be stated
     if family.model_class is LLaMA:
         needed.add("n_inner")
     for field in dataclasses.fields(family.config_class):
         key = family.keys.get(field.name, field.name)
         if field.name in ours:
-            ours[field.name] = checked(field, ours[field.name], f"{where}: {key}")
+            ours[field.name] = checked(field, ours[field.name], label=f"{where}: {key}")
         elif field.name in needed:
             remedy = f"it is cut, or not that of a {family.architecture}"
             raise ValueError(f"{where}: {key} is not there; {remedy}")
     return ours
 
 
-def checked(field: dataclasses.Field, value, what: str):
-    """The value of a field, an int as a float where that is its type. ValueError if it is out of range."""
+def checked(field: dataclasses.Field, value, label: str):
+    """The value of a field, an int as a float where that is its type. ValueError, with the label, if out of range."""
     # bool is an int to isinstance, but never a number of heads
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if field.type is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{what}={value!r}, expected true or false")
+            raise ValueError(f"{label}={value!r}, expected true or false")
         return value
-    # JSON has ints beyond all floats: they stay ints, and are refused below
+    # an int too large for a float, which JSON can hold, stays an int and is refused below
     if field.type is float and is_number and abs(value) < 1 << 1000:
         value = float(value)
     is_of_type = is_number and isinstance(value, field.type)
@@ -162,7 +162,7 @@ def checked(field: dataclasses.Field, value, what: str):
     highest = LARGEST if field.type is int else math.inf
     if not is_of_type or not lowest <= value <= highest or not math.isfinite(value):
         expected = f"{field.type.__name__} from {lowest} to {highest:,}"
-        raise ValueError(f"{what}={value!r}, expected {expected}")
+        raise ValueError(f"{label}={value!r}, expected {expected}")
     return value
 
 
@@ -176,7 +176,7 @@ def read_scaling(family: Family, rope: dict, rotary_part, where) -> dict:
     if kind not in known:
         only = f"only {', '.join(known)}"
         raise ValueError(f"{where}: rope scaling {kind!r} is not implemented for this family, {only}")
-    # transformers 5 has it among the rotary options
+    # in transformers 5 it is one of the rotary options
     if rotary_part is None:
         rotary_part = rope.get("partial_rotary_factor")
     if family.model_class is LLaMA and rotary_part not in (None, 1.0):
@@ -201,7 +201,7 @@ def read_scaling(family: Family, rope: dict, rotary_part, where) -> dict:
 def write_config(config: GPTConfig | LLaMAConfig) -> tuple[dict, Family]:
     """config.json's contents for a config of ours, and its family.
 
-    ValueError where no family computes what the config says.
+    ValueError where no family computes what the config describes.
     """
     model_type = family_for(config)
     family = FAMILIES[model_type]
@@ -210,7 +210,7 @@ def write_config(config: GPTConfig | LLaMAConfig) -> tuple[dict, Family]:
         theirs[their_key] = getattr(config, our_field)
     if family.model_class is GPT:
         theirs[family.keys["exact_gelu"]] = "gelu" if config.exact_gelu else "gelu_new"
-        # one rate of ours stands at three places of theirs
+        # our one rate is three more keys of theirs
         theirs |= dict.fromkeys(("attn_pdrop", "embd_pdrop", "attention_dropout"), config.dropout)
     elif config.rope_scaling:
         theirs["rope_scaling"] = their_scaling(config.rope_scaling)
@@ -223,7 +223,7 @@ def write_config(config: GPTConfig | LLaMAConfig) -> tuple[dict, Family]:
         if "rotary_pct" in family.keys:
             rope["partial_rotary_factor"] = config.rotary_pct
         theirs["rope_parameters"] = rope
-    # transformers 4 opens an OLMo with scaling only by the oldest name of its kind, which the others know too
+    # transformers 4 opens an OLMo with scaling only under the oldest spelling, which the other families accept too
     scaling = theirs.get("rope_scaling")
     if scaling and scaling["rope_type"] == "linear":
         theirs["rope_scaling"] = {"type": "linear", "factor": scaling["factor"]}
@@ -238,8 +238,8 @@ def their_scaling(scaling: dict) -> dict:
 
 
 def family_for(config: GPTConfig | LLaMAConfig) -> str:
-    """The model_type of the first family that computes what a config says."""
-    # The order of the table counts: the plain families come before their relatives.
+    """The model_type of the first family that computes what a config describes."""
+    # The order of the table matters: plain families come before their relatives.
     for model_type, family in FAMILIES.items():
         if computes(family, config):
             return model_type
@@ -248,16 +248,17 @@ def family_for(config: GPTConfig | LLaMAConfig) -> str:
 
 
 def computes(family: Family, config) -> bool:
+    """Whether a config.json of the family can describe this config of ours."""
     if not isinstance(config, family.config_class):
         return False
-    # fields that its config.json has no key for, and so no way to say otherwise
+    # fields without a key in the family's config.json
     for our_field, value in family.given.items():
         if getattr(config, our_field) != value:
             return False
     # one key of theirs, two fields of ours
     if "qkv_bias" in family.keys and config.qkv_bias != config.attn_proj_bias:
         return False
-    # a width of heads that does not follow from the others needs its key
+    # a head_dim that is not n_embd / n_head needs a key of its own
     if isinstance(config, LLaMAConfig) and "head_dim" not in family.keys:
         if config.n_head * config.head_dim != config.n_embd:
             return False

@@ -1,15 +1,15 @@
-"""What a run writes about itself: log.txt, samples, summary.json, the same to Weights & Biases, and its last words."""
+"""What a run reports: log.txt, samples, summary.json, the same to Weights & Biases, and its last words."""
 
 from pathlib import Path
 
 from common.files import names_file, write_json
 
 # ---------------------------------------------------------------------------------------------
-# log.txt and what lies beside it
+# log.txt and the files beside it
 
 
 class Log:
-    """out_dir/log.txt: lines `step label value`, flushed as written. A resumed run drops those it will write again.
+    """out_dir/log.txt: lines `step label value`, flushed as written. A resumed run drops those that it writes again.
 
     Only the main process writes, and only where `writes` (not with eval_only). With `wandb_project` the same values go
     to Weights & Biases, `config` with them; a resumed run continues the run whose id is in out_dir/wandb_id.txt.
@@ -22,11 +22,11 @@ class Log:
         if not writes:
             return
         self.out_dir.mkdir(parents=True, exist_ok=True)
-        # of a run that was finished, and now goes on
+        # a finished run that goes on is no longer finished
         if config and first_step < config["max_steps"]:
             (self.out_dir / "summary.json").unlink(missing_ok=True)
         path = self.out_dir / "log.txt"
-        # Steps behind the checkpoint, which the run was killed after, would stand there twice.
+        # The steps between the checkpoint and the kill are made again: they must not be in the log twice.
         with names_file(path):
             path.write_text(earlier_lines(path, first_step), encoding="utf-8")
         self.file = open(path, "a", encoding="utf-8")
@@ -35,7 +35,7 @@ class Log:
 
     def __call__(self, step: int, **values: float):
         if self.file:
-            # 9 digits: a float32 can be told from its neighbours, so that equal logs mean equal runs.
+            # 9 digits identify a float32, so that equal logs mean equal runs.
             lines = [f"{step} {label} {value:.9g}\n" for label, value in values.items()]
             with names_file(self.file.name):
                 self.file.write("".join(lines))
@@ -44,14 +44,14 @@ class Log:
             self.wandb.log(values, step=step)
 
     def sample(self, step: int, text: str):
-        """Write out_dir/sample_NNNNNN.txt: a file for each step, so that resuming writes none twice."""
+        """Write out_dir/sample_NNNNNN.txt: a file for each step, so that a resumed run overwrites its own."""
         if self.file:
             path = self.out_dir / f"sample_{step:06d}.txt"
             with names_file(path):
                 path.write_text(text + "\n", encoding="utf-8")
 
     def summary(self, **values):
-        """Write out_dir/summary.json: what a finished run took and reached; plot.py prints it as a table."""
+        """Write out_dir/summary.json, the costs and results of a finished run, which plot.py prints as a table."""
         if self.file:
             write_json(self.out_dir / "summary.json", values)
         if self.wandb:
@@ -69,17 +69,17 @@ class Log:
 def earlier_lines(path: Path, first_step: int) -> str:
     """The lines of a log for the steps before `first_step`.
 
-    Of a finished run that goes on, the evaluation at its end is not among them: the log is that of a run which was
+    Where a finished run goes on, this leaves out the evaluation at its end: the log becomes that of a run which was
     never stopped.
     """
     if first_step == 0 or not path.is_file():
         return ""
-    # A kill may have cut the last line anywhere, "1234 train 5.1" to "12": only what ends in a line end is whole.
+    # A kill may have cut the last line anywhere, "1234 train 5.1" to "12": only lines with a line end are complete.
     whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     kept = []
     for line in whole_lines:
         columns = line.split()
-        # After a power cut there may be other bytes than ours.
+        # a power cut may have left other bytes
         is_ours = len(columns) == 3 and columns[0].isdecimal()
         if is_ours and int(columns[0]) < first_step:
             kept.append(line + "\n")
@@ -89,10 +89,10 @@ def earlier_lines(path: Path, first_step: int) -> str:
 def start_wandb(out_dir: Path, project: str, first_step: int, config: dict):
     """A run of Weights & Biases, online or, with WANDB_MODE=offline, in out_dir/wandb."""
     try:
-        # imported here, as nobody needs the package who does not ask for it
+        # imported here, as only those who ask for it need the package
         import wandb
 
-        # A folder named wandb, such as it makes itself, may be on the path: that imports as an empty module.
+        # an AttributeError where a folder named wandb, such as its runs leave, was imported as an empty module
         start = wandb.init
     except (ImportError, AttributeError):
         remedy = "pip install wandb, or leave wandb_project empty"
@@ -113,13 +113,14 @@ def start_wandb(out_dir: Path, project: str, first_step: int, config: dict):
 def loss_as_sum(factors: dict[str, str], means: dict[str, float], own_share: float, own_text: dict) -> str:
     """The terms of a loss with their factors, so that the log line adds up: "0.1 ce 4.0222 + 0.9*1^2 kl 0.1621".
 
-    factors: of each term, as they are spelt. means: of each term, over the data's tokens. own_share: of the step's
-    micro-steps those on own text, of which own_text has kl_own: "0.75 (0.1 ce 4.0222 + …) + 0.25*0.9*1^2 kl_own 0.2".
+    factors: {term: its factor as text}. means: {term: its mean over the data's tokens}. own_share: the share of the
+    step's micro-steps that learn from own text; own_text: their mean, as kl_own. With both the line is
+    "0.75 (0.1 ce 4.0222 + …) + 0.25*0.9*1^2 kl_own 0.2".
     """
     summands = []
     if own_share < 1:
-        of_data = " + ".join(f"{factor} {name} {means[name]:.4f}" for name, factor in factors.items())
-        summands.append(f"{1 - own_share:g} ({of_data})" if own_share else of_data)
+        data_terms = " + ".join(f"{factor} {name} {means[name]:.4f}" for name, factor in factors.items())
+        summands.append(f"{1 - own_share:g} ({data_terms})" if own_share else data_terms)
     if own_share:
         summands.append(f"{own_share:g}*{factors['kl']} kl_own {own_text['kl_own']:.4f}")
     return " + ".join(summands)
@@ -137,11 +138,11 @@ def last_words(script: str, out_dir: str, saved: list[Path], best: tuple[float, 
     where = f"saved {saved[-1]}"
     if best_step >= 0:
         where += f" | best val {best_val:.4f} at step {best_step}"
-    # Of the newest checkpoint the path stands in front already; of one that was not kept there is none.
+    # with its path, unless it is the newest, whose path is on the line already, or was not kept
     if best_folder in saved[:-1]:
         where += f": {best_folder}"
     resume = f"python {script} --out_dir={out_dir} --init_from=resume"
-    # A finished run that is resumed has no step left to do.
+    # a finished run has no steps left unless there are to be more
     if finished:
         resume += " --max_steps=<more>"
     lines = [

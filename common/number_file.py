@@ -1,4 +1,4 @@
-"""Files of numbers: token streams, and what is stored of teachers."""
+"""Files of numbers: token streams, and cached predictions of teachers."""
 
 import os
 from pathlib import Path
@@ -9,9 +9,9 @@ import numpy as np
 class NumberFile:
     """A file of numbers of one type, memory-mapped.
 
-    Behind the end of a mapped file that was cut while a run reads it there are zeros up to the end of a page, and then
-    a signal that kills without a word (SIGBUS). So each read looks at the size first, which takes a microsecond. A file
-    that is replaced by renaming another one, as prepare_data.py does, is read on as it was.
+    If a mapped file is truncated while a run reads it, the run reads zeros up to the end of the last page, and beyond
+    that is killed by SIGBUS without a message. So each read checks the size first, which takes a microsecond. If the
+    file is replaced by renaming another one, as prepare_data.py does, the run goes on with the old one.
     """
 
     def __init__(self, path: Path, dtype: np.dtype, start=0):
@@ -22,7 +22,7 @@ class NumberFile:
             self.numbers = np.empty(0, dtype)
         else:
             mapped = np.memmap(path, dtype, mode="r", offset=start)  # behind the bytes of a header
-            # a plain array of the same memory: memmap's own type takes a few microseconds for each slice of a row
+            # the same memory as a plain array: slicing a memmap takes a few microseconds more for each row
             self.numbers = np.asarray(mapped)
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class NumberFile:
         """A view of numbers first … first + n - 1, fewer at the end. ValueError where the file was cut or grew."""
         try:
             now = os.stat(self.path)
-        # deleted or renamed: the mapping keeps it
+        # deleted or renamed: the mapping keeps the old file
         except FileNotFoundError:
             now = self.opened
         is_same_file = (now.st_dev, now.st_ino) == (self.opened.st_dev, self.opened.st_ino)

@@ -1,7 +1,7 @@
-"""A job divided over machines: each does one part (--part=3/16), and --part=join makes the whole of them.
+"""A job divided over machines: each does one part (--part=3/16), and --part=join puts the parts together.
 
-A part has a folder of its own within out_dir, part_03of16. Machines without a file system in common write these where
-they can, and somebody copies them into one out_dir before they are joined.
+A part has its own folder in out_dir, part_03of16. Machines without a shared file system write these folders to their
+own disks, and the user copies them into one out_dir before they are joined.
 """
 
 import re
@@ -27,12 +27,12 @@ class Part:
         return f"{self.number}/{self.n}"
 
     def folder(self, out_dir: str | Path) -> Path:
-        # as many digits as n has, so that a listing has them in order
+        # as many digits as n has, so that they are listed in order
         width = len(str(self.n))
         return Path(out_dir) / f"part_{self.number:0{width}}of{self.n}"
 
     def share(self, total: int) -> range:
-        """The numbers, of 0 … total - 1, that this part has: one after the other, and as many as any part, or one less.
+        """This part's range of the numbers 0 … total - 1; the lengths of all parts' ranges differ by one at most.
 
         >>> [list(Part(number, 3).share(5)) for number in (1, 2, 3)]
         [[0], [1, 2], [3, 4]]
@@ -42,7 +42,7 @@ class Part:
         return range(first, stop)
 
     def holds(self, i: int) -> bool:
-        """Whether number i, from 0, is this part's where they go round: the first to part 1, the next to part 2.
+        """Whether item i, counted from 0, is this part's when items are dealt out in turn, the first to part 1.
 
         >>> [i for i in range(7) if Part(1, 3).holds(i)]
         [0, 3, 6]
@@ -51,7 +51,7 @@ class Part:
 
 
 def parse_part(text: str) -> Part | None:
-    """What the knob `part` names; None for "", the whole, and for "join". ValueError for anything else."""
+    """The part that the knob `part` names; None for "", the whole, and for "join". ValueError for anything else."""
     if text in ("", JOIN):
         return None
     numbers = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
@@ -64,9 +64,9 @@ def parse_part(text: str) -> Part | None:
 
 
 def parts_in(out_dir: str | Path) -> list[Part]:
-    """The parts whose folders lie in out_dir, in their order: all from 1 to n, finished or not.
+    """The parts whose folders lie in out_dir, from 1 to n, finished or not.
 
-    ValueError where there are none, where one is missing, or where some are of another n.
+    ValueError where there are none, where one is missing, or where they have different n.
     """
     parts = []
     for path in Path(out_dir).glob("part_*of*"):
@@ -74,7 +74,7 @@ def parts_in(out_dir: str | Path) -> list[Part]:
         if not numbers or not path.is_dir():
             continue
         part = Part(int(numbers[1]), int(numbers[2]))
-        # part_3of16 is no folder of ours, which is part_03of16.
+        # part_3of16 is not ours, which would be part_03of16
         if part.folder(out_dir) == path and 1 <= part.number <= part.n:
             parts.append(part)
     if not parts:
@@ -93,7 +93,7 @@ def parts_in(out_dir: str | Path) -> list[Part]:
 
 
 def shown(names: list[str], most: int = 5) -> str:
-    """A list of names of which only the first are shown where it is long.
+    """A list of names as text, of which only the first `most` are shown.
 
     >>> shown(["1/9", "2/9", "3/9"], most=2)
     '1/9, 2/9, …'

@@ -42,12 +42,12 @@ def find_model(where: str | Path) -> Path:
     if not str(where):
         forms = "a folder with config.json and weights, a run's out_dir, or a hub name"
         raise ValueError(f"no model is named; give {forms}")
-    # what is on the disk goes before the hub: "gpt2" may be a folder
+    # a folder comes before the hub: "gpt2" may be one
     folder = Path(where)
     if (folder / "config.json").is_file():
         return folder
     if folder.name == "best" and by_step(folder.parent):
-        # here, as it needs this module to save
+        # imported here, as common/checkpoint.py imports this module
         from common.checkpoint import best_checkpoint
 
         best = best_checkpoint(folder.parent)
@@ -59,10 +59,10 @@ def find_model(where: str | Path) -> Path:
     if checkpoints:
         return checkpoints[-1]
 
-    # What is not there may be a run to come, or misspelt: asking the hub for it would end in an
-    # error about the network.
+    # A missing folder may be that of a run that has not started yet, or misspelt: the hub's answer would be an error
+    # about the network.
     no_model = f"no model at {str(where)!r}"
-    # out_dir/best is the checkpoint of a run to come as well
+    # as may out_dir/best
     command = made_by(folder) or (folder.name == "best" and made_by(folder.parent))
     if command:
         raise FileNotFoundError(f"{no_model} yet; first run: {command}")
@@ -78,13 +78,13 @@ def find_model(where: str | Path) -> Path:
 
 
 def settle_model(where: str | Path, run) -> Path:
-    """`find_model`, asked once, and the same on all ranks of `run` (a Runtime).
+    """`find_model`, called once, with the same result on all ranks of `run` (a Runtime).
 
-    A run that trains meanwhile may save its next step between two looks: what is scored, hashed and named must be one
-    checkpoint. ValueError on all ranks if they found different ones.
+    Between two calls a run that is training may save its next checkpoint, but the one that is scored must be the one
+    that is hashed and named. ValueError on all ranks if they found different ones.
     """
     folder = find_model(where)
-    # the name alone, as each machine may have a folder of its own for what comes from the hub
+    # only the name, as each machine may keep downloads from the hub somewhere else
     number = zlib.crc32(folder.name.encode())
     (total,) = run.sum(number)
     if total != run.world * number:
@@ -93,7 +93,7 @@ def settle_model(where: str | Path, run) -> Path:
 
 
 def models_beside(folder: Path) -> list[str]:
-    """The folders with a model, or with a run's checkpoints, that lie where `folder` would."""
+    """The folders beside `folder`, which need not exist, that hold a model or a run's checkpoints."""
     if not folder.parent.is_dir():
         return []
     paths = [path for path in folder.parent.iterdir() if path.is_dir()]
@@ -117,7 +117,7 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, divide=None, **
     config, family = read_config(read_json(config_file), config_file)
     config = dataclasses.replace(config, **overrides)
     stored = Weights(folder)
-    # before the model is made: ten million blocks take long even without memory
+    # before the model is made: ten million blocks would take long, even on the meta device
     n_tensors = len(stored.files)
     if config.n_layer > n_tensors:
         blocks = f"config.json says {config.n_layer} blocks"
@@ -128,7 +128,7 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, divide=None, **
     if divide:
         divide(model.to(dtype))
     weights, misfits = read_weights(stored, model, family, device, dtype)
-    # a few: the wrong config.json makes every tensor misfit
+    # not all: with the wrong config.json every tensor misfits
     if misfits:
         more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
         first = "; ".join(misfits[:3])
@@ -140,7 +140,7 @@ def load_pretrained(where: str | Path, device="cpu", dtype=None, divide=None, **
 
 
 class NoInit(torch.overrides.TorchFunctionMode):
-    """Modules made within it are not initialised: on the meta device that costs a second of imports."""
+    """Modules made inside this mode are not initialised, which on the meta device would cost a second of imports."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", "") == "torch.nn.init":
@@ -149,7 +149,7 @@ class NoInit(torch.overrides.TorchFunctionMode):
 
 
 def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple[dict, list[str]]:
-    """The state dict of `model`, and what of it does not fit: missing, misshapen, damaged or unused tensors."""
+    """The state dict for `model`, and a line for each tensor that is missing, misshapen, damaged or unused."""
     config = model.config
     parameters = model.state_dict()
     prefix = missing_prefix(stored, family)
@@ -187,13 +187,13 @@ def read_weights(stored: Weights, model, family: Family, device, dtype) -> tuple
 
 
 def missing_prefix(stored: Weights, family: Family) -> str:
-    """What the names in files of the bare model, without its head, lack in front: OpenAI's gpt2 on the hub."""
+    """The prefix that names lack in a file of the bare model, without its head, as OpenAI's gpt2 on the hub is."""
     is_whole = any(name.startswith(family.prefix) for name in stored.files)
     return "" if is_whole else family.prefix
 
 
 def known_buffers(family: Family, n_layer: int, prefix: str) -> set[str]:
-    """Names of what old files hold beside the weights."""
+    """Names of the buffers that old files hold besides the weights."""
     names = set()
     for buffer in family.buffers:
         for i in range(n_layer):
@@ -202,7 +202,7 @@ def known_buffers(family: Family, n_layer: int, prefix: str) -> set[str]:
 
 
 def wrong_shape(tensor: torch.Tensor, our_shape: torch.Size, layout: Layout | None) -> str:
-    """What a stored tensor is, and what it should be; "" if it is that."""
+    """A stored tensor's shape and type, and the expected shape, as text; "" if they are right."""
     # the shape that the file should have, before the layout is changed to ours
     expected = our_shape[::-1] if layout is CONV1D else our_shape
     if tensor.shape == expected and tensor.dtype.is_floating_point:
@@ -217,7 +217,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def is_finite(weight: torch.Tensor) -> bool:
-    """Without a temporary as large as the weight."""
+    """Whether all numbers are finite, without a temporary as large as the weight."""
     # float8 has no aminmax
     if weight.dtype.itemsize == 1:
         weight = weight.float()
@@ -225,8 +225,8 @@ def is_finite(weight: torch.Tensor) -> bool:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 of a folder's file of weights; of several, SHA-256 of their digests one after the other."""
-    # the bytes of the files, not the tensors: anybody can check it with sha256sum
+    """SHA-256 of a folder's file of weights; for several files, SHA-256 of their concatenated digests."""
+    # of the files' bytes, not of the tensors: anybody can check it with sha256sum
     paths = sorted(set(Weights(folder).files.values()))
     digests = [file_sha256(path) for path in paths]
     if len(digests) == 1:
@@ -248,10 +248,10 @@ def save_pretrained(model, folder: str | Path, tokenizer=None):
 
 
 def weights_to_store(model) -> Iterator[tuple[str, torch.Tensor]]:
-    """A model's weights with the names and in the layout of its family, so that transformers opens them as they are.
+    """A model's weights under the names and in the layout of its family, as transformers expects them.
 
-    They are the model's own tensors or views of them, on its device; of a model that the ranks divide, whole tensors,
-    one at a time, for which all ranks go through them together.
+    They are the model's own tensors or views of them, on its device. Where the ranks divide the model, they are whole
+    tensors, gathered one at a time, so that all ranks must iterate together.
     """
     _, family = write_config(model.config)
     state = model.state_dict()
@@ -266,7 +266,7 @@ def weights_to_store(model) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def write_pretrained(folder: Path, weights: dict[str, torch.Tensor], config, tokenizer=None):
-    """What save_pretrained does, of weights that are contiguous on the CPU; config: the model's."""
+    """save_pretrained for weights that are contiguous tensors on the CPU already; config: the model's."""
     folder.mkdir(parents=True, exist_ok=True)
     theirs, _ = write_config(config)
     # transformers 5's key and transformers 4's
@@ -278,7 +278,7 @@ def write_pretrained(folder: Path, weights: dict[str, torch.Tensor], config, tok
         write_indented(folder / "meta.json", tokenizer_meta(tokenizer))
     weights_file = folder / "model.safetensors"
     save_file(weights, weights_file, metadata={"format": "pt"})
-    # written as 0600, which other users could not read
+    # safetensors writes it as 0600, which other users cannot read
     weights_file.chmod(0o644)
     # last, as find_model takes a folder with config.json for a model
     write_indented(folder / "config.json", theirs)
@@ -289,12 +289,12 @@ def write_indented(path: Path, content: dict):
 
 
 # ---------------------------------------------------------------------------------------------
-# what the knobs of a run ask of a model
+# the knobs of a run and its model
 
 
 def check_fits(model, where, block_size: int, vocab_size: int):
     """ValueError unless `model`, which came from `where`, has the positions and ids that the data needs."""
-    # the rows of a data set may be shorter than the model's, never longer
+    # rows may be shorter than the model's context, never longer
     positions = model.config.block_size
     if block_size > positions:
         limit = f"the {positions} positions of {where}"
@@ -323,13 +323,13 @@ def shape_of(model) -> dict:
 
 
 def record_shape(config, model, source):
-    """Write the shape that `model` really has into the knobs; those that were given must agree with it.
+    """Write the shape that `model` really has into the knobs. ValueError if one that was given says otherwise.
 
-    config: what `configure` returned; source: what the model was loaded from, None for a new one. Raises ValueError: a
-    knob that is ignored without a word would be believed.
+    config: what `configure` returned; source: what the model was loaded from, None for a new one. An error, as a user
+    would think that a knob has an effect if it were silently ignored.
     """
     shape = shape_of(model)
-    # 0 stands for what follows from the other knobs
+    # where they are 0 they follow from the other knobs
     derived = ("n_kv_head", "n_inner")
     for key, where in config.given.items():
         if key not in shape or config[key] == shape[key]:
@@ -345,12 +345,12 @@ def record_shape(config, model, source):
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The least multiple that is not below `number`."""
+    """The smallest multiple of `multiple` that is at least `number`."""
     return math.ceil(number / multiple) * multiple
 
 
 def keep_blocks(model, blocks: str, where):
-    """Keep these blocks of a model alone, in this order: "0,2,4,7,9,11" makes DistilGPT2's student of GPT-2.
+    """Keep only these blocks of a model, in this order: "0,2,4,7,9,11" makes DistilGPT2's student of GPT-2.
 
     Embeddings, final norm and head stay. ValueError unless `model`, which came from `where`, has them.
     """
@@ -366,23 +366,22 @@ def keep_blocks(model, blocks: str, where):
             problem = "no model to take them from is named in init_from"
         form = "expected numbers with commas between, as in 0,2,4"
         raise ValueError(f"init_layers={blocks!r}, but {problem}; {form}")
-    # a copy: the same block twice is two blocks
+    # copies, as a block that is named twice becomes two
     model.h = torch.nn.ModuleList(copy.deepcopy(model.h[i]) for i in numbers)
     model.config.n_layer = len(numbers)
 
 
 def freeze_parameters(model, prefixes: str):
-    """No gradient for the parameters whose names begin with one of the comma-separated prefixes, whole parts of names.
+    """Turn off the gradient of parameters whose names begin with one of the comma-separated prefixes.
 
-    A tied head has two names, and stays if either is given.
+    "h.1" is one of "h.1.ln_1.weight", not of "h.10.ln_1.weight". A tied head has two names, and is frozen by either.
     """
-    # with both names of a tied head
+    # with duplicates, so that a tied head appears under both of its names
     parameters = list(model.named_parameters(remove_duplicate=False))
     for prefix in prefixes.split(","):
         prefix = prefix.strip()
         if not prefix:
             continue
-        # "h.1" is not the beginning of "h.10.ln_1.weight"
         chosen = [p for name, p in parameters if f"{name}.".startswith(f"{prefix}.")]
         if not chosen:
             known = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in parameters))

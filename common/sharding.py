@@ -1,13 +1,13 @@
 """Models divided among the ranks, for what does not fit on one device: FSDP2 (torch's fully_shard).
 
 Each rank keeps a share of every tensor, some of its rows: of weights, gradients and moments alike (DTensors). The
-weights of a block are gathered when it computes and dropped behind it; backward gathers them anew, and gives each rank
-its share of the gradient, averaged over the ranks. So the numbers are those of replicas, to the order of sums.
+weights of a block are gathered when it computes and dropped after it; backward gathers them once more, and gives each
+rank its share of the gradient, averaged over the ranks. So the numbers are those of replicas, up to the order of sums.
 
-A forward pass is the work of all ranks together: a rank that makes one more than the others waits for ever. Where ranks
-have different numbers of passes to make, they make idle ones too, or all weights are gathered first (`whole_weights`).
+All ranks take part in every forward pass: a rank that makes one more than the others waits for ever. Where ranks have
+different numbers of passes to make, some make idle ones too, or all weights are gathered first (`whole_weights`).
 
-torch.distributed.tensor is imported where it is needed: that takes half as long as torch itself.
+torch.distributed.tensor is imported where it is needed: the import takes half as long as torch's.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ import torch.distributed as dist
 
 
 def check_shard(config: dict, world: int):
-    """ValueError where the knobs ask for something that is not right with a student in shares."""
+    """ValueError for knobs that would give a divided student other results than replicas have."""
     if config["shard"] and world > 1 and config["weight_dtype"] != "float32":
-        # They round the gradient of each micro-step before it is averaged over the ranks, not after.
+        # Replicas round the gradient of each micro-step before it is averaged over the ranks, not after.
         problem = "shard=True goes with weight_dtype='float32' alone, as replicas round other gradients"
         raise ValueError(f"{problem}; leave one of the two out")
 
@@ -29,10 +29,10 @@ def check_shard(config: dict, world: int):
 
 
 def shard_module(module, device: torch.device):
-    """Divide a module among the ranks, in place, block by block; on `device`, to which the blocks come one at a time.
+    """Divide a module among the ranks, in place, moving it to `device` block by block.
 
     A language model's blocks (`h`) are gathered one by one, the rest (embedding, final norm and head) together.
-    No mixed precision of FSDP's own: autocast casts what was gathered, as it does in replicas, and norms stay float32.
+    FSDP's own mixed precision is off: autocast casts what was gathered, as it does in replicas, and norms stay float32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -41,20 +41,20 @@ def shard_module(module, device: torch.device):
     blocks = list(getattr(module, "h", []))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    # The chunked head reads lm_head.weight outside of forward: so after a forward pass the rest stays gathered, in
-    # training until the end of backward, which hands out the head's gradient too. A tied head is one tensor with the
-    # embedding, and the two are in one group here.
+    # The chunked head reads lm_head.weight outside of forward, so the rest stays gathered after a forward pass, in
+    # training until the end of backward, which distributes the head's gradient too. A tied head is the same tensor as
+    # the embedding, so the two must be in one group, as they are here.
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
-    # The gradient is a sum that is divided then: gloo of some torch versions takes an average that it is asked for to
-    # be a sum, without a word.
+    # Sum the gradients and divide, rather than average: with some torch versions gloo silently sums when it is asked
+    # for an average.
     for part in (*blocks, module):
         part.set_force_sum_reduction_for_comms(True)
 
 
 def check_trained(model):
-    """ValueError where backward would not reach a model in shares, and so hand out no gradients."""
+    """ValueError where backward would not reach a divided model, whose ranks would then get no gradients."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    # FSDP's work in backward begins at the hidden states
+    # FSDP's hooks run when backward arrives at the hidden states
     if all(p is model.lm_head.weight for p in trained) and model.lm_head.weight is not model.wte.weight:
         raise ValueError("shard=True needs a trained parameter below the head; freeze less, or leave shard out")
 
@@ -65,9 +65,9 @@ def is_sharded(model) -> bool:
 
 @contextlib.contextmanager
 def whole_weights(model):
-    """Within, each rank has all weights of a model, and the ranks make as many forward passes as they like.
+    """A context in which each rank holds all weights of a model, and may make as many forward passes as it likes.
 
-    For generation, which is of different lengths on each rank, and would gather all blocks for every token. Without
+    For generation, whose length differs from rank to rank, and which would gather all blocks for every token. Without
     gradients. All ranks enter and leave together. A model that is not divided stays as it is.
     """
     if not is_sharded(model):
@@ -80,7 +80,7 @@ def whole_weights(model):
     yield
     for module in modules:
         module.reshard()
-        # of the outermost the rest stays gathered, as in shard_module
+        # the outermost module, which is the rest, stays gathered after forward, as in shard_module
         module.set_reshard_after_forward(module is not model, recurse=False)
 
 
@@ -89,14 +89,14 @@ def whole_weights(model):
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor gathered from its shares, on every rank: all call it together. One that is not divided as it is."""
+    """A tensor gathered from its shares on every rank, so that all call this together; unchanged if not divided."""
     if hasattr(tensor, "full_tensor"):
         return tensor.full_tensor()
     return tensor
 
 
 def share_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's share of a tensor that every rank has whole, divided as `like` is; the tensor if that is not."""
+    """This rank's share of a tensor that every rank holds, divided as `like` is; the tensor itself if that is not."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,14 +1,14 @@
-"""SentencePiece files: what in them decides ids, and a tokenizer.json that says the same.
+"""SentencePiece files: the fields that decide ids, and an equivalent tokenizer.json.
 
 transformers reads a tokenizer.json as it is. From a tokenizer.model alone it takes the pieces, and
-guesses the rest by the model_type beside it: for a GPT, GPT-2's byte-level rules.
+guesses the rest by the model_type in config.json: for a GPT, GPT-2's byte-level rules.
 """
 
 import base64
 import struct
 from typing import NamedTuple
 
-BLANK = "\u2581"  # "▁", what a blank is in a piece
+BLANK = "\u2581"  # "▁", which stands for a blank in a piece
 
 # model_type
 UNIGRAM = 1
@@ -17,7 +17,7 @@ BPE = 2
 # Types of a piece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
-# Ways in which a protocol buffer writes a field.
+# Wire types of a protocol buffer: how a field is written.
 VARINT, EIGHT_BYTES, WITH_LENGTH, FOUR_BYTES = 0, 1, 2, 5
 
 
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 class SentencePieceFile:
-    """What a file says of how text becomes ids. Fields and defaults: sentencepiece_model.proto."""
+    """The rules by which a file turns text into ids. Fields and defaults: sentencepiece_model.proto."""
 
     def __init__(self, model: bytes):
         self.pieces = []  # by id
@@ -79,7 +79,7 @@ def read_piece(message: bytes) -> Piece:
     for field, serialised, contents in proto_fields(message):
         if field == 1:
             text = contents.decode(errors="replace")
-        # of another length it is written as a field that SentencePiece does not know, and skips
+        # SentencePiece skips a score of another length, as it does unknown fields
         elif field == 2 and len(contents) == 4:
             (score,) = struct.unpack("<f", contents)
         elif field == 3:
@@ -92,11 +92,11 @@ def read_piece(message: bytes) -> Piece:
 
 
 def inexpressible(file: SentencePieceFile) -> str:
-    """Why `spec_of_sentencepiece` cannot say the same as the file; "" where it can."""
+    """Why no tokenizer.json can say the same as the file; "" where `spec_of_sentencepiece` does."""
     # A unigram model chooses among all ways to cut a text; a list of merges cannot.
     if file.model_type != BPE:
         return "is not a BPE model"
-    # They are found before anything merges, or never used.
+    # User-defined pieces are found before anything merges, unused ones never.
     types = {piece.type for piece in file.pieces}
     if USER_DEFINED in types or UNUSED in types:
         return "has user-defined or unused pieces"
@@ -157,9 +157,9 @@ def merges(file: SentencePieceFile) -> list[list[str]]:
     scores = {piece.text: piece.score for piece in file.pieces if piece.type == NORMAL}
     pairs = []
     for text in sorted(scores, key=scores.get, reverse=True):
-        for cut in range(1, len(text)):
-            left = text[:cut]
-            right = text[cut:]
+        for middle in range(1, len(text)):
+            left = text[:middle]
+            right = text[middle:]
             if left in scores and right in scores:
                 pairs.append([left, right])
     return pairs
@@ -167,21 +167,21 @@ def merges(file: SentencePieceFile) -> list[list[str]]:
 
 def normalizer(file: SentencePieceFile) -> dict:
     steps = []
-    # Precompiled maps one character at a time, so NFKC has to compose what is several. NFKC alone
-    # would lack the characters that are newer than its tables.
+    # Precompiled maps single characters, so NFKC has to compose sequences of several first. NFKC
+    # alone would lack the characters that are newer than its tables.
     if "nfkc" in file.normalization:
         steps.append({"type": "NFKC"})
     if file.charsmap:
         charsmap = base64.b64encode(file.charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
-    # Blanks at the start, and all but the last of a run. Those at the end go last, see below.
+    # Remove blanks at the start, and all but the last of a run. Those at the end follow below.
     if file.remove_extra_blanks:
         steps.append(replace({"Regex": r"\A +| +(?= )"}, ""))
     # A text of "" gets no prefix, here and in SentencePiece.
     if file.dummy_prefix:
         steps.append({"type": "Prepend", "prepend": BLANK})
     steps.append(replace({"String": " "}, BLANK))
-    # Here, so that a "▁" that the text itself ends in goes too.
+    # After blanks have become "▁", so that a "▁" at the end of the text itself is removed too.
     if file.remove_extra_blanks:
         steps.append(replace({"Regex": rf"{BLANK}+\z"}, ""))
     return {"type": "Sequence", "normalizers": steps}
@@ -213,8 +213,8 @@ def replace(pattern: dict, content: str) -> dict:
 def deciding_fields(model: bytes):
     """The top-level fields of a SentencePiece file that decide ids, serialised.
 
-    The hash of a tokenizer is over them. How it was trained and tested is left out, as another path
-    of the same text does not make another tokenizer.
+    A tokenizer's hash is over them. How it was trained and tested is left out: the same text under
+    another path does not make another tokenizer.
     """
     for field, _, contents in proto_fields(model):
         # trainer_spec has paths of files and thread counts. Encoding uses only its model_type (3),

@@ -50,9 +50,9 @@ class Tokenizer(Protocol):
     vocab_size: int
     eot: int  # end of text, after each document of a data set
     bos: int  # beginning of text
-    # Of what decides the ids of a text, not of the bytes of a file. It travels in meta.json and in
-    # every checkpoint, as shapes can agree where meanings do not: GPT-2's and OLMo's padded heads
-    # are both 50,304 wide.
+    # Over all that decides the ids of a text, not over the bytes of a file. meta.json and every
+    # checkpoint carry it, as equal shapes do not mean equal ids: GPT-2's and OLMo's padded heads are
+    # both 50,304 wide.
     hash: str
     # The contents of a tokenizer.json that gives the same ids; None where none does.
     spec: dict | None
@@ -135,7 +135,7 @@ class SentencePieceTokenizer:
             raise ValueError(f"{where} is empty; copy or fetch it again")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        # an error in bytes that are no UTF-8 is one of the message, which the library decodes
+        # UnicodeDecodeError: the library fails to decode its own message, which quotes the file's bytes
         except (RuntimeError, UnicodeDecodeError):
             problem = "is not a SentencePiece model, or is incomplete; copy or fetch it again"
             raise ValueError(f"{where} {problem}") from None
@@ -154,9 +154,9 @@ class SentencePieceTokenizer:
     def train(cls, texts, vocab_size: int, nfkc=False):
         """A byte-fallback BPE of `vocab_size` from an iterable of str.
 
-        The same texts give the same bytes. Digits are tokens of their own; blanks and line ends merge
-        like letters. nfkc: text is normalised first (as in Baby Llama), and where that changes it, it
-        does not decode to itself.
+        The same texts give the same file. Each digit is a token of its own; blanks and line ends merge
+        like letters. nfkc: text is normalised first (as in Baby Llama); a text that this changes does
+        not decode to itself.
         """
         source = TrainingTexts(texts)
         model = io.BytesIO()
@@ -171,7 +171,7 @@ class SentencePieceTokenizer:
                 **TRAINER_SETTINGS,
             )
         except RuntimeError as error:
-            # The lines before the last say where in the trainer's source it failed.
+            # The lines before the last are the place in the trainer's source where it failed.
             reason = str(error).strip().splitlines()[-1]
             problem = f"vocab_size={vocab_size} does not suit this text: {reason}"
         if source.error:
@@ -282,7 +282,7 @@ def load_tokenizer(where: str | Path) -> Tokenizer:
     Raises FileNotFoundError or ValueError when there is none, or not the one that meta.json names.
     """
     folder = Path(where)
-    # A folder of that name on the disk goes first.
+    # A folder of that name comes before the hub.
     if not folder.exists() and str(where) == "gpt2":
         return GPT2Tokenizer()
     if not folder.exists() and is_repo(str(where)):
@@ -325,7 +325,7 @@ def as_meta_says(tokenizer: Tokenizer | None, folder: Path) -> Tokenizer:
     if tokenizer.vocab_size != meta["vocab_size"]:
         sizes = f"vocab_size={meta['vocab_size']}, but its tokenizer has {tokenizer.vocab_size} ids"
         raise ValueError(f"{meta_file}: {sizes}")
-    # The files do not say that a byte-level BPE is GPT-2's, nor what a data set was made with.
+    # Only meta.json knows whether a byte-level BPE is GPT-2's, and which end-of-text id the data has.
     tokenizer.kind = kind
     tokenizer.eot = meta["eot"]
     # Older data sets have no bos: the end of one text began the next.
@@ -349,7 +349,7 @@ def read_start(meta: dict, where: Path) -> list[int]:
 
 def from_files(folder: Path) -> Tokenizer | None:
     """The tokenizer that the files of a folder hold, None without any."""
-    # First, as a tokenizer.json beside it is our translation of it, or somebody else's.
+    # This comes first: a tokenizer.json beside it is only a translation of it, ours or somebody else's.
     model_file = folder / "tokenizer.model"
     if model_file.is_file():
         return SentencePieceTokenizer(model_file.read_bytes(), model_file)
@@ -359,7 +359,7 @@ def from_files(folder: Path) -> Tokenizer | None:
     check_is_text(spec, path)
     tokenizer = BPETokenizer(spec, path)
     tokenizer.eot = special_id(folder, "eos", tokenizer.added_ids)
-    # GPT-2's older pair of files often lies alone, with nothing that names the token.
+    # GPT-2's older pair of files often comes without another one that names the token.
     if tokenizer.eot is None:
         known_ends = [token for token in ENDS if token in tokenizer.added_ids]
         if not known_ends:
@@ -373,7 +373,7 @@ def from_files(folder: Path) -> Tokenizer | None:
 
 
 def check_is_text(spec: dict, path: Path):
-    """ValueError for half a surrogate pair, which JSON can hold: what has one could not be saved with a checkpoint."""
+    """ValueError for half a surrogate pair: JSON can hold it, but it could not be saved with a checkpoint."""
     try:
         json.dumps(spec, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -419,7 +419,7 @@ def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         names = read_if_there(folder / file)
         token = names.get(f"{name}_token")
-        # null, as in Qwen3's files: no text begins with one, whatever id config.json names.
+        # null, as in Qwen3's files: no text begins with such a token, whatever id config.json names.
         if name == "bos" and "bos_token" in names and token is None:
             return None
         # Written as text, or as an object with options.
@@ -428,7 +428,7 @@ def special_id(folder: Path, name: str, ids: dict[str, int]) -> int | None:
         if isinstance(token, str) and token in ids:
             return ids[token]
     special = read_if_there(folder / "config.json").get(f"{name}_token_id")
-    # A list where a model ends its turn in several ways, as those tuned on instructions do.
+    # A list for models that end their turn in several ways, as those tuned on instructions do.
     if isinstance(special, list) and special:
         special = special[0]
     if isinstance(special, int) and special in ids.values():
@@ -447,7 +447,7 @@ def check_same_tokenizer(dataset: str | Path, where: str | Path):
 
     By hash, as equal shapes prove nothing.
     """
-    # A checkpoint says its hash. Other models have only the files of their tokenizer.
+    # A checkpoint's meta.json has the hash. Other models only have their tokenizer's files.
     if (Path(where) / "meta.json").is_file():
         model_hash = read_meta(where)["tokenizer_hash"]
     else:

@@ -1,7 +1,7 @@
 """The tensors of a model folder, whichever form its files have: safetensors or torch's, whole or in shards.
 
-What comes from outside is neither believed nor executed: torch.load with weights_only, and a ValueError that names
-the file for whatever else a damaged or hostile one may be.
+Files from outside are neither trusted nor executed: torch.load has weights_only, and a file that is damaged or hostile
+in any other way is a ValueError with its name.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import torch
 
 from common.files import read_json
 
-# What a file that is cut, overwritten or hostile can make of torch.load and safetensors.
+# What torch.load and safetensors raise for files that are cut, overwritten or hostile.
 DAMAGE = (
     safetensors.SafetensorError,
     pickle.UnpicklingError,
@@ -37,13 +37,13 @@ REOPEN = 16e6
 
 @contextlib.contextmanager
 def damage_as_value_error(path: Path):
-    """Whatever a damaged file raises is a ValueError that names the file."""
+    """Turn whatever a damaged file raises into a ValueError that names the file."""
     try:
         yield
     except DAMAGE as error:
         message = str(error) or type(error).__name__
         reason = message.splitlines()[0]
-        # torch's own message ends in the advice to unpickle without weights_only
+        # torch's own message advises to load the file without weights_only
         if isinstance(error, pickle.UnpicklingError):
             reason = "objects in a pickle"
         raise ValueError(
@@ -65,10 +65,10 @@ class SafetensorsFile:
 
 
 class TorchFile:
-    """What torch.save wrote of a state dict."""
+    """A state dict as torch.save writes it."""
 
     def __init__(self, path: Path, is_zip: bool):
-        # before torch 1.6 it was not a zip file, which cannot be mapped
+        # before 1.6 torch did not write zip files, and only these can be mapped
         self.is_mapped = is_zip
         with damage_as_value_error(path), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ def check_state_dict(content, path: Path):
             raise ValueError(not_plain)
         if tensor.layout is not torch.strided:
             raise ValueError(not_plain)
-        # with strides of 0 a few bytes can claim to be a tensor that fills the memory
+        # with strides of 0, a few bytes can be a tensor of any size
         if tensor.nbytes > file_bytes:
             claim = f"says {name} has {tensor.nbytes:,}"
             raise ValueError(f"{path} has {file_bytes:,} bytes, but {claim}")
@@ -158,15 +158,15 @@ class Weights:
         return {name: folder / shard for name, shard in shard_in_fact.items()}
 
     def open(self, path: Path):
-        # the one before is closed first, as both would count as memory
+        # the previous file is closed first: the pages that were read of either count as memory
         self.file = None
         self.file = open_weights(path)
         self.path = path
         self.bytes_read = 0
 
     def view(self, name: str) -> torch.Tensor:
-        """A tensor of the file's type on the CPU, most likely a view of the file."""
-        # pages that were read stay in memory until the mapping is gone
+        """A tensor on the CPU, in the file's type: a view of the file where that is mapped."""
+        # pages that were read stay in memory until the mapping is closed
         path = self.files[name]
         takes_memory = self.file.is_mapped and self.bytes_read > REOPEN
         if path != self.path or takes_memory:
@@ -174,13 +174,13 @@ class Weights:
         return self.file.view(name)
 
     def read(self, name: str, device, dtype) -> torch.Tensor:
-        """A copy of a tensor, a few rows at a time: little of the file is in memory beside it."""
+        """A copy of a tensor, made a few rows at a time, so that little of the file is in memory as well."""
         tensor = self.view(name)
         copy = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device)
         bytes_per_row = max(1, tensor.nbytes // max(1, len(tensor)))
         rows = max(1, int(REOPEN // bytes_per_row))
         for start in range(0, len(copy), rows):
-            # without a reference from here, so that `view` can close the file
+            # no reference may be left here, or `view` could not close the file
             tensor = None
             tensor = self.view(name)[start : start + rows]
             copy[start : start + rows].copy_(tensor)

@@ -1,6 +1,6 @@
-"""Cleaning of the BabyLM domains, a function for each; each takes and gives whole lines of text.
+"""Cleaning of the BabyLM domains: a function for each, from whole lines of text to whole lines of text.
 
-What each does follows the description of Baby Llama's (arXiv:2308.02019, section 4): runs of blanks, blanks before
+They follow the description of Baby Llama's cleaning (arXiv:2308.02019, section 4): runs of blanks, blanks before
 punctuation, section marks of wikis, credit lines of subtitles, and "l" for "I" in upper-case subtitles.
 """
 
@@ -26,7 +26,7 @@ L_FOR_I = re.compile(
 
 
 def blanks(text: str) -> str:
-    """Runs of blanks are one, and none stand at the ends of a line.
+    """Runs of blanks become one blank; those at the ends of a line are removed.
 
     >>> blanks("one  two\\t three \\n  four")
     'one two three\\nfour'
@@ -35,7 +35,7 @@ def blanks(text: str) -> str:
 
 
 def aochildes(text: str) -> str:
-    """Utterances to children: no blanks before punctuation.
+    """Utterances to children: blanks before punctuation are removed.
 
     >>> aochildes("what's  that ?\\nit's a chicken .")
     "what's that?\\nit's a chicken."
@@ -65,7 +65,7 @@ def cbt(text: str) -> str:
 
 
 def children_stories(text: str) -> str:
-    """Stories: blanks, and lines of nothing but marks.
+    """Stories: lines of nothing but marks are removed.
 
     >>> children_stories("Once  upon\\n* * *\\na time")
     'Once upon\\na time'
@@ -74,7 +74,7 @@ def children_stories(text: str) -> str:
 
 
 def gutenberg(text: str) -> str:
-    """Books: underscores around emphasised words, and notes of illustrations.
+    """Books: underscores around emphasised words, and notes of illustrations, are removed.
 
     >>> gutenberg("It was _very_ late.\\n[Illustration: The inn]\\nHe  slept.")
     'It was very late.\\nHe slept.'
@@ -84,16 +84,17 @@ def gutenberg(text: str) -> str:
 
 
 def open_subtitles(text: str) -> str:
-    """Subtitles: credit lines go, and "l" in words of capitals is the "I" that a scanner misread.
+    """Subtitles: credit lines are removed, and "l" in words of capitals becomes the "I" that a scanner misread.
 
     >>> open_subtitles("lT'S THE POLlCE!\\nSubtitles by Bob\\nI'll  go")
     "IT'S THE POLICE!\\nI'll go"
     """
-    return L_FOR_I.sub(lambda word: word[0].replace("l", "I"), CREDITS.sub("", blanks(text)))
+    without_credits = CREDITS.sub("", blanks(text))
+    return L_FOR_I.sub(lambda word: word[0].replace("l", "I"), without_credits)
 
 
 def qed(text: str) -> str:
-    """Captions of talks: as subtitles.
+    """Captions of talks: cleaned as subtitles are, and as speech.
 
     >>> qed("Captions by volunteers\\nWlLL  IT WORK ?")
     'WILL IT WORK?'
@@ -102,7 +103,7 @@ def qed(text: str) -> str:
 
 
 def wikipedia(text: str) -> str:
-    """Articles: the marks around the titles of articles and sections.
+    """Articles: the marks around the titles of articles and sections are removed.
 
     >>> wikipedia("= = = Paris = = =\\nIt is  a city .\\n== History ==")
     'Paris\\nIt is a city.\\nHistory'
@@ -111,7 +112,7 @@ def wikipedia(text: str) -> str:
 
 
 def switchboard(text: str) -> str:
-    """Telephone conversations; the letter of the speaker stays.
+    """Telephone conversations: cleaned as speech; the letter of the speaker stays.
 
     >>> switchboard("A:\\t Uh-huh  .\\nB: Okay .")
     'A: Uh-huh.\\nB: Okay.'

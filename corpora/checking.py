@@ -24,7 +24,7 @@ def check_data(folder: Path):
 
 def check_hashes(folder: Path, meta: dict):
     """ValueError or FileNotFoundError unless the files have the bytes that meta.json was written for."""
-    # Data sets of earlier versions have no list of files.
+    # meta.json of an earlier version has no list of files
     for name, recorded in meta.get("files", {}).items():
         path = folder / name
         remedy = "prepare the data again"
@@ -32,7 +32,7 @@ def check_hashes(folder: Path, meta: dict):
             raise FileNotFoundError(f"{path} is not there, but meta.json names it; {remedy}")
         if not isinstance(recorded, dict):
             recorded = {}
-        # The size first: a file that was cut is found without reading it.
+        # the size first, so that a file that was cut is found without reading it
         if path.stat().st_size != recorded.get("bytes") or file_sha256(path) != recorded.get("sha256"):
             raise ValueError(f"{path}: its bytes are not those that meta.json was written for; {remedy}")
 
@@ -52,8 +52,8 @@ def check_ids(folder: Path, meta: dict, split: str) -> Tokens:
 def report_leaks(train: Tokens, val: Tokens, tok):
     """Print how many validation documents are training documents as well, id for id, and the first of them.
 
-    A warning and no error: short documents recur by nature (a licence, "Yes."), and a corpus that holds some twice is
-    still of use, as long as one knows. Documents that differ in a single id are not found.
+    A warning, not an error: short documents recur by nature (a licence, "Yes."), and a corpus with duplicates is still
+    useful if one knows of them. Documents that differ in a single id are not found.
     """
     n_documents = len(val.documents(tok.eot)[0])
     leaked = leaked_documents(train, val, tok.eot)
@@ -70,13 +70,12 @@ def report_leaks(train: Tokens, val: Tokens, tok):
 def leaked_documents(train: Tokens, val: Tokens, eot: int) -> set[tuple[int, int]]:
     """(start in val, length) of the validation documents that are training documents as well."""
     val_starts, val_lengths = val.documents(eot)
-    # hash of a document: [(start, length)] in val
-    held_out = {}
+    held_out = {}  # {hash of a document: its [(start, length)] in val}
     for start, length in zip(val_starts.tolist(), val_lengths.tolist()):
         key = document_hash(val, start, length, eot)
         held_out.setdefault(key, []).append((start, length))
     train_starts, train_lengths = train.documents(eot)
-    # Hashing is slow in Python: of the many training documents only those of the length of a validation document.
+    # Hashing is slow in Python, so of the many training documents only those as long as a validation document.
     candidates = np.isin(train_lengths, np.unique(val_lengths))
     leaked = set()
     for start, length in zip(train_starts[candidates].tolist(), train_lengths[candidates].tolist()):
@@ -86,7 +85,7 @@ def leaked_documents(train: Tokens, val: Tokens, eot: int) -> set[tuple[int, int
 
 
 def document_hash(tokens: Tokens, start: int, length: int, eot: int) -> bytes:
-    """Of the ids of a document. The last document of a split may lack its eot, which therefore does not count."""
+    """Hash of a document's ids, without its eot, which the last document of a split may lack."""
     ids = tokens.take(start, length)
     if ids[-1] == eot:
         ids = ids[:-1]

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 
 CONTEXT_LINES = 6
-# Characters of a line that says something: "else:" would be a fair ending of anything.
+# Fewest characters of a line that is used: "else:" could end any context.
 LONG_ENOUGH = 20
 # Lines from one question to the next, so that their contexts do not overlap.
 STRIDE = CONTEXT_LINES + 20
-# Questions of one text: a few long files should not be all there is.
+# Most questions from one text, so that a few long ones do not supply them all.
 MOST_OF_A_TEXT = 20
-MOST = 500
+MOST = 500  # questions in all
 
 
 def write_choices(stream, path: Path):
     """Write questions from the held-out documents: which line comes next? Three wrong ones come from the same text.
 
-    No substitute for HellaSwag, whose wrong endings are written to mislead.
+    No substitute for HellaSwag, whose wrong endings are made to mislead.
     """
     rng = np.random.default_rng(0)
     questions = []
@@ -40,7 +40,7 @@ def questions_of(text: str, rng: np.random.Generator) -> list[dict]:
         others = {line.strip() for line in lines} - {right}
         if len(others) < 3:
             continue
-        # Sorted, as the order of a set differs from run to run.
+        # sorted, as the order of a set of strings differs from run to run
         wrong = rng.choice(sorted(others), 3, replace=False)
         endings = [str(line) for line in wrong]
         label = int(rng.integers(4))

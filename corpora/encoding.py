@@ -13,12 +13,12 @@ from corpora.stream import Stream
 # Bytes of text that a BPE is trained on, as the trainer holds them in memory.
 BPE_SAMPLE = 1 << 26
 KINDS = ("bytes", "bpe", "gpt2")
-# nanoGPT has a tokenizer of characters and many expect one; here there is none.
+# nanoGPT has a tokenizer of characters, so users ask for one; there is none here.
 CHARACTERS = ("char", "chars", "character", "characters")
 
 
 def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
-    """The tokenizer of that kind, or of the folder or hub repository of that name.
+    """The tokenizer of one of KINDS, or that of the folder or hub repository `kind`.
 
     "bpe" is trained on the training split of the stream. ValueError or OSError with the remedy.
     """
@@ -33,12 +33,12 @@ def make_tokenizer(kind: str, vocab_size: int, nfkc: bool, stream: Stream):
     try:
         return load_tokenizer(kind)
     except OSError as error:
-        # Its name is right: what failed is the download, and the error says so.
+        # the name is right, so it was the download that failed, and the error says so
         if kind in KINDS:
             raise
         suggestion = nearest(kind.lower(), KINDS)
-        what = f"tokenizer={kind!r} is not one of {', '.join(KINDS)}{suggestion}"
-        raise type(error)(f"{what}; and {error}") from None
+        problem = f"tokenizer={kind!r} is not one of {', '.join(KINDS)}{suggestion}"
+        raise type(error)(f"{problem}; and {error}") from None
 
 
 def train_bpe(vocab_size: int, nfkc: bool, stream: Stream) -> SentencePieceTokenizer:
@@ -46,23 +46,23 @@ def train_bpe(vocab_size: int, nfkc: bool, stream: Stream) -> SentencePieceToken
     if not 300 <= vocab_size <= 65536:
         bounds = "a bpe needs 300 to 65,536 (bytes come first, ids are uint16)"
         raise ValueError(f"vocab_size={vocab_size}: {bounds}")
-    # The sizes are those on the disk: of compressed files the sample is larger.
+    # The sizes are those on the disk; the sample of compressed files is larger.
     every = max(1, math.ceil(sum(stream.sizes) / BPE_SAMPLE))
     sample = "the training split"
     if every > 1:
         sample = f"one in {every} pieces of the training split"
     print(f"training a BPE of {vocab_size:,} on {sample} …", flush=True)
-    # Validation text must not decide the vocabulary.
+    # Validation text must not influence the vocabulary.
     training_texts = (piece.text for piece in stream if piece.split == "train")
     return SentencePieceTokenizer.train(islice(training_texts, 0, None, every), vocab_size, nfkc)
 
 
 def encode_ahead(batches, tok, workers: int):
-    """Yield (batch, the ids of each of its pieces) of an iterable of batches, in order.
+    """Yield (batch, the ids of each of its pieces) for each of the batches, in order.
 
-    The tokenizer works outside Python's lock: while other cores encode a batch, this one reads and cleans the next.
+    The tokenizer releases Python's lock: while other cores encode a batch, this one reads and cleans the next.
     """
-    # at most two (batch, future): one that is encoded, and one that waits for it
+    # at most two (batch, future): one that is being encoded, and one that waits for it
     in_progress = deque()
     with ThreadPoolExecutor(1) as pool:
         for batch in batches:

@@ -1,14 +1,14 @@
-"""A corpus divided over machines by its files: a part keeps the ids of its own, the join makes the data set of them.
+"""A corpus divided over machines by its files: a part keeps the ids of its own files, the join makes a data set of all.
 
-Which split a document belongs to may depend on all files in front of it, as every 20th is held out, and so does the
-place of its ids in the token files. A part leaves both open. In its folder, part_02of16, are
+A document's split may depend on all files before its own, as every 20th document is held out, and so does the place of
+its ids in the token files. A part leaves both open. In its folder, part_02of16, are
 
     ids_000.bin     the ids of its files' pieces, one after the other, in the type of the token files
     pieces.dat      file, ids, bytes, end and split of each piece: a record PIECE
     part.json       settings, files of the corpus, tokenizer, hashes; written last
     the tokenizer's files
 
-The join reads the pieces in the order of one run, and writes them with the code of one run.
+The join reads the pieces in the order that a single run reads them in, and writes them with the same code.
 """
 
 import os
@@ -30,9 +30,9 @@ from corpora.writing import Preparation
 IDS = "ids_000.bin"
 PIECES = "pieces.dat"
 PIECE = np.dtype([("file", "<u4"), ("ids", "<u4"), ("bytes", "<u4"), ("ends", "u1"), ("split", "u1")])
-SPLITS = ("", "train", "val")  # what PIECE's split stands for; "" is left to the join
-ONE_FILE = 1 << 62  # ids in a shard: more than there are
-RECORDS = 1 << 16  # of pieces.dat that are read at a time
+SPLITS = ("", "train", "val")  # by the number in PIECE's split; "" is left to the join
+ONE_FILE = 1 << 62  # ids of a shard: more than any part has, so that there is only one
+RECORDS = 1 << 16  # read from pieces.dat at a time
 
 
 # ---------------------------------------------------------------------------------------------
@@ -41,12 +41,12 @@ RECORDS = 1 << 16  # of pieces.dat that are read at a time
 
 @dataclass
 class PartStream(Stream):
-    """The pieces of one part's files, in the order of one run; their split is "" where it needs other files."""
+    """The pieces of one part's files, in a single run's order; their split is "" where it depends on other files."""
 
     part: Part = None
 
     def __post_init__(self):
-        # What this part does not read may not be here, and does not count for `done`.
+        # Files of other parts may be missing here, and do not count for `done`.
         self.sizes = []
         for i, file in enumerate(self.files):
             self.sizes.append(file.path.stat().st_size if self.part.holds(i) else 0)
@@ -62,7 +62,7 @@ class PartStream(Stream):
 
 
 class PartPreparation(Preparation):
-    """A part in the making, written like a data set that has one split, called "ids"."""
+    """An unfinished part, written like a data set with one split, "ids"."""
 
     meta_name = "part.json"
 
@@ -72,13 +72,13 @@ class PartPreparation(Preparation):
 
     def restore(self, dtype: str, shard_tokens: int):
         super().restore(dtype, ONE_FILE)
-        # A part without text has them too.
+        # even a part without text has these files
         for name in (IDS, PIECES):
             (self.work / name).touch()
         os.truncate(self.work / PIECES, self.pieces * PIECE.itemsize)
 
     def write(self, piece: Piece, ids: np.ndarray, eot: int, dtype: str, shard_tokens: int):
-        """Append a piece. The end-of-text id behind its document is for the join, which knows where that goes."""
+        """Append a piece, without an end-of-text id: the join adds those, as it knows where the document goes."""
         n_bytes = piece.n_bytes
         self.add_split("ids", dtype, ONE_FILE).write(ids, n_bytes, ends=False, eot=eot)
         self.records.append((piece.file, len(ids), n_bytes, piece.ends, SPLITS.index(piece.split)))
@@ -87,13 +87,13 @@ class PartPreparation(Preparation):
         with open(self.work / PIECES, "ab") as file:
             file.write(np.array(self.records, dtype=PIECE).tobytes())
             file.flush()
-            # state.json may only speak of what a power cut leaves.
+            # state.json may only record what survives a power cut
             os.fsync(file.fileno())
         self.records = []
         super().save()
 
     def finish(self, corpus: list[list], tokenizer_meta: dict, dtype: str):
-        """Write part.json; `install` is what is left. corpus: `stats_of` all files."""
+        """Write part.json, after which only `install` remains to be done. corpus: `stats_of` all files."""
         hashes = {}
         for name in (IDS, PIECES, *FILES):
             path = self.work / name
@@ -104,7 +104,7 @@ class PartPreparation(Preparation):
 
 
 def stats_of(files: list[File]) -> list[list]:
-    """[path, bytes, time of the last change in ns] of each file; [path, None, None] of one that is not here."""
+    """[path, bytes, time of the last change in ns] of each file; [path, None, None] of a missing one."""
     stats = []
     for file in files:
         size = time = None
@@ -117,9 +117,9 @@ def stats_of(files: list[File]) -> list[list]:
 
 
 def is_finished_part(folder: Path, settings: dict) -> bool:
-    """Whether the part in a folder is finished. ValueError if it is of other settings than these.
+    """Whether the part in a folder is finished. ValueError if it was made with other settings.
 
-    Where only its texts have changed since, it is not finished but made again, as a data set is.
+    If only its texts have changed since, it is not finished: it is made again, as a data set is.
     """
     if not (folder / PartPreparation.meta_name).is_file():
         return False
@@ -131,7 +131,7 @@ def is_finished_part(folder: Path, settings: dict) -> bool:
 
 
 def first_difference(recorded, settings: dict, but="") -> str:
-    """The first setting that is recorded otherwise, as text; "" for none."""
+    """The first setting, except `but`, whose recorded value differs, as text; "" for none."""
     if not isinstance(recorded, dict):
         return "settings that are unreadable"
     for key, value in settings.items():
@@ -173,7 +173,7 @@ class StoredPart:
         self.check_info(path)
 
     def check_info(self, path: Path):
-        """The file may come from somebody else."""
+        """ValueError unless part.json, which may come from another machine, has entries of the right types."""
         kinds = {"settings": dict, "corpus": list, "tokenizer": dict, "files": dict}
         for key, kind in kinds.items():
             if not isinstance(self.info.get(key), kind):
@@ -191,7 +191,7 @@ class StoredPart:
         raise ValueError(f"{self.folder} {problem}; {self.again}")
 
     def check(self, settings: dict, paths: list[str], first: "StoredPart"):
-        """ValueError unless it has these settings, is of this corpus, and has the tokenizer of the first part."""
+        """ValueError unless the part has these settings, this corpus, and the tokenizer of the first part."""
         expected = settings | {"part": str(self.part)}
         changed = first_difference(self.info["settings"], expected)
         if changed:
@@ -212,7 +212,7 @@ class StoredPart:
                 self.refuse(f"has another tokenizer than part {first.part}")
 
     def check_files(self):
-        """ValueError unless its files have the bytes that it was finished with."""
+        """ValueError unless the files are as they were when the part was finished."""
         for name in (IDS, PIECES, *FILES):
             recorded = self.info["files"].get(name)
             path = self.folder / name
@@ -224,7 +224,7 @@ class StoredPart:
                 self.refuse(f"has a {name} with other bytes than when it was finished")
 
     def open(self):
-        """Begin to read, from the first piece."""
+        """Start reading at the first piece."""
         self.ids = open(self.folder / IDS, "rb")
         self.records = self.read_records()
         self.waiting = next(self.records, None)  # the record of the next piece
@@ -237,7 +237,7 @@ class StoredPart:
                 yield from records.tolist()
 
     def pieces(self, number: int, domain: str):
-        """Yield the pieces of a file of the corpus, by its number: of the files in the order that they are kept in."""
+        """Yield the pieces of the corpus's file `number`; files must be asked for in the order in which they lie."""
         while self.waiting is not None and self.waiting[0] == number:
             _, n_ids, n_bytes, ends, split = self.waiting
             ids = np.fromfile(self.ids, self.dtype, n_ids)
@@ -247,7 +247,7 @@ class StoredPart:
             self.waiting = next(self.records, None)
 
     def close(self):
-        """ValueError unless all was read."""
+        """ValueError unless everything has been read."""
         if self.waiting is not None or self.ids.read(1):
             self.refuse("has pieces out of order")
         self.ids.close()
@@ -255,7 +255,7 @@ class StoredPart:
 
 @dataclass
 class JoinedStream(Stream):
-    """The pieces of all parts, in the order of one run. `done` is the share of the ids that was read."""
+    """The pieces of all parts, in a single run's order. `done` is the share of the ids that have been read."""
 
     parts: list[StoredPart] = field(default_factory=list)
 
@@ -275,15 +275,15 @@ class JoinedStream(Stream):
         self.done = sum(part.ids.tell() for part in self.parts) / max(1, self.bytes_of_ids)
 
     def decided_pieces(self, i: int):
-        # The part has decided.
+        # the part has already decided their splits
         return self.file_pieces(i)
 
 
 def open_parts(out_dir: Path, settings: dict, files: list[File]) -> list[StoredPart]:
-    """All parts in out_dir, in order. ValueError unless they are finished, whole, and go together."""
+    """All parts in out_dir, in order. ValueError unless they are finished, undamaged, and parts of the same corpus."""
     parts = [StoredPart(part.folder(out_dir), part) for part in parts_in(out_dir)]
     paths = [str(file.path) for file in files]
-    # What can be found without reading the ids comes first.
+    # checks that need not read the ids come first
     for part in parts:
         part.check(settings, paths, first=parts[0])
     for part in parts:
@@ -292,19 +292,20 @@ def open_parts(out_dir: Path, settings: dict, files: list[File]) -> list[StoredP
 
 
 def joined_stats(parts: list[StoredPart]) -> list[list]:
-    """`stats_of` all files of the corpus, each as the part saw it that has read it."""
+    """`stats_of` all files of the corpus, each from the part that has read it."""
     n_files = len(parts[0].info["corpus"])
     return [parts[i % len(parts)].info["corpus"][i] for i in range(n_files)]
 
 
 def check_room(folder: Path, parts: list[StoredPart]):
     """ValueError where the disk has no room for the joined token files beside those of the parts."""
-    needed = sum((part.folder / IDS).stat().st_size for part in parts)
-    # of a join that was killed
-    there = sum(path.stat().st_size for path in (folder / "preparing").glob("*.bin"))
+    in_all = sum((part.folder / IDS).stat().st_size for part in parts)
+    # a join that was killed has written some of them
+    written = sum(path.stat().st_size for path in (folder / "preparing").glob("*.bin"))
+    needed = in_all - written
     free = shutil.disk_usage(folder).free
-    if needed - there > free:
-        problem = f"{folder} needs {needed - there:,} bytes more for the joined token files, but {free:,} are free"
+    if needed > free:
+        problem = f"{folder} needs {needed:,} bytes more for the joined token files, but {free:,} are free"
         raise ValueError(f"{problem}; free some, then start again")
 
 

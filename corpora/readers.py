@@ -1,9 +1,9 @@
 """Files of text as documents in pieces: plain text, JSON lines and parquet, perhaps compressed.
 
 `pieces` reads a file as (text, ends): a piece of a document, and whether the document ends with it. A piece has about
-PIECE characters at most. Plain text is cut behind a line, as cleaning needs whole lines: a BPE trained here, which also
-merges line ends, may have another token or two there than in one go; elsewhere cuts are where no merge crosses. Memory
-holds one piece, or one line of JSON, or one batch of parquet rows, never a whole file.
+PIECE characters at most. Plain text is cut after a line, as cleaning needs whole lines: a BPE trained here, which also
+merges line ends, may give a token or two there that it would not give the uncut text. Elsewhere cuts are where no merge
+crosses. Memory holds one piece, one line of JSON, or one batch of parquet rows, never a whole file.
 """
 
 import gzip
@@ -16,15 +16,15 @@ from pathlib import Path
 
 from common.files import need
 
-# The most characters in a piece; what bounds the memory that long documents take.
+# The most characters in a piece, which bounds the memory that long documents take.
 PIECE = 1 << 20
-# Bytes of zstd that are decompressed at once: one that is made to may become 30,000 times as many.
+# Bytes of zstd that are decompressed at once: those of a malicious file may become 30,000 times as many.
 COMPRESSED = 1 << 10
-# Rows of parquet that are decoded at once. Its row groups may be larger than memory once they are str.
+# Rows of parquet that are decoded at once: a whole row group, decoded to str, may be larger than memory.
 PARQUET_ROWS = 256
 # document_separator says where the documents of these end
 PLAIN_TEXT = (".txt", ".train", ".dev")
-# all but parquet, which has a compression of its own, may have .gz or .zst behind
+# all but parquet, which has its own compression, may be followed by .gz or .zst
 SUFFIXES = (*PLAIN_TEXT, ".jsonl", ".parquet")
 END_OF_TEXT = "<|endoftext|>"
 
@@ -37,13 +37,13 @@ SEPARATORS = {
 }
 # not the blanks in front of the first word: they may be the indent of a program
 LEADING_BLANK_LINES = re.compile(r"\A(?:[ \t]*[\r\n])*")
-# Titles of sections have more than one "=": " = = Part = = ".
+# the title of an article; those of sections have more than one "=": " = = Part = = "
 WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
 
 
 @dataclass
 class File:
-    """A file of a corpus, and what is known of its text before it is read."""
+    """A file of a corpus, with what is known about its text before it is read."""
 
     path: Path
     split: str = ""  # "train", "val", "test" (never read), or "": its name declares none
@@ -85,7 +85,7 @@ def pieces(file: File, text_key="text", clean=str, separator="file", on_read=Non
 
 
 def cleaned(texts, raw, clean, on_read):
-    """The texts of `documents`, cleaned; tells on_read how far the file has been read."""
+    """The texts of `documents`, cleaned; calls on_read with the bytes of the file that have been read so far."""
     for text, ends in texts:
         if on_read is not None:
             on_read(raw.tell())
@@ -123,7 +123,7 @@ def whole_lines(lines):
     while text:
         if len(text) == PIECE:
             text += lines.readline(PIECE)
-        # Only what follows tells whether the document ends here.
+        # read ahead, to know whether the document ends here
         following = lines.read(PIECE)
         yield text, not following
         text = following
@@ -140,12 +140,12 @@ def cuts(text: str):
 
 
 def last_word_end(text: str, start: int, limit: int) -> int:
-    """Where a piece that begins at `start` ends: in front of a blank after a word, else at `limit`.
+    """Where a piece that begins at `start` ends: before a blank that follows a word, else at `limit`.
 
-    Our tokenizers merge a blank with the word behind it, and blanks with each other: no merge crosses this place.
+    Our tokenizers merge a blank with the word after it, and blanks with each other: no merge crosses this place.
     """
     stop = limit
-    # A text may be nothing but blanks; after 100 of them any place is as good.
+    # a text may be nothing but blanks: after 100 of them any place will do
     for _ in range(100):
         blank = text.rfind(" ", start + 1, stop)
         if blank < 0:
@@ -166,10 +166,8 @@ def separate(texts, separator: re.Pattern):
     The separators are dropped, with the blank lines and line ends around them, and so are blank documents. The result
     does not depend on where one of the given texts ends and the next begins.
     """
-    # the end of what was read: it may hold the beginning of a separator
-    held = ""
-    # whether the beginning of the current document was yielded already
-    is_open = False
+    held = ""  # the end of the text so far, which may hold the beginning of a separator
+    is_open = False  # whether the beginning of the current document was yielded already
     for text, _ in texts:
         *ended_here, rest = separator.split(held + text)
         for document in ended_here:
@@ -179,8 +177,8 @@ def separate(texts, separator: re.Pattern):
             is_open = False
         if not is_open:
             rest = LEADING_BLANK_LINES.sub("", rest)
-        # The last characters may be the beginning of a separator. Full pieces of what is in front of them go out at
-        # once, so that a document larger than memory passes through.
+        # The last characters may be the beginning of a separator. Full pieces of the text before them are yielded now,
+        # so that a document may be larger than memory.
         settled = rest[: -len(END_OF_TEXT)]
         *full_pieces, (last_start, _) = cuts(settled)
         for start, stop in full_pieces:
@@ -195,7 +193,7 @@ def separate(texts, separator: re.Pattern):
 def without_line_ends(text: str, is_open: bool) -> str:
     """A whole document, or the end of an open one, without the line ends around it.
 
-    The end of an open document stays as it is if nothing else would be left: an empty piece would end nothing.
+    The end of an open document stays as it is if it is nothing but line ends, as an empty piece could not end it.
     """
     if is_open:
         return text.rstrip("\r\n") or text
@@ -216,16 +214,16 @@ def decompressed(raw, path: Path):
 
 
 class ZstdFile(io.RawIOBase):
-    """An open file of zstd's frames, of which pzstd writes several, decompressed. EOFError where it is damaged or cut.
+    """An open zstd file, decompressed: one frame, or several as pzstd writes them. EOFError where it is damaged or cut.
 
-    zstandard's own reader takes a file that was cut for a shorter one, and says nothing.
+    zstandard's own reader silently takes a file that was cut for a shorter one.
     """
 
     def __init__(self, raw, zstandard):
         self.raw = raw
         self.decompressor = zstandard.ZstdDecompressor()
         self.damage = zstandard.ZstdError
-        self.frame = None  # that is being read; None between two
+        self.frame = None  # the decompressor of the current frame, None between two
         self.compressed = b""
         self.decompressed = memoryview(b"")
 
@@ -246,7 +244,7 @@ class ZstdFile(io.RawIOBase):
         return n
 
     def decompress(self):
-        """Move what is compressed on, up to the end of its frame."""
+        """Decompress the bytes in self.compressed, up to the end of their frame."""
         self.frame = self.frame or self.decompressor.decompressobj()
         try:
             self.decompressed = memoryview(self.frame.decompress(self.compressed))
@@ -261,7 +259,7 @@ class ZstdFile(io.RawIOBase):
 def json_rows(lines, path: Path, text_key: str):
     """The text of each line of a .jsonl file. ValueError with the line's number."""
     for number, line in enumerate(lines, 1):
-        # Files that were joined or edited by hand have blank lines.
+        # files that were joined or edited by hand have blank lines
         if not line.strip():
             continue
         try:
@@ -285,7 +283,7 @@ def parquet_rows(raw, path: Path, text_key: str):
             raise ValueError(f"{path} has no column {text_key!r}; name one of {', '.join(columns)}")
         for batch in table.iter_batches(PARQUET_ROWS, columns=[text_key]):
             for text in batch[text_key].to_pylist():
-                # A cell may be null: a document without text.
+                # a cell may be null, which is a document without text
                 yield text or ""
     except (need("pyarrow", path).ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]

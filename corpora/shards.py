@@ -16,7 +16,7 @@ def use_shards(files: list[File], folder: Path, source: str):
     tok = load_tokenizer("gpt2")
     lock = lock_folder(folder)
     meta = tokenizer_meta(tok) | {"source": source, "dtype": "uint16", "domains": {}, "files": {}}
-    # All is checked and counted before the data set that may lie there is removed.
+    # Everything is checked and counted before an earlier data set in the folder is removed.
     for split in ("train", "val"):
         paths = [file.path for file in files if file.split == split]
         tokens = Tokens(paths, "uint16")
@@ -52,7 +52,7 @@ def count(tokens: Tokens, tok) -> tuple[int, int]:
 
 
 def name_from(folder: Path, path: Path) -> str:
-    """How meta.json in `folder` names a shard: from the folder, if it lies there, else by its whole path."""
+    """How meta.json in `folder` names a shard: by its path relative to the folder if it lies there, else absolute."""
     if path.is_relative_to(folder):
         return str(path.relative_to(folder))
     return str(path.resolve())

@@ -1,7 +1,7 @@
-"""Where text comes from: corpora by name, which are downloaded, and files and folders of one's own.
+"""Where text comes from: corpora by name, which are downloaded, and the user's own files and folders.
 
 `find_files` gives a corpus as a list of Files, each with the split that its name declares. The standard library, which
-is no such list, comes from `stdlib`.
+is not a list of files, comes from `stdlib`.
 """
 
 import os
@@ -48,11 +48,11 @@ FINEWEB_EDU_IDS = [
     *[("train", f"finewebedu_train_{i:06}.bin") for i in range(1, 100)],
     ("val", "finewebedu_val_000000.bin"),
 ]
-# corpora of plain files on a hub: (repository, [(split, file)]); split "" is decided document by document
+# corpora of plain files on a hub: (repository, [(split, file)]); with split "" each document is assigned to one
 PLAIN = {
     "fineweb_edu": ("HuggingFaceFW/fineweb-edu", FINEWEB_EDU),
     "openwebtext": ("Skylion007/openwebtext", OPENWEBTEXT),
-    # the Pile without the part that it had no right to
+    # the Pile without its copyrighted parts
     "pile": ("monology/pile-uncopyrighted", PILE),
     "wikitext103": ("Salesforce/wikitext", WIKITEXT),
     # GPT-2's ids with headers, 100 M in each file
@@ -66,24 +66,25 @@ WIKITEXT_DUMP = re.compile(r"wiki\.(train|valid|test)\.(tokens|raw)(\.gz|\.zst)?
 
 
 def find_files(source: str, text_dir: str, folder: Path, needs=None) -> list[File]:
-    """The files of a named corpus (downloaded to `folder`, or as they lie in text_dir), or of a path.
+    """The files of a named corpus (downloaded to `folder`, or a copy of it in text_dir), or those at a path.
 
-    needs: a function of a file's number in the list that says whether it has to be downloaded; None: all are.
-
+    needs: a function of a file's number in the list: whether it has to be downloaded; None: all have.
     Raises FileNotFoundError or ValueError with the remedy where there are none, or none to train on.
     """
     if source in NAMES and not text_dir:
         return fetch(source, folder, needs or all_files)
     path = Path(text_dir or source)
     if not path.exists():
-        what, suggestion = f"source {source!r}", nearest(source, NAMES)
+        knob = f"source {source!r}"
+        suggestion = nearest(source, NAMES)
         if text_dir:
-            what, suggestion = f"text_dir {text_dir!r}", ""
+            knob = f"text_dir {text_dir!r}"
+            suggestion = ""
         expected = f"expected a file or a folder of them, or one of {', '.join(NAMES)}"
-        raise FileNotFoundError(f"{what} is not there; {expected}{suggestion}")
+        raise FileNotFoundError(f"{knob} is not there; {expected}{suggestion}")
     files = local_files(path, domains=source in BABYLM)
     for file in files:
-        # Only WikiText has articles over several lines or rows; a copy of one's own is known by its folder.
+        # Only WikiText has articles over several lines or rows; a user's copy of it is recognised by its folder.
         in_folder = any(part.startswith("wikitext") for part in file.path.parts)
         file.wikitext = source == "wikitext103" or in_folder or is_wikitext_dump(file)
     return files
@@ -94,7 +95,7 @@ def find_files(source: str, text_dir: str, folder: Path, needs=None) -> list[Fil
 
 
 def all_files(i: int) -> bool:
-    """The `needs` of one process that reads the whole corpus."""
+    """`needs` for a process that reads the whole corpus."""
     return True
 
 
@@ -123,14 +124,14 @@ def fetch_babylm(source: str, folder: Path) -> Path:
     if folder_of_2023:
         extract(download(BABYLM_2023, folder / "babylm_data.zip"), texts, (folder_of_2023, "babylm_dev"))
         return texts
-    # In 2024 training and validation text are archives of their own.
+    # in 2024 training and validation text are separate archives
     for name in (archive, "dev.zip"):
         extract(download(osf_url(name), folder / name), texts)
     return texts
 
 
 def osf_url(name: str) -> str:
-    """Where a file of BabyLM's OSF project can be downloaded. Addresses there are numbers, so its store is asked."""
+    """The address of a file of BabyLM's OSF project, looked up there, as it contains an id instead of the name."""
     try:
         top = requests.get(f"{OSF}?page[size]=100", timeout=30).json()["data"]
         text_data = osf_item(top, "text_data")
@@ -151,7 +152,7 @@ def osf_item(listing: list[dict], name: str) -> dict:
 def extract(archive: Path, folder: Path, wanted_folders=()):
     """Write the .train and .dev files of a zip to `folder`: all, or those that lie in one of wanted_folders.
 
-    ValueError for a damaged archive, and for one that holds a path outside of the folder that it is extracted to.
+    ValueError for a damaged archive, and for one with a path that leads out of the folder.
     """
     try:
         # one process at a time, as another part of the corpus may be prepared beside this one
@@ -163,19 +164,19 @@ def extract(archive: Path, folder: Path, wanted_folders=()):
 
 
 def extract_member(file, member, archive: Path, folder: Path, wanted_folders):
-    # The whole archive is refused, as one that tries to write elsewhere is not the one that was asked for.
+    # The whole archive is refused, as one that tries to write elsewhere is not what was asked for.
     parts = Path(member.filename).parts
     if ".." in parts or Path(member.filename).is_absolute():
-        what = f"{archive} holds {member.filename!r}"
-        raise ValueError(f"{what}, which would be written elsewhere; delete it")
-    # __MACOSX holds what macOS adds to archives: a file of attributes for each file, under the same name.
+        problem = f"{archive} holds {member.filename!r}, which would be written elsewhere"
+        raise ValueError(f"{problem}; delete it")
+    # macOS adds __MACOSX to archives: a file of attributes for each file, under the same name
     is_text = member.filename.endswith((".train", ".dev")) and "__MACOSX" not in parts
     is_wanted = not wanted_folders or any(name in parts for name in wanted_folders)
     if not (is_text and is_wanted):
         return
     target = folder / parts[-1]
     time = archive.stat().st_mtime_ns
-    # By size and time a run that continues, or another part of one, knows the text it has begun with.
+    # unchanged: size and time must stay, as by them a run that continues recognises the text it began with
     if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (member.file_size, time):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -187,25 +188,25 @@ def extract_member(file, member, archive: Path, folder: Path, wanted_folders):
 
 
 # ---------------------------------------------------------------------------------------------
-# files and folders of one's own
+# the user's own files and folders
 
 
 def local_files(path: Path, domains=False) -> list[File]:
-    """The files under a path that can be read, in the order of their names, with the splits that the names declare.
+    """The files under a path that can be read, sorted by name, with the splits that the names declare.
 
-    domains: each file is the text of a domain, which its name begins with.
+    domains: each file is the text of a domain, whose name it begins with.
     """
     paths = [path]
     if not path.is_file():
         paths = sorted(p for p in path.rglob("*") if p.is_file())
     files = [file for file in map(File, paths) if is_readable(file)]
     if not files:
-        what = f"{path} has none of" if path.is_dir() else f"{path} is not one of"
+        problem = f"{path} has none of" if path.is_dir() else f"{path} is not one of"
         remedy = "(nor with .gz or .zst behind); rename or convert it"
-        raise ValueError(f"{what} {', '.join(SUFFIXES)} {remedy}")
+        raise ValueError(f"{problem} {', '.join(SUFFIXES)} {remedy}")
     for file in files:
         if domains or file.form in (".train", ".dev"):
-            # a label of log.txt, whose columns blanks separate
+            # without blanks, as it becomes a label of log.txt, whose columns they separate
             file.domain = "_".join(file.path.name.split(".")[0].split())
     declare_splits(files, path)
     check_files(files, path)
@@ -234,7 +235,7 @@ def is_readable(file: File) -> bool:
 
 
 def is_wikitext_dump(file: File) -> bool:
-    """Whether a file is named as in the archives of WikiText, which were published before there was parquet."""
+    """Whether a file is named as in WikiText's original archives, from before its parquet files."""
     return WIKITEXT_DUMP.fullmatch(file.path.name) is not None
 
 
@@ -246,7 +247,7 @@ def has_header(path: Path) -> bool:
 # ---------------------------------------------------------------------------------------------
 # the standard library
 
-# Tests and tables, which some systems do not install, and what others have installed.
+# Folders of tests and tables, which some systems do not install, and of packages that users have installed.
 LEFT_OUT = {
     "test",
     "tests",
@@ -266,7 +267,7 @@ def stdlib():
 
     Each is a document; none comes twice. Sources are in the order of their paths.
     """
-    # a large module that only this source needs
+    # imported here, as it is large and only this source needs it
     from pydoc_data.topics import topics
 
     texts = [topics[name] for name in sorted(topics)]
@@ -275,7 +276,7 @@ def stdlib():
         if LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             source = path.read_bytes().decode("utf-8", errors="replace")
             texts.append(source.replace("\r\n", "\n"))
-    # Many __init__.py are alike. A text that came twice could be in both splits.
+    # Many __init__.py are identical, and a text that came twice could be in both splits.
     seen = set()
     for text in texts:
         if text.strip() and text not in seen:

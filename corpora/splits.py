@@ -1,6 +1,6 @@
 """Which split a document belongs to: train, val, or test, which is never read. Everything that decides it is here.
 
-Of the first of these that applies:
+The first of these rules that applies decides:
 
 1. The name of its file, or of a folder around it, declares the split (`declare_splits`).
 2. It is a single text, or the text of a domain: the end of it is validation text (`hold_out_end`).
@@ -49,7 +49,7 @@ def split_rule(file: File, is_only_file: bool, separator: str) -> str:
     """What decides the split of a file's documents: its "name", the "end" of its text, or the "document"'s number."""
     if file.split:
         return "name"
-    # Where a file holds several documents, some of them are held out as a whole.
+    # of a file with several documents, some are held out whole
     is_one_document = file.form in (".txt", ".train") and separator == "file"
     if is_one_document and (is_only_file or file.domain):
         return "end"
@@ -63,13 +63,13 @@ def split_rule(file: File, is_only_file: bool, separator: str) -> str:
 def declare_splits(files: list[File], source: Path):
     """Set the split of each file below `source` to what its name declares, or to "" if that says nothing.
 
-    Where a name declares validation, files that declare nothing are training text. Where none does, a name that
-    declares training says nothing, as something of it has to be held out. Files of ids are never cut or divided: those
-    that declare nothing are training ids.
+    If a name declares validation, files that declare nothing are training text. If none does, declaring training means
+    nothing, as some of that text has to be held out. Files of ids are never cut or divided: those that declare nothing
+    are training ids.
     """
     for file in files:
         file.split = declared_split(file, source)
-    # Seen over all files: whether "train" says anything depends on the others.
+    # what "train" means depends on all files
     has_validation = any(file.split == "val" for file in files)
     for file in files:
         if file.split in ("train", ""):
@@ -82,7 +82,7 @@ def declared_split(file: File, source: Path) -> str:
 
     One of SPLIT_WORDS is the suffix (BabyLM's cbt.dev), or the name of a folder that the file lies in (the Pile's
     train/00.jsonl.zst), or the first or last word of the file's name, else of a folder's (validation-00000-of-00001,
-    TinyStories-valid, babylm_dev). A source that is itself a file declares nothing by its name, only by its suffix.
+    TinyStories-valid, babylm_dev). A source that is a single file declares nothing by its name, only by its suffix.
     """
     if file.form in (".train", ".dev"):
         return SPLIT_WORDS[file.form.removeprefix(".")]
@@ -90,16 +90,16 @@ def declared_split(file: File, source: Path) -> str:
     if file.path == source:
         return ""
     folders = [name.lower() for name in file.path.relative_to(source).parts[:-1]]
-    # The nearest one first: in train/dev/ a file is of dev.
+    # nearest first: a file in train/dev/ belongs to dev
     folders.reverse()
     for folder in folders:
         if folder in SPLIT_WORDS:
             return SPLIT_WORDS[folder]
     stem = uncompressed_name(file.path.name.lower()).removesuffix(file.form.lower())
-    # The file's own name is more specific than those of its folders.
+    # the file's own name first, as it is more specific than those of its folders
     for name in (stem, *folders):
         words = words_of_name(name)
-        # In names of shards any word counts. Texts have titles, and those may hold one of the words by chance.
+        # Any word counts in the name of a shard. The name of a text may be a title, with such a word inside by chance.
         if file.form != ".bin":
             words = words[:1] + words[-1:]
         for word in words:
@@ -145,27 +145,27 @@ def describe_split(split: str, names: list[str]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# 2. and 3. what is held out where no name declares it
+# 2. and 3. what is held out where no name decides
 
 
 def hold_out_end(pieces, train_bytes: int):
-    """Yield the pieces of one text, of which the first train_bytes bytes are training text, the rest validation.
+    """Yield the pieces of one text: its first train_bytes bytes are training text, the rest is validation text.
 
-    The piece that holds the boundary is divided there, in front of a character that it would cut in two.
+    The piece with the boundary is divided there, before a character that the boundary would cut in two.
     """
     bytes_read = 0
     val_is_open = False  # whether a piece of the validation text was yielded, and its end was not
     for piece in pieces:
         if bytes_read < train_bytes:
-            # The boundary is in bytes, as the size of a file is known without reading it.
+            # bytes, not characters: their number in a file is known without reading it
             encoded = piece.text.encode()
             head = encoded[: train_bytes - bytes_read].decode(errors="ignore")
             bytes_read += len(encoded)
-            # What becomes of the training text is a document, which ends at the boundary.
+            # the training text is a document that ends at the boundary
             ends = piece.ends or bytes_read >= train_bytes
             yield Piece(text=head, ends=ends, split="train", domain=piece.domain, file=piece.file)
             piece.text = piece.text[len(head) :]
-        # A last piece that was cleaned away still ends its document.
+        # a last piece of which cleaning left nothing still ends its document
         if piece.text or (piece.ends and val_is_open):
             val_is_open = not piece.ends
             piece.split = "val"
@@ -173,11 +173,11 @@ def hold_out_end(pieces, train_bytes: int):
 
 
 def hold_out_documents(pieces, val_fraction: float):
-    """Yield the pieces with their split: of 0.05, every 20th document is validation, spread evenly over the corpus."""
+    """Yield the pieces with their split: for 0.05, every 20th document of the corpus is validation text."""
     document = 0
     for piece in pieces:
         piece.split = "val" if is_held_out(document, val_fraction) else "train"
-        # Further pieces of a document have its number, and so its split.
+        # counted at its end, so that all pieces of a document have the same number, and so the same split
         document += piece.ends
         yield piece
 
@@ -188,7 +188,7 @@ def is_held_out(document: int, val_fraction: float) -> bool:
     >>> [i for i in range(60) if is_held_out(i, 0.05)]
     [19, 39, 59]
     """
-    # 1e-9: 20 * 0.05 may come out a rounding error below 1.
+    # 1e-9, as 20 * 0.05 may be rounded to just below 1
     before = int(document * val_fraction + 1e-9)
     after = int((document + 1) * val_fraction + 1e-9)
     return after > before

@@ -1,7 +1,7 @@
-"""Token files while they are made: written shard by shard to out_dir/preparing/ and moved to their place at the end.
+"""Unfinished token files: written shard by shard to out_dir/preparing/, and moved to their place at the end.
 
-preparing/state.json records what is on the disk. A run that is started again after a kill cuts off what came after the
-last record and makes it again, so that the bytes in the end are the same.
+preparing/state.json records what is on the disk. A run that is started again after a kill truncates the files to the
+last record and continues from there, so that the final bytes are the same.
 """
 
 import math
@@ -62,7 +62,7 @@ class SplitWriter:
     def close(self):
         """Flush and close the last shard; the next write opens it again."""
         if self.file:
-            # state.json may only speak of what a power cut leaves.
+            # state.json may only record what survives a power cut
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
@@ -74,13 +74,13 @@ class SplitWriter:
         return {key: getattr(self, key) for key in RECORDED}
 
     def restore(self, state: dict):
-        """Cut the files back to a state: what came after it was never recorded."""
+        """Truncate the files to a recorded state."""
         for key, value in state.items():
             setattr(self, key, value)
         last_shard, last_tokens = divmod(self.tokens, self.shard_tokens)
         for path in self.folder.glob("*.bin"):
             name, number = split_and_number(path)
-            # val_cbt_000.bin is of val_cbt, not of val.
+            # val_cbt_000.bin belongs to val_cbt, not to val
             if name != self.name:
                 continue
             if number > last_shard or (number == last_shard and last_tokens == 0):
@@ -93,7 +93,7 @@ class SplitWriter:
         return [self.shard(i) for i in range(n_shards)]
 
     def final_names(self) -> list[str]:
-        """The names that its files get in out_dir: a single shard is called train.bin."""
+        """The names that the files get in out_dir: those of shards, or train.bin for a single one."""
         shards = self.shards()
         if len(shards) == 1:
             return [f"{self.name}.bin"]
@@ -111,10 +111,10 @@ def split_and_number(path: Path) -> tuple[str, int]:
 
 
 class Preparation:
-    """A data set in the making: preparing/ with its token files, and state.json with what they hold.
+    """An unfinished data set: preparing/ with its token files, and state.json with what they hold.
 
-    The folder is locked for as long as this process lives, as two that write the same files would spoil them.
-    ValueError for the second.
+    The folder is locked for as long as this process lives: two processes would spoil each other's files. The second
+    gets a ValueError.
     """
 
     meta_name = "meta.json"  # written last, once all else is there
@@ -125,20 +125,16 @@ class Preparation:
         self.work = folder / "preparing"
         self.state_file = self.work / "state.json"
         self.splits = {}  # name: SplitWriter
-        # Before anything is read: the state may change while another process is at work.
+        # locked before anything is read, as another process may change the state
         self.lock = lock_folder(folder)
         state = self.earlier_state()
-        # how many pieces of the stream are in the token files
-        self.pieces = state.get("pieces", 0)
-        # "" until there is a tokenizer
-        self.tokenizer_hash = state.get("tokenizer", "")
-        # name: [tokens, bytes], as JSON has it
-        self.domains = state.get("domains", {})
-        # name: the state of its SplitWriter
-        self.recorded_splits = state.get("splits", {})
+        self.pieces = state.get("pieces", 0)  # how many of the stream are in the token files
+        self.tokenizer_hash = state.get("tokenizer", "")  # "" until there is a tokenizer
+        self.domains = state.get("domains", {})  # {name: [tokens, bytes]}
+        self.recorded_splits = state.get("splits", {})  # {name: the state of its SplitWriter}
 
     def earlier_state(self) -> dict:
-        """What a run with the same settings recorded before it was killed, or {}; what others left is removed."""
+        """The state recorded by a killed run with the same settings, or {}; files of another run are removed."""
         state = {}
         if self.state_file.is_file():
             state = read_json(self.state_file)
@@ -152,7 +148,7 @@ class Preparation:
         return state
 
     def is_finished(self) -> bool:
-        """Whether nothing is left to do but to move the files."""
+        """Whether the files only remain to be moved."""
         meta = self.work / self.meta_name
         return meta.is_file() and read_json(meta).get("settings") == self.settings
 
@@ -163,10 +159,10 @@ class Preparation:
         return self.splits[name]
 
     def restore(self, dtype: str, shard_tokens: int):
-        """Cut the token files back to what is recorded, after a kill."""
+        """Truncate the token files to what is recorded, after a kill."""
         for path in self.work.glob("*.bin"):
             split, _ = split_and_number(path)
-            # Its first tokens were written after the last record.
+            # all of its tokens were written after the last record
             if split not in self.recorded_splits:
                 path.unlink()
         for name, state in self.recorded_splits.items():
@@ -203,7 +199,7 @@ class Preparation:
     def install(self):
         """Move the finished files over those of an earlier data set. After a kill it can be called again."""
         meta = read_json(self.work / self.meta_name)
-        # From here on meta.json in preparing/ says that the files only have to be moved.
+        # without state.json, meta.json in preparing/ means that the files only remain to be moved
         self.state_file.unlink(missing_ok=True)
         remove_data_set(self.folder)
         final_names = {}
@@ -211,25 +207,25 @@ class Preparation:
             if key.endswith("_files") and len(names) == 1:
                 split = key.removesuffix("_files")
                 final_names[f"{split}_000.bin"] = f"{split}.bin"
-        # meta.json comes last: a folder without it is not a data set yet.
+        # meta.json comes last, as a folder without it is not a data set yet
         for path in sorted(self.work.iterdir(), key=lambda path: path.name == self.meta_name):
             path.replace(self.folder / final_names.get(path.name, path.name))
         self.work.rmdir()
 
 
 def lock_folder(folder: Path):
-    """Lock a folder, which is made if need be, for as long as the returned file is open. ValueError if it is locked.
+    """Lock a folder, made if need be, for as long as the returned file is open. ValueError if it is locked already.
 
-    The lock goes with the process, however that ends.
+    The lock is released when the process ends, however it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # The file stays where it is: a lock on a file that was removed would keep nobody out.
+    # The file is never deleted: a lock on a deleted file would keep nobody out.
     lock_file = open(folder / ".preparing.lock", "w")
     try:
         lock(lock_file)
     except BlockingIOError:
-        what = f"{folder} is being prepared by another process"
-        raise ValueError(f"{what}; wait for it, or choose another --out_dir") from None
+        problem = f"{folder} is being prepared by another process"
+        raise ValueError(f"{problem}; wait for it, or choose another --out_dir") from None
     return lock_file
 
 
@@ -245,8 +241,8 @@ def check_replaceable(folder: Path, settings: dict, overwrite: bool):
         return
     meta = read_json(meta_file)
     before = {"source": meta.get("source")}
-    # Shards that are used as they are have no settings. A setting that meta.json lacks was added to the script later:
-    # document_separator was "file" before there was another, and of the rest nothing is known.
+    # Ready-made shards have no settings. A setting that meta.json lacks was added to the script later:
+    # document_separator was always "file" before that; the values of the others are not known.
     if isinstance(meta.get("settings"), dict):
         before |= {"document_separator": "file"} | meta["settings"]
     changes = []
@@ -254,8 +250,8 @@ def check_replaceable(folder: Path, settings: dict, overwrite: bool):
         if key in settings and settings[key] != value:
             changes.append(f"{key}={value!r}, not {settings[key]!r}")
     if changes:
-        what = f"{folder} is a data set made with {', '.join(changes)}"
-        raise ValueError(f"{what}; choose another --out_dir, or replace it with --overwrite=true")
+        problem = f"{folder} is a data set made with {', '.join(changes)}"
+        raise ValueError(f"{problem}; choose another --out_dir, or replace it with --overwrite=true")
 
 
 def remove_data_set(folder: Path, keep=()):
@@ -272,7 +268,7 @@ def remove_data_set(folder: Path, keep=()):
         names += meta["files"]
     for name in names:
         path = folder / name
-        # A name in meta.json that points outside of the folder is not followed.
+        # meta.json may not name files outside of the folder
         if path.parent == folder and path not in keep:
             path.unlink(missing_ok=True)
     meta_file.unlink()

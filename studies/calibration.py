@@ -1,4 +1,4 @@
-"""Is a model right as often as it says? The expected calibration error of its likeliest tokens.
+"""Is a model right as often as it is confident? The expected calibration error of its likeliest tokens.
 
     python -m studies.calibration --model=out/student --dataset=data/mine --block_size=128
 
@@ -27,9 +27,9 @@ BINS = 15
 
 
 def calibration_error(confidence: torch.Tensor, is_right: torch.Tensor) -> float:
-    """ECE, in 0 … 1, of N positions: their confidence in 0 … 1 and whether they are right, (N,) each.
+    """ECE, in 0 … 1, of N positions, from their confidence in 0 … 1 and whether they are right, (N,) each.
 
-    Two of confidence 0.9, of which one is right, are off by 0.4:
+    Two of confidence 0.9, one of them right, are off by 0.4:
 
     >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 4)
     0.4
@@ -37,21 +37,21 @@ def calibration_error(confidence: torch.Tensor, is_right: torch.Tensor) -> float
     # a confidence of 1 belongs to the last bin
     bins = (confidence.double() * BINS).long().clamp(max=BINS - 1)
     # positions * |share right - mean confidence| is |number right - sum of confidence|
-    right = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, is_right.double())
-    claimed = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, confidence.double())
-    return ((right - claimed).abs().sum() / len(confidence)).item()
+    n_right = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, is_right.double())
+    sum_of_confidence = torch.zeros(BINS, dtype=torch.float64).index_add(0, bins, confidence.double())
+    return ((n_right - sum_of_confidence).abs().sum() / len(confidence)).item()
 
 
 @torch.no_grad()
 def confidences(net, data: TokenData, run: Runtime) -> tuple[torch.Tensor, torch.Tensor]:
-    """Confidence and whether it is right, (N,) each, of all positions of the split with a target."""
+    """Confidence, and whether the likeliest token is right, (N,) each, at all N positions with a target."""
     confidence = []
     is_right = []
     for x, y in data.eval_batches(0):
         x, y = run.to_device(x, y)
         with run.autocast():
             logits = net(x)  # (B, T, rows)
-        # padding of the head is no token
+        # without the head's padding; in one expression, so that the probabilities are freed at once
         largest, likeliest = logits[..., : data.vocab_size].float().softmax(dim=-1).max(dim=-1)
         valid = y >= 0
         confidence.append(largest[valid].cpu())

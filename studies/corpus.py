@@ -1,11 +1,11 @@
-"""What is cut from a corpus of BabyLM's form for the studies, and the knobs that name it.
+"""The subsets of a corpus in BabyLM's form that the studies use, and the knobs that name the corpus.
 
 Three data sets, each used by one study at a time:
 
 data/babylm_small     a 150th of the training text, in passages of 4 KB (config/babyllama_small/data.py)
 data/babylm_larger    a 37th, likewise (config/babyllama_larger/data.py)
-data/babylm_medium    a 20th, in documents of 60 bytes to 3 KB (config/babylm_medium/data.py); what trials are
-                      chosen by is its held-out split. data/babylm_medium_test holds out other documents, for the pages
+data/babylm_medium    a 20th, in documents of 60 bytes to 3 KB (config/babylm_medium/data.py); trials are chosen by
+                      its held-out split. data/babylm_medium_test holds out other documents, for the pages
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ from studies.runs import Study
 DATA = Path("data/babylm_small")
 LARGER = Path("data/babylm_larger")
 PASSAGE = 4096  # bytes
-EVERY_TRAIN = 150  # one of so many passages is kept
+EVERY_TRAIN = 150  # one in so many passages is kept
 EVERY_TRAIN_LARGER = 37
 EVERY_DEV = 20
 
@@ -29,8 +29,8 @@ MEDIUM = Path("data/babylm_medium")
 MEDIUM_TEST = Path("data/babylm_medium_test")
 MEDIUM_TEXT = Path("data/babylm_medium_text")
 MEDIUM_TEST_TEXT = Path("data/babylm_medium_test_text")
-SHORTEST, LONGEST = 60, 3000  # bytes of a document, which is some whole lines
-EVERY_DOCUMENT = 20  # one of so many is kept, of every split
+SHORTEST, LONGEST = 60, 3000  # bytes of a document, which consists of whole lines
+EVERY_DOCUMENT = 20  # one in so many is kept, of every split
 
 # ---------------------------------------------------------------------------------------------
 # the subset
@@ -42,7 +42,7 @@ def passages(text: str, every: int) -> str:
     >>> passages("a\\n" * PASSAGE * 3 + "end\\n", 6) == "a\\n" * (PASSAGE // 2)
     True
     """
-    complete = []  # passages of full length; the rest at the end of the text is left out
+    complete = []  # passages of full length; a shorter one at the end of the text is left out
     lines = []
     size = 0
     for line in text.splitlines(keepends=True):
@@ -52,7 +52,7 @@ def passages(text: str, every: int) -> str:
             complete.append("".join(lines))
             lines = []
             size = 0
-    # of each group of `every` passages the one in the middle
+    # the middle one of each group of `every` passages
     return "".join(complete[every // 2 :: every])
 
 
@@ -90,11 +90,11 @@ def read_text(file) -> str:
 def write_texts(folder: Path, texts: dict[str, str]):
     """Write {name of file: text} to a folder, and nothing else there."""
     folder.mkdir(parents=True, exist_ok=True)
-    # files of another corpus would be prepared with these
+    # files of an earlier corpus would be prepared together with these
     for path in folder.iterdir():
         if path.name not in texts:
             path.unlink()
-    # a file that is the same keeps its time, by which prepare_data.py sees that nothing is new
+    # an unchanged file keeps its time of change, by which prepare_data.py recognises it
     for name, kept in texts.items():
         path = folder / name
         if not path.exists() or path.read_text(encoding="utf-8") != kept:
@@ -108,7 +108,7 @@ def prepare(
     every_dev=EVERY_DEV,
     config="config/babyllama_small/data.py",
 ) -> dict:
-    """Cut the passages and prepare the study's data, which it has locked; its meta.json, with the corpus's name."""
+    """Cut the passages and prepare the study's data, which it has locked. Returns meta.json and the corpus's name."""
     cut_corpus(corpus, Path(f"{study.data}_text"), every_train, every_dev)
     study.call(["prepare_data.py", config])
     return named_meta(study.data, corpus)
@@ -117,7 +117,7 @@ def prepare(
 def named_meta(data: Path, corpus: str) -> dict:
     """meta.json of a data set, and the name of the corpus that it was cut from."""
     meta = read_meta(data)
-    # by name only: pages are published, and a path would say nothing to their readers
+    # only the name: pages are published, and the path would mean nothing to their readers
     meta["corpus"] = Path(corpus or "babylm").name
     return meta
 
@@ -127,31 +127,31 @@ def named_meta(data: Path, corpus: str) -> dict:
 
 
 def documents(text: str) -> list[str]:
-    """A text in documents of whole lines: as many short ones as long ones, on a logarithmic scale.
+    """A text cut into documents of whole lines, whose lengths are uniform on a logarithmic scale.
 
     >>> "".join(documents("a line\\n" * 1000)) == "a line\\n" * 1000
     True
     """
     rng = np.random.default_rng(0)
-    found = []
+    complete = []
     lines = []
     size = 0
-    wanted = 0.0  # bytes of the next document
+    target_size = 0.0  # bytes of the document that these lines are of
     for line in text.splitlines(keepends=True):
         lines.append(line)
         size += len(line.encode())
-        if size >= wanted:
-            found.append("".join(lines))
+        if size >= target_size:
+            complete.append("".join(lines))
             lines = []
             size = 0
-            wanted = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST)))
+            target_size = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST)))
     if lines:
-        found.append("".join(lines))
-    return found
+        complete.append("".join(lines))
+    return complete
 
 
 def joined(kept: list[str]) -> str:
-    """Documents as one text, of which --document_separator=eot makes them again."""
+    """Documents as one text, which --document_separator=eot takes apart again."""
     return "".join(document + END_OF_TEXT for document in kept)
 
 
@@ -163,21 +163,23 @@ def cut_documents(folder: str):
     texts = {}
     test_texts = {}
     for file in corpus_files(folder):
-        found = documents(read_text(file))
-        # far from each other in the text, so that no document of one lies beside one of the other
-        kept = found[EVERY_DOCUMENT // 2 :: EVERY_DOCUMENT]
-        others = found[::EVERY_DOCUMENT]
+        all_documents = documents(read_text(file))
+        # kept and test documents are far from each other in the text, never neighbours
+        kept = all_documents[EVERY_DOCUMENT // 2 :: EVERY_DOCUMENT]
+        others = all_documents[::EVERY_DOCUMENT]
         if not kept:
-            raise ValueError(f"{file.path} has {len(found)} documents, of which one in {EVERY_DOCUMENT} is kept: none")
+            raise ValueError(
+                f"{file.path} has {len(all_documents)} documents, of which one in {EVERY_DOCUMENT} is kept: none"
+            )
         texts[file.path.name] = joined(kept)
-        # prepare_data.py wants something to learn from in every data set: a document
+        # one document to train on, as prepare_data.py requires it of every data set
         test_texts[file.path.name] = joined(kept[:1] if file.split == "train" else others)
     write_texts(MEDIUM_TEXT, texts)
     write_texts(MEDIUM_TEST_TEXT, test_texts)
 
 
 def prepare_medium(study: Study, corpus: str) -> dict:
-    """Cut the documents and prepare MEDIUM, which the study has locked, and MEDIUM_TEST; as `prepare`."""
+    """Cut the documents and prepare MEDIUM, which the study has locked, and MEDIUM_TEST. Returns as `prepare`."""
     cut_documents(corpus)
     study.call(["prepare_data.py", "config/babylm_medium/data.py"])
     study.call(["prepare_data.py", "config/babylm_medium/test.py"])
@@ -212,9 +214,9 @@ def check_corpus(folder: str):
 
 
 def record_corpus(study: Study, meta: dict):
-    """Note which texts the runs of out_dir are of. ValueError if it holds runs on others."""
+    """Record which texts the runs in out_dir are trained on. ValueError if it holds runs on others."""
     study.out.mkdir(parents=True, exist_ok=True)
-    # the runs' names do not say what they were trained on
+    # as a run's name does not say what it was trained on
     record = study.out / "data.json"
     if record.exists() and read_json(record) != meta["files"]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How good is a model's own text? Its divergence from the teacher there, its repetition and its variety.
+"""How good is the text that a model writes? Its divergence from the teacher on that text, its repetition and variety.
 
     python -m studies.generation --model=out/student --teacher=out/teacher --dataset=data/mine
 
@@ -6,13 +6,13 @@ The model continues the beginnings of rows of the validation split, by its own d
 JSON object:
 
     reverse_kl    mean of KL(model || teacher) over the drawn tokens, nats
-    forward_kl    mean of KL(teacher || model) there
-    entropy       of the model, there; teacher_entropy likewise
-    repeated      share of the 4-grams of a sample that it has written before, mean over samples
+    forward_kl    mean of KL(teacher || model) over the same
+    entropy       of the model, likewise; teacher_entropy
+    repeated      share of a sample's 4-grams that occur earlier in it, mean over samples
     distinct_2, distinct_3    different 2-grams and 3-grams / all of them, over all samples together (Li et al. 2016,
                   arXiv:1510.03055)
 
-and the same three counts of the data's own continuations, to compare with ("data_repeated" and so on).
+and the last three of the data's own continuations, to compare with ("data_repeated" and so on).
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -41,19 +41,21 @@ def ngrams(ids: list[int], n: int) -> list[tuple]:
 
 
 def repetition(ids: list[int]) -> float:
-    """The share of 4-grams that occurred earlier in the text: 0 of one that never repeats itself.
+    """The share of 4-grams that occur earlier in the text: 0 for a text that never repeats itself.
 
     >>> round(repetition([1, 2, 3, 4, 1, 2, 3, 4]), 2)
     0.2
     """
-    found = ngrams(ids, 4)
-    return 1 - len(set(found)) / len(found) if found else 0.0
+    grams = ngrams(ids, 4)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def distinct(texts: list[list[int]], n: int) -> float:
     """Different n-grams / all n-grams of all texts together."""
-    found = [gram for ids in texts for gram in ngrams(ids, n)]
-    return len(set(found)) / len(found) if found else 0.0
+    grams = []
+    for ids in texts:
+        grams += ngrams(ids, n)
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def counts(texts: list[list[int]]) -> dict[str, float]:
@@ -78,7 +80,7 @@ def main():
     data_texts = []
     sums = dict.fromkeys(COMPARED, 0.0)
     n_drawn = 0
-    # a row that came twice would lower the variety of the data, and not that of the model, which draws anew
+    # Each row once: a second time it would lower the variety of the data, but not of the model, which draws anew.
     n_samples = min(samples or data.n_rows, data.n_rows)
     for first in range(0, n_samples, batch_size):
         n = min(batch_size, n_samples - first)
@@ -87,7 +89,7 @@ def main():
             nets["model"],
             x,
             y,
-            first,
+            first_row=first,
             seed=seed,
             prompt_tokens=(prompt_tokens, prompt_tokens),
             response_tokens=response_tokens,

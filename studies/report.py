@@ -1,7 +1,7 @@
-"""What the pages of all studies are made with.
+"""Tables, pictures and text for the pages of all studies.
 
-A study keeps its logs and records in its folder logs/ (Study.publish in studies/runs.py); its page is made of these
-alone.
+A study keeps its logs and records in its folder logs/ (Study.publish in studies/runs.py); its page is made from these
+and nothing else.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from studies.stats import Measured, difference, mean_sd, significance, verdict
 
 @dataclass
 class Results:
-    """What a study found: records of runs, {row: those of its seeds} each, and what study.json says beside."""
+    """The results of a study: {row: the records of its runs} by group, and the contents of study.json."""
 
     logs: Path
     table: dict[str, list[Measured]]
@@ -33,17 +33,17 @@ class Results:
 
     @property
     def meta(self) -> dict:
-        """meta.json of the data, and what it was cut from."""
+        """meta.json of the data, with the name of the corpus that it was cut from."""
         return self.about["meta"]
 
     @property
     def seeds(self) -> list[int]:
-        """As in every row of the table."""
+        """The seeds, the same in every row of the table."""
         return [run.record["seed"] for run in next(iter(self.table.values()))]
 
     @property
     def n_runs(self) -> int:
-        """How many runs there were; a trial that was kept is also one of the table."""
+        """The number of runs; a trial that was kept is in the table too, and counted once."""
         names = set()
         for group in ("table", "trials", "points"):
             for row in self.about[group].values():
@@ -52,7 +52,7 @@ class Results:
 
     @property
     def minutes(self) -> float:
-        """What the study took."""
+        """How long the study took."""
         return self.about["seconds"] / 60
 
     def name(self, group: str, row: str, place: int) -> str:
@@ -93,24 +93,24 @@ def save(figure: plt.Figure, path: Path):
 
 
 # ---------------------------------------------------------------------------------------------
-# tables and pictures of any figure, which is given as a function: a run's record -> a number
+# tables and pictures of any figure (a number), which is given as a function of a run
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a run that a table shows: its heading, what it is of a run, how it is printed."""
+    """A number that a table shows of a run: its heading, its function of the run, and its format."""
 
     head: str
     of: Callable[[Measured], float]
     form: str = ".4f"
 
     def values(self, runs: list[Measured]) -> list[float]:
-        """One of each seed."""
+        """The figure of each run."""
         return [self.of(run) for run in runs]
 
 
 def cost_columns() -> list[Figure]:
-    """What a row took, which does not depend on the seed but for its time."""
+    """What a row's runs cost. Only the time depends on the seed."""
     return [
         Figure("tokens", lambda run: run.tokens, ",.0f"),
         Figure("TFLOP", lambda run: run.teraflop, ",.1f"),
@@ -130,7 +130,7 @@ def mean_table(results: Results, rows: list[str], figures: list[Figure], costs: 
 
 
 def against(results: Results, figure: Figure, row: str, reference: str) -> str:
-    """Row − reference, paired by seed, with what the test says: "-0.1900 ± 0.0058 (significant at 95 %)"."""
+    """Row − reference, paired by seed, with the test's outcome: "-0.1900 ± 0.0058 (significant at 95 %)"."""
     a = figure.values(results.table[row])
     b = figure.values(results.table[reference])
     return f"{difference(a, b, '+' + figure.form)} ({significance(a, b)})"
@@ -146,7 +146,9 @@ def difference_table(results: Results, rows: list[str], references: list[str], f
     pairs = list(product(figures, references))
     lines = []
     for row in rows:
-        cells = [against(results, figure, row, reference) if row != reference else "" for figure, reference in pairs]
+        cells = []
+        for figure, reference in pairs:
+            cells.append(against(results, figure, row, reference) if row != reference else "")
         lines.append([results.titles[row], *cells])
     return grid(["", *(f"{figure.head}, − {results.titles[other]}" for figure, other in pairs)], lines)
 
@@ -189,7 +191,7 @@ def draw_rows(results: Results, rows: list[str], figures: list[Figure], referenc
         for place, row in enumerate(rows):
             values = figure.values(results.table[row])
             axis.plot(values, [place] * len(values), "o", color="black", markerfacecolor="none", markersize=6)
-            # beside the seeds, not instead of them: a mean alone would hide how far they scatter
+            # in addition to the seeds, as a mean alone would hide how far they scatter
             mean = statistics.mean(values)
             axis.plot([mean, mean], [place - 0.3, place + 0.3], color="C0", linewidth=2)
         for reference, style in zip(references, (":", "--", "-.")):

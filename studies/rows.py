@@ -1,4 +1,4 @@
-"""What a study declares: rows of its table, caches of teachers, scores of finished runs; and what one run is."""
+"""What a study declares: the rows of its table, caches of teachers, and scores of finished runs; and a single run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a script, its config, and what is changed in it.
+    """A row of the table: a script, its config, and overrides of it.
 
     tuned_as: the row whose trials choose its learning rate and epochs.
-    teachers: the rows whose runs of the same seed teach it. cache: the cache that teaches it instead.
-    start: the row whose run of the same seed it goes on from.
+    teachers: the rows whose runs of the same seed are its teachers. cache: the cache that is its teacher instead.
+    start: the row from whose run of the same seed it starts.
     """
 
     title: str
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Cache:
-    """What the runs of these rows, of the same seed, say of the data: the arguments of cache_teacher.py."""
+    """A cache of the teachers in these rows, of the same seed, and further arguments of cache_teacher.py."""
 
     teachers: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -34,10 +34,10 @@ class Cache:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure of a finished run: a script that prints one JSON object, kept as <name>.json.
+    """A score of a finished run, by a script that prints one JSON object, which is kept as <name>.json.
 
-    command: (the study, the run) -> the script and its arguments. expected: what the object says of its settings, so
-    that one of other settings is scored anew.
+    command: (the study, the run) -> the script and its arguments. expected: settings in that object; if a kept one has
+    others, the run is scored again.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Trained:
-    """One run: a row, a seed, and the learning rate and epochs it is given (0 epochs: its config's steps)."""
+    """One run: a row, a seed, and its learning rate and epochs (0 epochs: the steps of its config)."""
 
     row: str
     seed: int

@@ -2,7 +2,7 @@
 
 A study names the rows of its table. The engine tries learning rates and epochs for some of them,
 trains every row with every seed, and scores each run. What is finished is not run again: stopped at
-any instant, the same command continues the study. `publish` keeps all that a page is made of.
+any instant, the same command continues the study. `publish` stores all that a page is made from.
 """
 
 import fcntl
@@ -27,10 +27,10 @@ from studies.rows import Cache, Row, Score, Trained
 class Study:
     """The runs of a study, `jobs` at a time, each in a folder of out_dir.
 
-    rows: {name: Row}. caches: {name: Cache}. splits: {name: a data set, whose held-out split every run is scored on};
-    "dev" is what trials are chosen by. scores: further ones. trial_rates: {row: the learning rates to try}.
-    trial_epochs: the epochs to try with each of them. data: the folder of the prepared data set.
-    Raises OSError while another study, or a run it left behind, uses the data.
+    rows: {name: Row}. caches: {name: Cache}. splits: {name: a data set, on whose held-out split every run is scored};
+    trials are chosen by "dev". scores: further scores. trial_rates: {row: the learning rates to try}. trial_epochs:
+    the epochs to try with each of them. data: the folder of the prepared data set.
+    Raises OSError while another study, or a run that one has left behind, uses the data.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Study:
         self.trial_rates = trial_rates or {}
         self.trial_epochs = trial_epochs
 
-        # a study that continues finds them again, from the files of its trials
-        self.chosen = {}  # {row: its trial with the lowest dev loss}
-        self.children = set()  # the processes at work
+        # {row: its trial with the lowest dev loss}; a study that continues chooses again, from its trials' files
+        self.chosen = {}
+        self.children = set()  # the running processes
         self.stopping = False
-        self.lock = threading.Lock()  # of the two above, and of the clock's file
+        self.lock = threading.Lock()  # for the two above, and for the clock's file
 
         self.data_lock = lock_data(data)
         self.clock = self.out / "seconds.json"
@@ -73,7 +73,7 @@ class Study:
     # which runs
 
     def choose(self, rows: list[str], seed: int, others: list[Trained] = ()) -> dict:
-        """Try each of the rows with one seed and choose its settings; run the `others` beside.
+        """Try each of the rows with one seed and choose its settings; `others` are run at the same time.
 
         Returns {row: its trials}.
         """
@@ -97,7 +97,7 @@ class Study:
 
     def settled(self, row: str, seed: int) -> Trained:
         """The run of a row with the chosen learning rate and epochs."""
-        # tuning takes several runs a row, so that a variant has the settings of the row it varies
+        # tuning takes several runs for a row, so a variant has the settings of the row that it varies
         chosen = self.chosen[self.rows[row].tuned_as]
         return Trained(row, seed, chosen.rate, chosen.epochs * self.rows[row].epochs_factor)
 
@@ -105,34 +105,35 @@ class Study:
     # running them
 
     def run(self, runs: list[Trained], scored: bool = True):
-        """Train the runs that are not there yet, and score them: on the dev split, or by all scores."""
+        """Train the runs that are not finished, and score them: by all scores, or only on the dev split."""
         self.do([partial(self.run_one, run, scored) for run in runs])
 
     def run_table(self, rows: list[str], seeds: list[int]) -> dict[str, list[Trained]]:
-        """Train and score these rows with every seed, teachers and starts before those who need them.
+        """Train and score these rows with every seed, teachers and starts before the rows that need them.
 
-        Caches are written as soon as their teachers are there. Returns {row: its runs}.
+        Caches are written as soon as their teachers are trained. Returns {row: its runs}.
         """
         table = {row: [self.settled(row, seed) for seed in seeds] for row in rows}
         waiting = list(rows)
         caches = {self.rows[row].cache for row in rows} - {""}
         unwritten = [name for name in self.caches if name in caches]
         while waiting:
-            # each once, when the last of its teachers is there
-            ready = [name for name in unwritten if not set(self.caches[name].teachers) & set(waiting)]
-            self.write_caches(ready, seeds)
-            unwritten = [name for name in unwritten if name not in ready]
+            # each cache once, after the last of its teachers
+            ready_caches = [name for name in unwritten if not set(self.caches[name].teachers) & set(waiting)]
+            self.write_caches(ready_caches, seeds)
+            unwritten = [name for name in unwritten if name not in ready_caches]
 
             ready = [row for row in waiting if not self.needs(row) & set(waiting)]
             assert ready, f"these rows wait for one another: {waiting}"
-            # all rows of one seed before the next: a study that is stopped has whole columns, and whatever else the
-            # machine does meanwhile meets all rows alike
-            self.run(list(chain(*zip(*(table[row] for row in ready)))))
+            # all rows of one seed before the next: a study that is stopped has complete seeds, and whatever slows the
+            # machine down slows all rows alike
+            by_seed = zip(*(table[row] for row in ready))
+            self.run(list(chain(*by_seed)))
             waiting = [row for row in waiting if row not in ready]
         return table
 
     def needs(self, row: str) -> set[str]:
-        """The rows whose runs this one learns from or goes on from."""
+        """The rows whose runs this one learns from or starts from."""
         declared = self.rows[row]
         needed = {*declared.teachers, declared.start} - {""}
         if declared.cache:
@@ -140,11 +141,8 @@ class Study:
         return needed
 
     def do(self, tasks: list[Callable]):
-        """Call the tasks, `jobs` at a time.
-
-        One that fails stops the others, which save first; its error is raised.
-        """
-        # threads, as each only waits for a process
+        """Call the tasks, `jobs` at a time. If one fails, the others save and stop, and its error is raised."""
+        # threads, as each task only waits for a process
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting = [pool.submit(task) for task in tasks]
             try:
@@ -159,7 +157,7 @@ class Study:
                 raise
 
     def run_one(self, run: Trained, scored: bool):
-        """Train, then score; each step is skipped where its result is there."""
+        """Train, then score; a step whose result exists is skipped."""
         folder = self.out / run.name
         started = time.perf_counter()
         self.train(run, folder)
@@ -173,21 +171,21 @@ class Study:
         self.say(f"{run.name}: dev {self.dev_loss(run):.4f} nats/token", started)
 
     def say(self, done: str, started: float):
-        """A line on what is done, with the seconds that it took."""
+        """Print what is done, with the seconds that it took."""
         with self.lock:
-            # the clock is kept on disk, so that the time of a stopped study counts as well
+            # the clock is kept on disk, so that a study that continues counts the time before
             write_json(self.clock, {"seconds": self.seconds()})
             print(f"{done}, {time.perf_counter() - started:.0f} s", flush=True)
 
     def train(self, run: Trained, folder: Path):
         """Start or resume a run, unless it is finished."""
-        # before anything is skipped: a finished run of other settings must not enter the table
         command = self.command(run, folder)
         checkpoints = by_step(folder)
-        # resumed it would no longer say what it began from
+        # Start again rather than resume: the record of a resumed run does not say what it started from.
         if self.rows[run.row].start and checkpoints and not (folder / "summary.json").exists():
             shutil.rmtree(folder)
             checkpoints = []
+        # before a finished run is skipped: one with other settings must not enter the table
         self.check_same(folder, checkpoints, command)
         if (folder / "summary.json").exists():
             return
@@ -198,13 +196,13 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self.call(command, folder / "output.txt")
-        # so that a config that was refused leaves nothing that looks like a run
+        # so that a refused config leaves nothing that looks like a run
         finally:
             remove_if_empty(folder)
         self.note_time(folder, started, is_new)
 
     def note_time(self, folder: Path, started: float, is_new: bool):
-        """Write how long the process took that filled a folder; of work that was interrupted it is not known."""
+        """Write how long the process took that filled the folder; unknown where it was interrupted."""
         if is_new:
             write_json(folder / "wall.json", {"seconds": time.perf_counter() - started})
 
@@ -221,7 +219,7 @@ class Study:
         return [row.script, row.config, *arguments, *row.overrides]
 
     def folder_of(self, row: str, seed: int) -> Path:
-        """Where the settled run of a row lies."""
+        """The folder of a row's run with the chosen settings."""
         return self.out / self.settled(row, seed).name
 
     def teacher(self, run: Trained) -> str:
@@ -244,29 +242,26 @@ class Study:
         teachers = ",".join(str(self.folder_of(row, seed)) for row in cache.teachers)
         started = time.perf_counter()
         is_new = not folder.exists()
-        # a finished cache says that it is one, and is left as it is
+        # cache_teacher.py leaves a finished cache as it is
         arguments = [f"--teacher={teachers}", f"--dataset={self.data}", f"--out_dir={folder}", *cache.arguments]
         self.call(["cache_teacher.py", *arguments])
         self.note_time(folder, started, is_new)
         self.say(folder.name, started)
 
     def check_same(self, folder: Path, checkpoints: list[Path], command: list[str]):
-        """ValueError if a run, finished or begun, has other settings than its command.
-
-        So it is after a change of the study or of a config.
-        """
+        """ValueError if a run, finished or not, has other settings than its command, as after a change of a config."""
         if (folder / "summary.json").exists():
             stored = read_json(folder / "summary.json")["config"]
         elif checkpoints:
             stored = load_trainer_state(checkpoints[-1])["config"]
         else:
             return
-        # the config as the run's script would read it, and the arguments, which come after it
+        # as the run's script reads them: the config, then the arguments, which override it
         _, config, *arguments = command
         wanted = read_config_file(config)
         wanted |= dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
         for key, value in wanted.items():
-            # a config may say 6 where the run stores 6.0
+            # a config may have 6 where the run has stored 6.0
             if str(stored.get(key)) not in (str(value), f"{value}.0"):
                 raise ValueError(
                     f"{folder} is of a run with {key}={stored.get(key)!r}, not {value}; "
@@ -290,13 +285,13 @@ class Study:
         self.call(["train.py", *arguments])
 
     def write_score(self, score: Score, run: Trained):
-        """Score a run, unless it is scored."""
+        """Score a run, unless it has been scored with the same settings."""
         path = self.out / run.name / f"{score.name}.json"
         if path.exists():
-            found = read_json(path)
-            if all(found[key] == value for key, value in score.expected.items()):
+            kept = read_json(path)
+            if all(kept[key] == value for key, value in score.expected.items()):
                 return
-        # written aside and renamed, so that a kill leaves no half of it under the final name
+        # written under another name and renamed, so that a kill leaves no incomplete file under the final one
         aside = path.with_suffix(".writing")
         self.call(score.command(self, run), aside)
         aside.rename(path)
@@ -307,7 +302,7 @@ class Study:
         Raises ValueError with the last line of its stderr unless it exits with 0.
         """
         with open(log, "w") as output, self.lock:
-            # a run that waited for its turn must not start once the study stops
+            # a run that was waiting must not start once the study stops
             if self.stopping:
                 raise ValueError("stopped")
             process = subprocess.Popen(
@@ -316,9 +311,9 @@ class Study:
                 stderr=subprocess.PIPE,
                 text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
-                # the script inherits the lock, and so holds it should this process be killed
+                # the script inherits the data's lock, and so keeps it if this process is killed
                 pass_fds=[self.data_lock.fileno()],
-                # Ctrl-C reaches the study alone, which then stops its runs
+                # Ctrl-C reaches only the study, which then stops its runs
                 start_new_session=True,
             )
             self.children.add(process)
@@ -330,21 +325,21 @@ class Study:
             raise ValueError(f"{' '.join(command)}: {lines[-1]}")
 
     # -----------------------------------------------------------------------------------------
-    # what came of them
+    # results
 
     def dev_loss(self, run: Trained) -> float:
-        """In nats per token of the whole dev split."""
+        """Nats per token of the whole dev split."""
         return read_json(self.out / run.name / "dev/summary.json")["val"]
 
     def record(self, run: Trained) -> dict:
-        """All that a page may say of a run, in one object."""
+        """All that a page may report about a run, in one object."""
         folder = self.out / run.name
         summary = read_json(folder / "summary.json")
         record = {"row": run.row, "seed": run.seed, "learning_rate": run.rate, "epochs": run.epochs}
         record |= {name: summary[name] for name in ("parameters", "tokens", "flops", "seconds")}
         if (folder / "wall.json").exists():
             record["wall"] = read_json(folder / "wall.json")["seconds"]
-        # trials have the dev split alone
+        # trials have only the dev split
         for name in self.splits:
             if (folder / name / "summary.json").exists():
                 record[name] = split_record(folder / name)
@@ -356,10 +351,10 @@ class Study:
     def publish(self, folder: Path, table: dict, meta: dict, *, trials=None, points=None, **more):
         """Fill `folder` with the logs and records of all runs, and study.json, which says what they are.
 
-        table, trials, points: {row: its runs}. meta: of the data. more: what else the page says.
+        table, trials, points: {row: its runs}. meta: of the data. more: further entries of study.json.
         """
         groups = {"table": table, "trials": trials or {}, "points": points or {}}
-        # emptied first: a log of a run that is no longer in the table would look like evidence for it
+        # emptied first, as the log of a run that is no longer in the table would look like evidence for it
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         about = {"titles": {row: declared.title for row, declared in self.rows.items()}}
@@ -373,12 +368,12 @@ class Study:
         write_json(folder / "study.json", about)
 
     def seconds(self) -> float:
-        """What the study has taken, this time and the times before."""
+        """How long the study has run, this time and the times before."""
         return self.seconds_before + time.perf_counter() - self.started
 
 
 def split_record(folder: Path) -> dict:
-    """What an evaluation of a whole split found: nats per token and bits per byte, and the former of each domain."""
+    """The results on a whole split: nats per token and bits per byte, and nats per token of each domain."""
     summary = read_json(folder / "summary.json")
     domains = {}
     for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines():
@@ -389,16 +384,16 @@ def split_record(folder: Path) -> dict:
 
 
 def without_folders(scored: dict) -> dict:
-    """What evaluate.py printed, its files by name alone: records are published, and a path says nothing to others."""
+    """evaluate.py's JSON with file names instead of paths: records are published, and paths mean nothing to others."""
     for result in scored.get("results", []):
         result["data"] = [Path(file).name for file in result.get("data", [])]
     return scored
 
 
 def lock_data(data: Path):
-    """The open file whose lock says that the data set is in use.
+    """The open file whose lock marks the data set as in use.
 
-    A lock of the kernel, which goes with the last process that holds it, however that ends.
+    The kernel releases it when the last process that holds it ends, however it ends.
     """
     data.parent.mkdir(parents=True, exist_ok=True)
     file = open(f"{data}.lock", "w")

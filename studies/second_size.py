@@ -1,4 +1,4 @@
-"""The section of a study's page on its second size (studies/smaller.py): the same differences at both, side by side."""
+"""The section of a study's page on its second size (studies/smaller.py): the same differences at both sizes."""
 
 import math
 import statistics
@@ -12,9 +12,9 @@ PARAMETERS = Figure("parameters", lambda run: run.parameters, ",.0f")
 
 
 def section(first: Results, pairs: list[tuple[str, str]], student: str) -> str:
-    """The section; where the second size has not run, how to run it.
+    """The section, or, where the second size has not been run, how to run it.
 
-    pairs: (row, what it is compared with). student: the row whose parameters stand for the size.
+    pairs: (row, what it is compared with). student: the row whose number of parameters is the size.
     """
     study = first.logs.parent.name
     logs = first.logs.with_name("logs_smaller")
@@ -45,13 +45,13 @@ def comparison(second: Results, first: Results, pairs: list[tuple[str, str]], si
     """A line for each difference of the test loss, a column for each size."""
     lines = []
     for row, reference in pairs:
-        what = f"{first.titles[row]} − {first.titles[reference]}"
-        lines.append([what, *(against(results, TEST, row, reference) for results in (second, first))])
+        name = f"{first.titles[row]} − {first.titles[reference]}"
+        lines.append([name, *(against(results, TEST, row, reference) for results in (second, first))])
     return grid([TEST.head, *(f"{size:,} parameters" for size in sizes)], lines)
 
 
 def differences(results: Results, pair: tuple[str, str]) -> list[float]:
-    """Of each seed: the test loss of the row less that of what it is compared with."""
+    """For each seed the test loss of the row, less that of the row it is compared with."""
     row, reference = (each_seed(results.table[name], "test") for name in pair)
     return [a - b for a, b in zip(row, reference, strict=True)]
 
@@ -60,24 +60,26 @@ def direction(second: Results, first: Results, pair: tuple[str, str], sizes: lis
     """Whether a difference depends on the size, and at which size a line through both is 0."""
     small = differences(second, pair)
     large = differences(first, pair)
-    what = f"**{first.titles[pair[0]]} − {first.titles[pair[1]]}**"
+    name = f"**{first.titles[pair[0]]} − {first.titles[pair[1]]}**"
     change = statistics.mean(large) - statistics.mean(small)
-    # the runs of two sizes share no weights, so that they are not paired
+    # not paired by seed, as runs of different sizes share no weights
     error = math.hypot(*(statistics.stdev(values) / math.sqrt(len(values)) for values in (small, large)))
     if abs(change) <= bound(min(len(small), len(large))) * error:
-        text = f"{what} does not change measurably with the size ({change:+.4f} ± {error:.4f})"
+        text = f"{name} does not change measurably with the size ({change:+.4f} ± {error:.4f})"
         if is_significant(small) and is_significant(large):
             return f"{text}, and is significant at both."
         return f"{text}: no size can be named that would decide it; more seeds might."
     grown = "rises" if change > 0 else "falls"
-    text = f"{what} {grown} with the size ({change:+.4f} ± {error:.4f})"
+    text = f"{name} {grown} with the size ({change:+.4f} ± {error:.4f})"
     slope = change / math.log(sizes[1] / sizes[0])
-    steps = -statistics.mean(large) / slope
+    # from the larger size to the zero of the line, in units of the size's natural logarithm
+    log_factor = -statistics.mean(large) / slope
     # beyond a factor of e^7, a thousand, nothing can be guessed from a factor of 3
-    if not 0 < steps < 7:
+    if not 0 < log_factor < 7:
         return f"{text}; on a line through both it does not become 0 at a larger size."
     return (
-        f"{text}; on a line through both it would be 0 at {sizes[1] * math.exp(steps) / 1e6:,.1f} million parameters."
+        f"{text}; on a line through both it would be 0 at {sizes[1] * math.exp(log_factor) / 1e6:,.1f} million "
+        "parameters."
     )
 
 

@@ -1,10 +1,10 @@
-"""Which way does it go? The main rows of three studies once more, by models of half the width.
+"""Do the findings change with the size? The main rows of three studies once more, with models of half the width.
 
     python -m studies.smaller --study=distilgpt2 --corpus=<folder of <domain>.train and <domain>.dev>
 
-The same data, steps and seeds, and models of about a quarter of the parameters, so that a page can say whether what it
-found grows or shrinks with the model. Fills studies/<study>/logs_smaller/ and writes the study's page again, which has
-a section of it. What is finished is not run again: stopped at any instant, the same command continues.
+Data, steps and seeds are the same, and the models have about a quarter of the parameters, so that a page can say
+whether an effect grows or shrinks with the model. Fills studies/<study>/logs_smaller/ and rewrites the study's page,
+which has a section on it. What is finished is not run again: stopped at any instant, the same command continues.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -33,8 +33,9 @@ from studies.runs import Study
 class Smaller:
     """The second size of a study.
 
-    rows: in the place of the study's own. settings: {row: (learning rate, epochs)} that are not tried. trial_rates:
-    as in the study. bases: the rows that trials go on from or learn from. folder: of the study; write: its page.
+    folder: the study's. rows: those of this size. settings: {row: (learning rate, epochs)} that are not tried.
+    write: the function that writes the study's page. trial_rates: {row: the learning rates to try}. bases: the rows
+    that trials start or learn from.
     """
 
     folder: Path
@@ -47,12 +48,12 @@ class Smaller:
 
 
 def chosen(rows: dict[str, Row], names: tuple[str, ...], shapes: dict[str, tuple[str, ...]]) -> dict[str, Row]:
-    """Rows by name, some with a shape of their own; what goes on from another model has that one's shape."""
-    of_shape = {}
+    """The named rows, some of them with the overrides in `shapes`; a row that starts from another has its shape."""
+    smaller_rows = {}
     for name in names:
         overrides = (*rows[name].overrides, *shapes.get(name, ()))
-        of_shape[name] = replace(rows[name], overrides=overrides)
-    return of_shape
+        smaller_rows[name] = replace(rows[name], overrides=overrides)
+    return smaller_rows
 
 
 def as_overrides(shape: dict[str, int]) -> tuple[str, ...]:
@@ -63,7 +64,7 @@ def smaller_distilgpt2() -> Smaller:
     width = distilgpt2.TEACHER_CONFIG["n_embd"] // 2
     names = ("teacher", "copied", "three", "no_kl", "control", "three_short", "control_short")
     rows = chosen(distilgpt2.ROWS, names, {"teacher": as_overrides({"n_embd": width, "n_head": 2})})
-    # the head is a larger share of a narrow model
+    # equal FLOPs are other steps here, as the head is a larger share of a narrow model
     for name, length, steps in (("", "long", distilgpt2.LONG), ("_short", "short", distilgpt2.SHORT)):
         steps = round(steps * distilgpt2.equal_flops(width))
         row = distilgpt2.student("control", length, steps)
@@ -122,7 +123,7 @@ def main():
         trial_rates=size.trial_rates,
         trial_epochs=(0,),
     )
-    # after the lock that the study takes: another one may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare_medium(runs, corpus)
     record_corpus(runs, meta)
     runs.settle(size.settings)

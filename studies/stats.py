@@ -1,4 +1,4 @@
-"""What the runs of a study took and reached, and whether two rows of its table differ."""
+"""Costs and results of a study's runs, and tests of whether two rows of its table differ."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 
 @dataclass
 class Measured:
-    """What one run took and reached, from the record that its study kept of it (Study.record in studies/runs.py)."""
+    """Costs and results of one run, from the record that its study kept (Study.record in studies/runs.py)."""
 
     record: dict
 
@@ -24,7 +24,7 @@ class Measured:
 
     @property
     def tokens(self) -> int:
-        """Trained on, each epoch counted."""
+        """Tokens trained on, each epoch counted."""
         return self.record["tokens"]
 
     @property
@@ -54,7 +54,7 @@ class Measured:
 
     @property
     def test(self) -> float:
-        """The same of the test split, by which nothing was chosen."""
+        """The same on the test split, by which nothing was chosen."""
         return self.record["test"]["val"]
 
     @property
@@ -69,7 +69,7 @@ class Measured:
 
     @property
     def blimp(self) -> float:
-        """% of pairs whose better sentence is the likelier; chance is 50. NaN of a run that was not scored."""
+        """% of pairs in which the better sentence is likelier; chance is 50. NaN if the run was not scored."""
         if "blimp" not in self.record:
             return math.nan
         return 100 * self.record["blimp"]["results"][0]["metrics"]["acc"]["value"]
@@ -78,7 +78,7 @@ class Measured:
     def fields(self) -> dict[str, float]:
         """{field of BLiMP: the same as a share of 1}."""
         by_field = self.record["blimp"]["results"][0]["parts"]["field"]
-        # by name: the order of the file is that of the paradigms
+        # sorted by name, as the file has them in the order of the paradigms
         return {name: share for name, (share, _) in sorted(by_field.items())}
 
     @property
@@ -93,7 +93,7 @@ class Measured:
 
 
 def each_seed(runs: list[Measured], name: str) -> list:
-    """One figure of each seed's run, by the name of its field."""
+    """The property `name` of Measured for the run of each seed."""
     return [getattr(run, name) for run in runs]
 
 
@@ -112,7 +112,7 @@ def paired(a: list[float], b: list[float]) -> tuple[float, float]:
     >>> [round(x, 4) for x in paired([1.0, 2.0, 4.0], [2.0, 2.0, 3.0])]
     [0.0, 0.5774]
     """
-    # by seed, because what a seed does to both rows (its teachers, its batches) then cancels
+    # by seed, as the effects of a seed on both rows (its teachers, its batches) then cancel
     differences = [x - y for x, y in zip(a, b, strict=True)]
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     return statistics.mean(differences), error
@@ -129,8 +129,8 @@ def difference(a: list[float], b: list[float], form="+.4f") -> str:
 
 
 def bound(n: int) -> float:
-    """Standard errors that a mean of n must be away from 0, by Student's t at 95 %."""
-    # for more seeds than the table has its last value, which is larger and so on the safe side
+    """How many standard errors a mean of n must be from 0 to be significant, by Student's t at 95 %."""
+    # for more seeds than the table has, its last value, which is larger and so on the safe side
     return T95[min(n, max(T95))]
 
 
@@ -149,7 +149,7 @@ def verdict(a: list[float], b: list[float]) -> str:
 
 
 def significance(a: list[float], b: list[float]) -> str:
-    """What the page says of a difference: "significant at 95 %" or "not significant at 95 %"."""
+    """The words for a difference on a page: "significant at 95 %" or "not significant at 95 %"."""
     if verdict(a, b) == "not significant":
         return "not significant at 95 %"
     return "significant at 95 %"

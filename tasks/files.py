@@ -1,4 +1,4 @@
-"""The files of tasks: where they lie, where they are downloaded from, and how rows and texts are read from them."""
+"""The files of tasks: where they are, where they are downloaded from, and how rows and texts are read from them."""
 
 import json
 import re
@@ -11,18 +11,18 @@ from common.files import need, read_json, read_utf8
 
 
 def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:
-    """A task's files in data_dir, which are downloaded where they are not there.
+    """A task's files in data_dir, which are downloaded if none are there.
 
     files, source: as of Task in tasks/tables.py.
     """
     folder = Path(data_dir)
     patterns = files.split()
     for pattern in patterns:
-        there = [path for path in folder.glob(pattern) if path.is_file()]
-        # shots are drawn from train.jsonl, which lies in the same folder
-        there = [path for path in there if not path.stem.endswith("train")]
-        if there:
-            return sorted(there)
+        existing = [path for path in folder.glob(pattern) if path.is_file()]
+        # not train.jsonl, which lies in the same folder: shots are drawn from it
+        existing = [path for path in existing if not path.stem.endswith("train")]
+        if existing:
+            return sorted(existing)
 
     remedy = f"put {patterns[0]} into {data_dir}"
     is_address = ":" in source
@@ -32,7 +32,7 @@ def find_files(name: str, files: str, source: str, data_dir: str) -> list[Path]:
 
 
 def download_from_hub(source: str, folder: Path, remedy: str) -> list[Path]:
-    """The parquet files of "repository configuration split", one a configuration; "*" stands for all of them."""
+    """The parquet files of "repository configuration split", one for each configuration; "*" stands for all."""
     repo, wanted, split = source.split()
     base = f"{endpoint()}/api/datasets/{repo}/parquet"
     # {configuration: {split: [addresses]}}
@@ -40,7 +40,7 @@ def download_from_hub(source: str, folder: Path, remedy: str) -> list[Path]:
     configurations = []
     for configuration, splits in index.items():
         is_wanted = wanted in (configuration, "*")
-        # it becomes part of a path here: nothing like ../up
+        # it becomes part of a path: nothing like ../up
         is_plain_name = re.fullmatch(r"[\w.-]+", configuration)
         if is_wanted and is_plain_name and split in splits:
             configurations.append(configuration)
@@ -56,7 +56,7 @@ def download_from_hub(source: str, folder: Path, remedy: str) -> list[Path]:
 
 
 class FileRow(dict):
-    """A row, whose columns without a value are an error where they are used."""
+    """A row: using a column whose value is null is a ValueError."""
 
     def __getitem__(self, name):
         value = super().__getitem__(name)
@@ -95,7 +95,7 @@ def read_tsv_line(line: str) -> FileRow:
 
 
 def read_parquet(path: Path) -> list[FileRow]:
-    # optional: only who takes rows from a hub needs it
+    # optional: only users who take rows from a hub need it
     parquet = need("pyarrow.parquet", path)
     arrow = need("pyarrow", path)
     try:
@@ -106,11 +106,11 @@ def read_parquet(path: Path) -> list[FileRow]:
     return [FileRow(row) for row in table.to_pylist()]
 
 
-ENWIK8_TEST_BYTES = 5_000_000  # the last ones: the usual split is 90, 5 and 5 MB
+ENWIK8_TEST_BYTES = 5_000_000  # at the end: the usual split is 90, 5 and 5 MB
 
 
 def read_text(path: Path) -> str:
-    """A text file; of enwik8 only its test part, of CommonGen's rows a sentence a line."""
+    """The text of a file: of enwik8 the test part, of CommonGen's rows their sentences, one a line."""
     if path.suffix in (".jsonl", ".parquet"):
         return sentences(path)
     if path.stem != "enwik8":

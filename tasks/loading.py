@@ -1,4 +1,4 @@
-"""From the names of tasks, recipes and files to questions and documents, all read before the first is scored."""
+"""From the names of tasks, recipes and files to their questions and documents, all read before any is scored."""
 
 import random
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from tasks.tables import AS_IT_IS, COMPLETION, NORMED, RECIPES, TASKS, Task
 
 @dataclass
 class LoadedTask:
-    name: str  # a task's, or a file's; the loops log its first metric under it
+    name: str  # a task's, or a file's; the loops log its first metric under this name
     task: Task
     files: list[Path]
     shots: int = 0  # solved examples before each question
@@ -22,21 +22,21 @@ class LoadedTask:
     pool: Path | None = None  # where they come from; None: from the file itself
     questions: list[Question] = field(default_factory=list)
     documents: list[Document] = field(default_factory=list)
-    cut_is_said: bool = False  # that some texts are too long for the model
+    cut_announced: bool = False  # whether it was printed that some texts are too long for the model
 
 
 def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_COLUMNS) -> list[LoadedTask]:
     """The tasks, recipes and files of "a,b" with their questions or documents.
 
-    limit: the first rows of each file (0: all), of a text the first lines; shots: solved rows before each question;
-    columns: the names of those of a .jsonl of one's own.
-    Raises ValueError or FileNotFoundError for what is unknown, missing or not of a task's form.
+    limit: only so many rows of each file, or lines of a text (0: all); shots: solved rows before each question;
+    columns: the names of the columns in the user's own .jsonl.
+    Raises ValueError or FileNotFoundError for a name that is unknown, and a file that is missing or of another form.
     """
     wanted = without_repetitions(name.strip() for name in names.split(","))
     # all are read before the first is scored, so that a wrong name ends the run at once
     loaded_tasks = []
     for name in unfold_recipes(wanted):
-        # a task's name goes before a file that is called the same; write ./piqa for the file
+        # a task comes before a file of the same name; write ./piqa for the file
         if name in TASKS:
             task = TASKS[name]
             label = name
@@ -75,8 +75,8 @@ def unfold_recipes(names: list[str]) -> list[str]:
 
 
 def unknown_task(name: str) -> Exception:
-    """The error for what is neither a task nor a file."""
-    # the remedy differs: a path is missing, a name is misspelt
+    """The error for a name that is neither a task nor a file."""
+    # of a path the file is missing, any other name is misspelt
     looks_like_a_path = Path(name).suffix or len(Path(name).parts) > 1
     if looks_like_a_path:
         return FileNotFoundError(f"tasks: no file {name!r}; a task of that name is not known either")
@@ -85,46 +85,43 @@ def unknown_task(name: str) -> Exception:
 
 
 # ---------------------------------------------------------------------------------------------
-# a file of one's own
+# the user's own files
 
 
 def file_label(name: str, wanted: list[str]) -> str:
-    """A file's name alone where that says which it is, else with its folders; without blanks."""
+    """A file's name, with its folders where the name alone is ambiguous; without blanks."""
     short = Path(name).name
     namesakes = [other for other in wanted if Path(other).name == short]
     is_clear = len(namesakes) == 1 and short not in TASKS
     label = short if is_clear else name
-    # log.txt has blanks between its columns
+    # blanks separate the columns of log.txt
     return "_".join(label.split())
 
 
 def own_task(path: Path, columns: dict[str, str]) -> Task:
-    """A text for its perplexity, or, as .jsonl, multiple choice: in `columns`, or in HellaSwag's form.
+    """The task of a user's file: perplexity for a text, multiple choice for a .jsonl with `columns` or HellaSwag's.
 
-    Raises ValueError for a .jsonl whose first row lacks columns of both, and for a table of another kind.
+    Raises ValueError for a .jsonl whose first row has neither, and for a table of another kind.
     """
-    # its perplexity as prose would look like a result
+    # scored as prose, a table would have a perplexity that looks like a result
     if path.suffix in (".json", ".csv", ".tsv"):
         raise ValueError(f"{path} is a table, not prose; make a .jsonl of it, or a .txt if it is a text all the same")
     if path.suffix != ".jsonl":
         return Task(str(path), "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention=AS_IT_IS)
 
-    # the first row tells the form; an empty file is an error later, as for every task
+    # the first row decides the form; an empty file is an error later, as for every task
     first = next(iter(read_rows(path)), {})
     if not isinstance(first, dict):
         expected = ", ".join(columns.values())
         raise ValueError(f"{path}: its first row is not a JSON object; expected one with {expected}")
-    missing = [what for what, column in columns.items() if column not in first]
+    missing = [role for role, column in columns.items() if column not in first]
     if first and missing:
-        # HellaSwag's own columns, and nobody named them by knobs
         if {"ctx", "endings", "label"} <= set(first):
             return own_hellaswag(path)
-        knobs = " ".join(f"--{what}_column=<name>" for what in missing)
-        lacks = ", ".join(columns[what] for what in missing)
-        columns_there = ", ".join(first)
-        raise ValueError(
-            f"{path} has the columns {columns_there}, but not {lacks}; name its own with {knobs}"
-        )  # fmt: skip
+        knobs = " ".join(f"--{role}_column=<name>" for role in missing)
+        missing_columns = ", ".join(columns[role] for role in missing)
+        present = ", ".join(first)
+        raise ValueError(f"{path} has the columns {present}, but not {missing_columns}; name its own with {knobs}")
     return Task(
         files=str(path),
         source="",
@@ -135,7 +132,7 @@ def own_task(path: Path, columns: dict[str, str]) -> Task:
 
 
 def own_hellaswag(path: Path) -> Task:
-    """Rows with ctx, endings and label: Karpathy's convention, and acc_norm first, as the loops log HellaSwag."""
+    """For rows with ctx, endings and label: Karpathy's convention, and acc_norm first, as the loops log HellaSwag."""
     return Task(
         files=str(path),
         source="",
@@ -151,7 +148,7 @@ def own_hellaswag(path: Path) -> Task:
 
 
 def load_questions(loaded: LoadedTask, limit: int, train_file: Path):
-    """Fill loaded.questions. Shots are drawn from `train_file`, or without one from the scored file."""
+    """Fill loaded.questions. Shots are drawn from `train_file` or, without one, from the scored file itself."""
     train_questions = []
     if loaded.shots and train_file.is_file():
         loaded.pool = train_file
@@ -164,26 +161,26 @@ def load_questions(loaded: LoadedTask, limit: int, train_file: Path):
         solved = [solve(question) for question in pool]
         for i, question in enumerate(questions[: limit or None]):
             # no question may see its own answer
-            itself = i if file_is_pool else None
-            shots = draw_shots(solved, loaded.shots, loaded.seed, itself)
+            own_index = i if file_is_pool else None
+            shots = draw_shots(solved, k=loaded.shots, seed=loaded.seed, own_index=own_index)
             loaded.questions.append(replace(question, shots=shots))
     if not loaded.questions:
         raise ValueError(f"{loaded.name}: {loaded.files[0]} has no rows")
 
 
 def read_questions(path: Path, loaded: LoadedTask, limit=0) -> list[Question]:
-    """Of the first `limit` (0: all) rows of a file. ValueError with the row that is none."""
+    """The questions in the first `limit` (0: all) rows of a file. ValueError with the number of a row without one."""
     questions = []
     for number, row in enumerate(read_rows(path)[: limit or None], 1):
         try:
             question = loaded.task.question(row)
-            # SNLI's annotators did not always agree
+            # SNLI: the annotators did not agree on a label
             if question is None:
                 continue
             check(question)
             parts = {}
             for column in loaded.task.parts:
-                # "syntax/semantics" is no key for every tool that reads JSON
+                # not every tool that reads JSON accepts "syntax/semantics" as a key
                 parts[column] = row[column].replace("/", "_")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             # a KeyError's text is the key alone
@@ -195,7 +192,7 @@ def read_questions(path: Path, loaded: LoadedTask, limit=0) -> list[Question]:
 
 
 def check(question: Question):
-    """ValueError or TypeError for a question without a right choice, or with a choice that is no text."""
+    """ValueError or TypeError for a question without a right choice, or with a choice that is not text."""
     if not 0 <= question.label < len(question.choices):
         raise ValueError(f"label {question.label} of {len(question.choices)} choices")
     for context, ending in question.choices:
@@ -208,19 +205,19 @@ def solve(question: Question) -> str:
     return f"{right.context} {right.ending}"
 
 
-def draw_shots(pool: list[str], k: int, seed: int, itself: int | None = None) -> str:
+def draw_shots(pool: list[str], k: int, seed: int, own_index: int | None = None) -> str:
     """k of the pool's solved examples, a blank line after each.
 
-    itself: the question's own index in the pool, if it is there. All questions see the same examples,
-    but for those that were drawn themselves: they see the next one instead.
+    own_index: the question's own index in the pool, if it is there. All questions see the same examples,
+    except that a question that was drawn itself sees the next one instead.
     """
     if k == 0:
         return ""
     # one more than needed, in case the question itself is among them
     drawn = random.Random(seed).sample(range(len(pool)), min(k + 1, len(pool)))
-    others = [i for i in drawn if i != itself][:k]
+    others = [i for i in drawn if i != own_index][:k]
     if len(others) < k:
-        n_others = len(pool) if itself is None else len(pool) - 1
+        n_others = len(pool) if own_index is None else len(pool) - 1
         few = f"there are only {n_others} other examples to draw from"
         raise ValueError(f"shots={k}, but {few}; lower it")
     return "".join(f"{pool[i]}\n\n" for i in others)
@@ -229,14 +226,14 @@ def draw_shots(pool: list[str], k: int, seed: int, itself: int | None = None) ->
 def load_documents(loaded: LoadedTask, limit: int):
     """Fill loaded.documents from a text, or from its first `limit` lines."""
     if loaded.shots:
-        why = f"{loaded.name} is a text to read, without questions"
-        raise ValueError(f"shots={loaded.shots}, but {why}; leave it out")
+        reason = f"{loaded.name} is a text to read, without questions"
+        raise ValueError(f"shots={loaded.shots}, but {reason}; leave it out")
     text = read_text(loaded.files[0])
     if limit:
         lines = text.splitlines(keepends=True)
         text = "".join(lines[:limit])
     if not text.strip():
-        # blank lines alone have no loss per word or byte
+        # nothing but blank lines: a loss per word or byte would not exist
         part = f" in its first {limit} lines; raise limit" if limit else ""
         raise ValueError(f"{loaded.name}: {loaded.files[0]} has no text{part}")
     loaded.documents = list(loaded.task.documents(text))

@@ -1,4 +1,4 @@
-"""From scores to metrics: which choice a model takes, how often it is right, and the perplexity of texts."""
+"""From scores to metrics: which choices a model makes, how often they are right, and the perplexity of texts."""
 
 import hashlib
 import itertools
@@ -26,7 +26,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to a question."""
+    """A model's answer to a question."""
 
     label: int  # the right choice
     by_sum: int  # the choice with the largest summed log-probability
@@ -37,7 +37,7 @@ class Answer:
 
 
 def run_task(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0, progress=False) -> dict:
-    """{"metrics": {name: Value}, "parts": …, "n", …} of a model in eval mode: a result of evaluate.py --json."""
+    """A result of evaluate.py --json, {"metrics": {name: Value}, "parts": …, "n": …, …}, of a model in eval mode."""
     start = time.perf_counter()
     bar = loaded.name if progress else ""
     if loaded.task.question:
@@ -58,7 +58,7 @@ def run_task(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0, progr
 
 
 def data_hash(files) -> str:
-    """A file's SHA-256; of several, that of theirs one after the other."""
+    """SHA-256 of a file; for several files, SHA-256 of their concatenated digests."""
     hashes = [file_sha256(path) for path in files]
     if len(hashes) == 1:
         return hashes[0]
@@ -68,17 +68,17 @@ def data_hash(files) -> str:
 def headlines(tasks: list[LoadedTask], model, tokenizer, run: Runtime) -> dict[str, float]:
     """{label of log.txt: value} as both loops log it, of a model in eval mode.
 
-    Of each task its first metric under its name; of HellaSwag `hella` (acc_norm) and `hella_sum` (acc).
+    For each task its first metric under its name; for HellaSwag `hella` (acc_norm) and `hella_sum` (acc).
     """
     values = {}
-    # every rank calls this, as they share the questions of each task
+    # all ranks call this, as they share the questions of each task
     for loaded in tasks:
         result = run_task(loaded, model, tokenizer, run)
         metrics = result["metrics"]
-        # once, as the same texts are scored again and again
-        if result.get("cut") and not loaded.cut_is_said:
+        # printed once, as the same texts are scored again and again
+        if result.get("cut") and not loaded.cut_announced:
             run.say(f"{loaded.name}: {result['cut']:,} texts are beyond the model's positions; they lose their first")
-            loaded.cut_is_said = True
+            loaded.cut_announced = True
         labels = loaded.task.log_labels or {loaded.name: loaded.task.metrics[0]}
         for label, name in labels.items():
             values[label] = metrics[name].value
@@ -92,7 +92,7 @@ def headlines(tasks: list[LoadedTask], model, tokenizer, run: Runtime) -> dict[s
 def score_questions(loaded: LoadedTask, model, tokenizer, run: Runtime, bar="") -> dict:
     is_harness = loaded.task.convention == HARNESS
     groups = [encode_question(tokenizer, question, is_harness) for question in loaded.questions]
-    # whether a word is the likeliest costs a pass over the logits, and one task asks for it
+    # whether a word is the likeliest takes a pass over the logits, which only one task needs
     greedy = "word_acc" in loaded.task.metrics
     scores = score(model, groups, tokenizer.vocab_size, run, progress=bar, greedy=greedy)
 
@@ -112,9 +112,9 @@ def score_questions(loaded: LoadedTask, model, tokenizer, run: Runtime, bar="") 
 
 
 def encode_question(tokenizer, question: Question, is_harness: bool) -> list[tuple[list[int], int]]:
-    """Its texts (ids, how many of the last are scored), in the order of its choices."""
+    """The question's texts (ids, how many of the last are scored), in the order of its choices."""
     texts = []
-    # neighbours with one context, which is encoded once
+    # neighbouring choices with the same context, which is encoded once
     for context, choices in itertools.groupby(question.choices, key=lambda choice: choice.context):
         endings = [choice.ending for choice in choices]
         texts += encode_rows(tokenizer, question.shots + context, endings, is_harness)
@@ -141,11 +141,11 @@ def answer(question: Question, scores: np.ndarray, is_harness: bool) -> Answer:
 
 def accuracy_by_part(answers: list[Answer], column: str) -> dict[str, Value]:
     """{value of the column: accuracy}, in the order in which the values come."""
-    # BLiMP's fields and paradigms: a model may know agreement and not islands
-    answers_of = {}
-    for given in answers:
-        answers_of.setdefault(given.parts[column], []).append(given)
-    return {value: metric("acc", some) for value, some in answers_of.items()}
+    # such as BLiMP's fields and paradigms: a model may have learnt agreement, but not islands
+    answers_by_part = {}
+    for answer in answers:
+        answers_by_part.setdefault(answer.parts[column], []).append(answer)
+    return {value: metric("acc", of_part) for value, of_part in answers_by_part.items()}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def standard_error(share: float, n: int) -> float:
 
 
 def word_perplexity(answers: list[Answer]) -> Value:
-    """exp of the mean loss of a last word; its error to first order: the perplexity times the error of the mean."""
+    """exp of the last words' mean loss. Its error, to first order, is the perplexity times the error of the mean."""
     log_probabilities = np.array([a.log_probability for a in answers])
     n = len(answers)
     value = exp(-log_probabilities.mean())
@@ -192,7 +192,7 @@ def word_perplexity(answers: list[Answer]) -> Value:
 
 
 def exp(x: float) -> float:
-    # math.exp raises OverflowError from 709.8 on
+    # above 709.78 math.exp raises OverflowError
     return math.exp(x) if x < 700 else math.inf
 
 
@@ -207,9 +207,8 @@ def macro_f1(answers: list[Answer]) -> Value:
 def f1_by_label(answers: list[Answer]) -> np.ndarray:
     """2 * true positives / (predicted + actual positives) of labels 0, 1 and 2."""
     table = confusion(answers)
-    # what was predicted, by column, and what is right, by row
-    n_positives = table.sum(0) + table.sum(1)
-    # of a label that never occurs it is 0
+    n_positives = table.sum(0) + table.sum(1)  # predicted (columns) + actual (rows)
+    # 0, not NaN, for a label that never occurs
     return 2 * table.diagonal() / np.maximum(n_positives, 1)
 
 
@@ -249,16 +248,15 @@ def score_documents(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0
     size = raw(model).config.block_size
     # a window scores no more than it holds
     stride = min(stride or size, size)
-    # windows overlap where stride is smaller than they are: more context for each token, more to compute
+    # with a stride below their size windows overlap: each token has more context, at the cost of more computation
     groups = []
     for document in loaded.documents:
-        # so that the first token has something before it
+        # bos, so that the first token has something before it
         ids = [tokenizer.bos, *tokenizer.encode(document.seen)]
-        # a group for each window: they are long, and share nothing
+        # each window is a group of its own, as windows are long and share no beginning
         groups += [[window] for window in windows(ids, size, stride)]
     sums, n_scored, _ = score(model, groups, tokenizer.vocab_size, run, progress=bar).T
-    # of the whole text, in nats
-    loss = -sums.sum()
+    loss = -sums.sum()  # of the whole text, in nats
     n_tokens = n_scored.sum()
 
     # per word and byte of the file, so that tokenizers and preparations can be compared
@@ -287,9 +285,9 @@ def score_documents(loaded: LoadedTask, model, tokenizer, run: Runtime, stride=0
 
 
 def windows(ids: list[int], size: int, stride: int) -> Iterator[tuple[list[int], int]]:
-    """(ids, how many of the last are scored) of each window over a text, whose first id only comes before.
+    """(ids, how many of the last are scored) of each window over a text, whose first id is context only.
 
-    The first window scores up to `size` ids, each other one `stride` more, after as many as fit: size before the last.
+    The first window scores up to `size` ids, each other one the next `stride`, with as much context as fits.
     """
     done = 0  # scored so far
     last = len(ids) - 1

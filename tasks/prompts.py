@@ -1,4 +1,4 @@
-r"""Prompts: how a row of a task's file becomes a question, and a text the documents that are read.
+r"""Prompts: how a row of a task's file becomes a question, and how a text is divided into documents.
 
 A question has a few choices of context and ending, one of them right: which text `context + " " + ending` is the
 likeliest, by the ending's tokens given the context? A row of PIQA, read by `piqa`:
@@ -14,8 +14,8 @@ likeliest, by the ending's tokens given the context? A row of PIQA, read by `piq
     )
 
 Prompts are lm-evaluation-harness's (0.4.13), so that scores can be compared with published ones; SNLI, which it
-lacks, has its prompt for ANLI. Where the ending is the same and the context differs (Winogrande, WSC273), that is the
-partial scoring of Trinh and Le 2018 (arXiv:1806.02847).
+lacks, has its prompt for ANLI. Where the choices differ in the context and not in the ending (Winogrande, WSC273), it
+is the partial scoring of Trinh and Le 2018 (arXiv:1806.02847).
 """
 
 import re
@@ -34,9 +34,9 @@ class Choice(NamedTuple):
 @dataclass(frozen=True)
 class Question:
     choices: list[Choice]
-    label: int  # the place of the right choice, from 0
-    parts: dict[str, str] = field(default_factory=dict)  # {column: value}, by which scores are given too
-    shots: str = ""  # solved examples, which stand before each context
+    label: int  # the index of the right choice
+    parts: dict[str, str] = field(default_factory=dict)  # {column: value} of the task's `parts`
+    shots: str = ""  # solved examples, put before each context
 
 
 class Document(NamedTuple):
@@ -61,12 +61,12 @@ def ask(context: str, endings: list[str], label) -> Question:
 
 
 def ask_partial(before: str, options: list[str], after: str, label) -> Question:
-    """Which option, put in front of what follows, makes what follows likeliest?"""
+    """Which option makes the text after it likeliest?"""
     return Question([Choice(before + option, after) for option in options], to_label(label))
 
 
 def lettered(row) -> tuple[list[str], int]:
-    """Choices with letters of their own, and the place of the right one."""
+    """The texts of choices that the file labels with letters, and the index of the right one."""
     texts = row["choices"]["text"]
     letters = row["choices"]["label"]
     answer = row["answerKey"].strip()
@@ -106,7 +106,7 @@ def wsc273(row) -> Question:
     if start < 0:
         raise ValueError("its text has no [MASK]")
 
-    # an option inside a sentence is written as inside a sentence
+    # an option inside a sentence has no capital
     text = row["text"].replace("  ", " ")
     begins_sentence = text[start - 2] == "."
     fitted_options = []
@@ -273,7 +273,7 @@ def without_brackets(text: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# a file of one's own
+# the user's own files
 
 OWN_COLUMNS = {"context": "context", "choices": "choices", "label": "label"}  # {what it holds: its name}
 
@@ -281,7 +281,7 @@ OWN_COLUMNS = {"context": "context", "choices": "choices", "label": "label"}  # 
 def own_question(row, columns: dict[str, str]) -> Question:
     """A row of a user's file, its columns named as in OWN_COLUMNS.
 
-    Its choices are a list of texts, or {"text": [texts], "label": [their letters]}; its label is as of `own_label`.
+    Its choices are a list of texts, or {"text": [texts], "label": [their letters]}; for its label see `own_label`.
     """
     texts = row[columns["choices"]]
     label = row[columns["label"]]
@@ -296,9 +296,9 @@ def own_question(row, columns: dict[str, str]) -> Question:
 
 
 def own_label(label, texts: list[str], letters: list[str] | None = None) -> int:
-    """The place of the right choice from 0: its number, the choice itself, or its letter: of `letters`, else A, B, ….
+    """The index of the right choice. label: the index, the choice itself, or its letter, of `letters` or A, B, ….
 
-    ValueError for none of them, and where two of them differ, as in "1" for the choices "1" and "5".
+    ValueError if it is none of them, or ambiguous, as "1" is for the choices "1" and "5".
 
     >>> own_label(1, ["no", "yes"]), own_label("yes", ["no", "yes"]), own_label("B", ["no", "yes"])
     (1, 1, 1)
@@ -336,7 +336,7 @@ def whole(text: str) -> Iterator[Document]:
 
 
 def lines(text: str) -> Iterator[Document]:
-    """Each line by itself: sentences that have nothing to do with each other."""
+    """Each line is a document: sentences that have nothing to do with each other."""
     for line in text.splitlines():
         yield Document(line, line)
 
@@ -359,7 +359,7 @@ def wikitext(text: str) -> Iterator[Document]:
         yield Document(page, seen)
 
 
-# what becomes what, one after the other: the order of lm-evaluation-harness's wikitext_detokenizer
+# (old, new), applied in this order, which is that of lm-evaluation-harness's wikitext_detokenizer
 WIKITEXT_RULES = [
     # the blank before a possessive of the plural
     ("s '", "s'"),

@@ -1,4 +1,4 @@
-"""The scorer: log-probabilities of endings given their contexts, with what texts share computed once.
+"""The scorer: log-probabilities of endings given their contexts, computing only once what texts share.
 
     encode_rows   context and endings -> texts: (token ids, how many of the last are scored)
     lay_out       texts that begin alike -> rows [start | rest 1 | rest 2 | …]
@@ -30,16 +30,16 @@ def encode_rows(tokenizer, ctx: str, endings: list[str], harness=False) -> list[
 
     The ending's tokens are those of encode(ctx + " " + ending) beyond encode(ctx) where that is a prefix, else
     encode(" " + ending). With GPT-2's BPE, which never merges across the blank, both are Karpathy's rule:
-    encode(ctx) + encode(" " + ending). An ending without tokens is the end-of-text id.
-    Before an empty context stands the beginning-of-text (or end-of-text) id. harness: it stands before any context,
-    where a tokenizer has one of its own, and blanks at the end of ctx belong to the ending.
+    encode(ctx) + encode(" " + ending). An ending without tokens becomes the end-of-text id.
+    An empty context becomes the beginning-of-text (or end-of-text) id. harness: a beginning-of-text id, if the
+    tokenizer has a separate one, precedes every context, and blanks at the end of ctx belong to the ending.
     """
     before = ctx.rstrip() if harness else ctx
     context = tokenizer.encode(before)
-    front = []
+    prefix = []
     # the first scored token needs something before it
     if not context or (harness and tokenizer.bos != tokenizer.eot):
-        front = [tokenizer.bos]
+        prefix = [tokenizer.bos]
 
     texts = []
     for ending in endings:
@@ -47,10 +47,10 @@ def encode_rows(tokenizer, ctx: str, endings: list[str], harness=False) -> list[
         ids = tokenizer.encode(text)
         begins_with_context = ids[: len(context)] == context
         if not begins_with_context or len(ids) == len(context):
-            # a token reaches across the end of the context, or none is left for the ending
+            # a token spans the end of the context, or none is left for the ending
             ending_ids = tokenizer.encode(text[len(before) :])
             ids = context + (ending_ids or [tokenizer.eot])
-        texts.append((front + ids, len(ids) - len(context)))
+        texts.append((prefix + ids, len(ids) - len(context)))
     return texts
 
 
@@ -60,10 +60,10 @@ def encode_rows(tokenizer, ctx: str, endings: list[str], harness=False) -> list[
 
 @dataclass
 class Row:
-    """Texts that begin alike, in one row: [start | rest 1 | rest 2 | …].
+    """Texts with a common beginning, in one row: [start | rest 1 | rest 2 | …].
 
-    The start is what all of them begin with; it is computed once. The last id of a text is only predicted, so that it
-    has no column. Three texts, whose last 2, 3 and 1 ids are scored:
+    The start is what all of them begin with; it is computed once. The last id of a text is only predicted, so it has no
+    column. Three texts, whose last 2, 3 and 1 ids are scored:
 
         1 2 3 4 5        column    0 1 2 | 3 | 4 5
         1 2 3 4 6 7      id        1 2 3 | 4 | 4 6
@@ -105,10 +105,10 @@ def count_columns(texts) -> int:
 
 
 def shared_start(texts) -> int:
-    """With how many equal inputs the texts begin."""
+    """The number of inputs that all texts have in common at their beginning."""
     inputs = [ids[:-1] for _, ids, _ in texts]
     start = 0
-    for ids_at_a_position in zip(*inputs):  # as long as the shortest
+    for ids_at_a_position in zip(*inputs):  # up to the end of the shortest
         if len(set(ids_at_a_position)) > 1:
             break
         start += 1
@@ -123,7 +123,7 @@ def pack(texts) -> Row:
     for part, (number, ids, n) in enumerate(texts, 1):
         # the last id is only predicted
         rest = ids[start:-1]
-        # where the text's inputs stand in the row
+        # of the text's inputs in the row
         columns = [*range(start), *range(len(row.ids), len(row.ids) + len(rest))]
         row.ids += rest
         row.positions += range(start, start + len(rest))
@@ -134,7 +134,7 @@ def pack(texts) -> Row:
     return row
 
 
-PADDING = -1  # the part of columns that fill up a batch
+PADDING = -1  # the `part` of columns that only fill up a batch
 
 
 def batch(rows: list[Row], width: int, device):
@@ -148,12 +148,12 @@ def batch(rows: list[Row], width: int, device):
     for i, row in enumerate(rows):
         table[:, i, : len(row.ids)] = row.ids, row.positions, row.part
     ids, positions, part = torch.from_numpy(table).to(device)
-    # nothing but starts: plain causal attention, which has faster kernels than one with a mask
+    # nothing but starts: plain causal attention, whose kernels are faster than those with a mask
     if max(max(row.part) for row in rows) == 0:
         return ids, None, None
 
     column = torch.arange(width, device=device)
-    # (query, key) of a row: attention is causal, and no text sees another's rest; no text sees padding
+    # [query, key] of a row: attention is causal, no text sees the rest of another, and none sees padding
     not_after = column[None, :] <= column[:, None]  # (width, width)
     same_part = part[:, None, :] == part[:, :, None]  # (B, width, width)
     key_in_start = (part == 0)[:, None, :]  # (B, 1, width)
@@ -169,9 +169,9 @@ def batch(rows: list[Row], width: int, device):
 def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=False) -> np.ndarray:
     """(N, 3): of the last n ids of each text the summed log-probability in nats, n, and whether all are the likeliest.
 
-    groups: a list for each question of its texts (ids, n), N in all. What texts of a group share is computed once,
-    equal texts too, and the head is applied to scored positions alone. The last column is made for `greedy` alone.
-    The ranks share the groups. `model` in eval mode; progress: the name at the bar.
+    groups: for each question the list of its texts (ids, n), N in all. What the texts of a group share is computed
+    once, and so are equal texts; the head is applied to scored positions only. The last column is right only with
+    `greedy`. The groups are divided among the ranks. `model` in eval mode; progress: the name at the progress bar.
     Raises ValueError for a model that gives NaN.
     """
     size = raw(model).config.block_size
@@ -182,33 +182,36 @@ def score(model, groups, vocab_size: int, run: Runtime, progress="", greedy=Fals
     total = torch.zeros(n_texts, 3, dtype=torch.float64)
 
     all_batches = list(batches(rows, size, run))
-    # a model that the ranks divide computes on all of them: those with fewer batches take part in the others' passes
+    # every rank must take part in each pass of a divided model: those with fewer batches make idle passes
     n_passes = run.max(len(all_batches)) if is_sharded(model) else len(all_batches)
 
     is_watched = progress and run.is_main and sys.stderr.isatty()
     bar = tqdm(total=len(rows), unit="row", desc=progress, disable=not is_watched)
     for some_rows, width in all_batches:
         texts, values = score_batch(model, some_rows, width=width, vocab_size=vocab_size, run=run, greedy=greedy)
-        # the CPU adds them up: Apple's GPUs have no float64
+        # summed up on the CPU, as Apple's GPUs have no float64
         total.index_add_(0, texts.cpu(), values.cpu().double())
         bar.update(len(some_rows))
     bar.close()
     compute_idly(model, n_passes - len(all_batches), run)
 
-    # each rank has filled in the texts of its groups
+    # each rank has filled in the rows of its own texts
     total = run.all_sum(total)
     if not total.isfinite().all():
         raise ValueError("the model gives log-probabilities that are not finite; its weights are damaged or diverged")
     # equal texts were computed once
     for first, numbers in equals.items():
         total[numbers] = total[first].clone()
-    # so far the number of tokens that are not the likeliest
+    # so far this is the number of tokens that are not the likeliest
     total[:, 2] = total[:, 2] == 0
     return total.numpy()
 
 
 def score_batch(model, rows: list[Row], width: int, vocab_size: int, run: Runtime, greedy: bool):
-    """The number of a text (P,) and its log-probability, 1 and whether it is no hit (P, 3) for each scored position."""
+    """The text's number (P,) and [log-probability, 1, whether it is a miss] (P, 3) of each of P scored positions.
+
+    A miss is a target that is not the likeliest token.
+    """
     ids, positions, mask = batch(rows, width, run.device)
     places, targets, texts = scored_places(rows, width, run.device)  # (P,) each
     with run.autocast(), run.any_shape():
@@ -220,7 +223,7 @@ def score_batch(model, rows: list[Row], width: int, vocab_size: int, run: Runtim
 
 
 def compute_idly(model, n_passes: int, run: Runtime):
-    """Make forward passes of one token, whose results nobody wants."""
+    """Make forward passes of one token, without using their results."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=run.device)
     for _ in range(n_passes):
         with run.autocast(), run.any_shape():
@@ -251,21 +254,21 @@ def count_cut_texts(groups, size: int) -> int:
 
 
 def plan(groups, size: int, run: Runtime) -> tuple[list[Row], dict[int, list[int]]]:
-    """This rank's rows, longest first, and {number of a text: numbers of all in its group that are the same}.
+    """This rank's rows, longest first, and {number of a text: the numbers of all texts in its group that equal it}.
 
-    Texts are numbered through all groups. Equal ones must get equal scores, so that of these the first wins: only one
-    of them is computed, because two batches of other shapes may round the same text differently.
+    Texts are numbered across all groups. Equal ones must get equal scores, so that the first of them wins: only one is
+    computed, because batches of different shapes may round the same text differently.
     """
     rows = []
     equals = {}
     number = 0
     for i, group in enumerate(groups):
-        numbers_of = {}
+        numbers_by_text = {}
         for ids, n in group:
-            numbers_of.setdefault((tuple(ids), n), []).append(number)
+            numbers_by_text.setdefault((tuple(ids), n), []).append(number)
             number += 1
         distinct = []
-        for (ids, n), numbers in numbers_of.items():
+        for (ids, n), numbers in numbers_by_text.items():
             equals[numbers[0]] = numbers
             distinct.append((numbers[0], list(ids), n))
         # numbers and equals are the same on all ranks, rows are not
@@ -278,9 +281,9 @@ def plan(groups, size: int, run: Runtime) -> tuple[list[Row], dict[int, list[int
 
 def batches(rows: list[Row], size: int, run: Runtime) -> Iterator[tuple[list[Row], int]]:
     """(rows, width) of each batch; rows are sorted by length, so that little of a batch is padding."""
-    # columns at a time: enough for a GPU to be busy, few enough for a CPU's cache
+    # columns of a batch: enough to keep a GPU busy, few enough for a CPU's cache
     budget = 32768 if run.cuda else 1536
-    # widths are multiples of these: few shapes for the compiler and the kernels
+    # widths are rounded up to a multiple, so that the compiler and the kernels meet few shapes
     multiple = 64 if run.cuda else 8
     start = 0
     while start < len(rows):
@@ -296,7 +299,7 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def scored_places(rows: list[Row], width: int, device):
-    """Of each scored position of a batch: its place in (B * width), the id to predict, and the number of its text."""
+    """For each scored position of a batch: its index in (B * width), the id to predict, and its text's number."""
     places = []
     for i, row in enumerate(rows):
         for column, next_id, number in row.scored:

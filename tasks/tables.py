@@ -1,6 +1,6 @@
 """Every task in one table, and the recipes: tasks that a paper reports, with its published numbers.
 
-A task of one's own is a function in prompts.py and an entry here.
+To add a task, write a function in prompts.py and an entry here.
 """
 
 from collections.abc import Callable
@@ -10,28 +10,28 @@ from tasks import prompts
 
 HARNESS = "harness"  # prompts and splits of lm-evaluation-harness; means over characters
 COMPLETION = "completion"  # Karpathy's: the text as it is; means over tokens
-AS_IT_IS = "as it is"  # a text to read, which nothing was done to
+AS_IT_IS = "as it is"  # a text to read, unchanged
 
 
 @dataclass(frozen=True)
 class Task:
-    files: str  # under data_dir, the first there is taken: "a/test.jsonl a/validation.jsonl", or one pattern
-    source: str  # where else it comes from: "repository configuration split" of a hub's data sets, or an address
+    files: str  # under data_dir: names, of which the first that exists is taken, or one pattern
+    source: str  # to download from: "repository configuration split" of a hub's data sets, or an address
     question: Callable | None = None  # row -> Question; None: a text, for its perplexity
     metrics: tuple[str, ...] = ("acc",)  # the first is what the loops log and plots draw
-    parts: tuple[str, ...] = ()  # columns by whose values scores are given too
+    parts: tuple[str, ...] = ()  # columns for each of whose values there is a score too
     documents: Callable = prompts.whole  # text -> Documents
     convention: str = HARNESS
     form: str = "see tasks/prompts.py"  # where a row's form is described, for errors
     log_labels: dict[str, str] = field(default_factory=dict)  # {label of log.txt: metric}; {}: {name: first metric}
 
 
-# of choices that differ in length, with a mean per character or token
+# for choices that differ in length: by the sum, and by the mean per character or token
 NORMED = ("acc", "acc_norm")
 # of texts
 PERPLEXITIES = ("word_ppl", "ppl", "bits_per_byte")
 
-# what the loops have always called HellaSwag's two metrics
+# labels in log.txt of HellaSwag's two metrics, kept from earlier versions
 HELLA_LABELS = {"hella": "acc_norm", "hella_sum": "acc"}
 HELLASWAG = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_{split}.jsonl"
 LAMBADA = "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl"

@@ -1,4 +1,4 @@
-"""Does it distil? Baby Llama's claim in small: teachers, students and controls over several seeds.
+"""Does it distil? Baby Llama's claim at a small scale: teachers, students and controls over several seeds.
 
     python -m studies.babyllama --corpus=<folder of <domain>.train and <domain>.dev>
     python -m studies.babyllama --corpus=<folder> --only=data    # the small configs' data, no runs
@@ -33,7 +33,7 @@ FORMULA_CONFIG = "config/babyllama_small/student_fixed.py"  # the KL of the pape
 PUBLISHED_CONFIG = "config/babyllama_small/student.py"  # the KL as the published code scales it
 
 BOTH = ("gpt", "llama")
-# whether the gap closes when the student is less small
+# for rows that ask whether the gap closes with a larger student
 LARGER = ("--n_layer=4", "--n_head=4", "--n_embd=128", "--n_inner=256")
 
 
@@ -44,12 +44,12 @@ def control(title: str, *overrides: str, **more) -> Row:
 
 
 def student(title: str, *overrides: str, config=FORMULA_CONFIG, teachers=BOTH, **more) -> Row:
-    """A taught student. All take the learning rate and epochs of "student ← both"."""
+    """A student with teachers. All have the learning rate and epochs of "student ← both"."""
     settings = dict(script="distill.py", config=config, tuned_as="student", teachers=teachers)
     return Row(title, **settings, overrides=overrides, **more)
 
 
-# a control for each change that is not the teacher's: without it, its effect would pass as distillation
+# Each change besides the teacher has a control, as its effect would otherwise pass as distillation.
 ROWS = {
     "gpt": Row("GPT teacher", script="train.py", config=GPT_CONFIG, tuned_as="gpt"),
     "llama": Row("LLaMA teacher", script="train.py", config=LLAMA_CONFIG, tuned_as="llama"),
@@ -73,13 +73,13 @@ POINTS = {
     "control_wider": control("1.8 times the parameters (4 × 128), no teacher", *LARGER),
 }
 
-# lower ones for the GPT: at 3e-3 it ended at 5.38 nats/token, at 1e-3 at 4.76 (6 epochs, LOG.md)
+# lower for the GPT, which ended at 5.38 nats/token with 3e-3, and at 4.76 with 1e-3 (6 epochs, LOG.md)
 TRIAL_RATES = {"gpt": (5e-4, 1e-3), "llama": (1e-3, 3e-3), "control": (1e-3, 3e-3), "student": (1e-3, 3e-3)}
-TRIAL_EPOCHS = (4.0, 6.0)  # of the published teachers, of the published student
+TRIAL_EPOCHS = (4.0, 6.0)  # those of the published teachers, and of the published student
 
 
 def blimp(eval_dir: str, limit: int) -> Score:
-    """The first `limit` pairs of each paradigm of BLiMP; another limit scores other pairs."""
+    """BLiMP on the first `limit` pairs of each paradigm; a run scored with another limit is scored again."""
     arguments = ["--tasks=blimp", f"--data_dir={eval_dir}", f"--limit={limit}", "--json=true"]
     return Score(
         "blimp",
@@ -104,19 +104,19 @@ def main():
         trial_rates=TRIAL_RATES,
         trial_epochs=TRIAL_EPOCHS,
     )
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare(study, corpus, every_train, every_dev)
     tokens = f"{meta['train_tokens']:,} tokens to learn from, {meta['val_tokens']:,} held out"
     print(f"{DATA}: {tokens}", flush=True)
     if only == "data":
         return
     record_corpus(study, meta)
-    load_tasks("blimp", eval_dir, 1)  # downloaded now, not after the first hour
+    load_tasks("blimp", eval_dir, 1)  # downloads it now, not after the first hour
 
     first, *others = numbers
     trials = study.choose(["gpt", "llama", "control"], first)
     # Students are tried with the teachers of the first seed, which the trials above have trained.
-    # The teachers of the other seeds are trained beside: students of these seeds need them below.
+    # The teachers of the other seeds, which the table needs, are trained at the same time.
     teachers = [study.settled(row, seed) for row, seed in product(BOTH, others)]
     trials |= study.choose(["student"], first, teachers)
     table = study.run_table(list(ROWS), numbers)

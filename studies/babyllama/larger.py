@@ -1,11 +1,12 @@
-"""Which way does it go? Baby Llama's claim with four times the text and the parameters, from cached teachers.
+"""Does the claim hold at a larger scale? Baby Llama with four times the text and the parameters, from cached teachers.
 
     python -m studies.babyllama.larger --corpus=<folder of <domain>.train and <domain>.dev>
     python -m studies.babyllama.larger --corpus=<folder> --only=data    # the larger configs' data, no runs
 
-The LLaMA alone teaches: at the first size (studies/babyllama/__main__.py) it taught as well as both, and a GPT of
-twelve times this student would take all of the time. Fills logs_larger/ beside this file; studies/babyllama/README.md
-has a section made of it. What is finished is not run again: stopped at any instant, the same command continues.
+The LLaMA is the only teacher: at the first size (studies/babyllama/__main__.py) it taught as well as both, and a GPT of
+twelve times this student would take all of the time. Fills logs_larger/ beside this file, from which
+studies/babyllama/README.md has a section. What is finished is not run again: stopped at any instant, the same command
+continues.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
@@ -36,13 +37,13 @@ from tasks.loading import load_tasks
 CONFIGS = "config/babyllama_larger"
 
 
-# the whole distributions of the LLaMA
+# arguments of cache_teacher.py for whole distributions
 WHOLE = ("--block_size=128", "--eval_rows=64", "--top_k=-1", "--temperature=2")
 CACHES = {"llama": Cache(teachers=("llama",), arguments=WHOLE)}
 
 
 def student(title: str, config: str) -> Row:
-    """A student of the LLaMA. Both take the learning rate of "student ← LLaMA"."""
+    """A student of the LLaMA. Both have the learning rate of "student ← LLaMA"."""
     return Row(title, script="distill.py", config=f"{CONFIGS}/{config}.py", tuned_as="student", cache="llama")
 
 
@@ -53,7 +54,7 @@ ROWS = {
     "published": student("student ← LLaMA, published scale", "student"),
 }
 
-EPOCHS = 3.0  # a teacher takes half an hour for them
+EPOCHS = 3.0  # half an hour for a teacher
 TRIAL_RATES = {row: (1.5e-3, 3e-3) for row in ("control", "student")}
 
 # ---------------------------------------------------------------------------------------------
@@ -73,18 +74,18 @@ def main():
         trial_rates=TRIAL_RATES,
         trial_epochs=(EPOCHS,),
     )
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare(study, corpus, EVERY_TRAIN_LARGER, EVERY_DEV, config=f"{CONFIGS}/data.py")
     if only == "data":
         return
     record_corpus(study, meta)
-    load_tasks("blimp", eval_dir, 1)  # downloaded now, not after the first hour
+    load_tasks("blimp", eval_dir, 1)  # downloads it now, not after the first hour
 
     study.settle({"llama": (1e-3, EPOCHS)})
-    # the controls' trials beside the teachers, of which there may be an odd number
+    # the control's trials together with the teachers, so that no core is idle if these are an odd number
     teachers = [study.settled("llama", seed) for seed in numbers]
     study.run([*teachers, *study.trials("control", numbers[0])], scored=False)
-    # the trials are of the first seed, and learn from its cache
+    # the students' trials have the first seed, and learn from its cache
     study.write_caches(["llama"], numbers[:1])
     trials = study.choose(list(TRIAL_RATES), numbers[0])
     table = study.run_table(list(ROWS), numbers)

@@ -37,13 +37,13 @@ HERE = Path("studies/babyllama")  # where it is written; the study runs in the r
 
 
 # ---------------------------------------------------------------------------------------------
-# tables of this study alone
+# tables that only this study has
 
 
 def parts_table(results: Results, figure: str, form: str, factor=1.0) -> str:
-    """Means over seeds of the parts of a figure ("domains" or "fields"), a column each."""
+    """Means over seeds of a figure's parts ("domains" or "fields"), with a column for each part."""
     first_run = next(iter(results.table.values()))[0]
-    # every run was scored on the same files, and so has the same parts
+    # all runs were scored on the same files, and so have the same parts
     names = list(getattr(first_run, figure))
     rows = []
     for row, runs in results.table.items():
@@ -56,7 +56,7 @@ def parts_table(results: Results, figure: str, form: str, factor=1.0) -> str:
 
 
 def point_table(results: Results) -> str:
-    """The further points, one seed each, against the rows of that seed."""
+    """The further points, one seed each, compared with the rows of that seed."""
     controls = [f"control_{row}" for row in results.points]
     rows = []
     for row, (point,) in results.points.items():
@@ -84,7 +84,7 @@ def point_table(results: Results) -> str:
 
 
 def answer(results: dict[str, list[Measured]]) -> str:
-    """The claim, part by part, as the numbers have it."""
+    """What the numbers say about each part of the claim."""
     # each sentence is about dev losses, and pairs them by seed
     dev = {row: each_seed(runs, "dev") for row, runs in results.items()}
     teachers = " ".join([beats(dev, "gpt"), beats(dev, "llama")])
@@ -107,12 +107,12 @@ def does_it_distil(results: dict[str, list[Measured]]) -> str:
         "not significant": "Not measurably",
     }[verdict(student, control)]
 
-    # a second measure that nothing was tuned on: the dev loss chose the learning rates
+    # a second measure, on which nothing was tuned: learning rates were chosen by the dev loss
     student_blimp = each_seed(results["student"], "blimp")
     control_blimp = each_seed(results["control"], "blimp")
     blimp_difference = difference(student_blimp, control_blimp, "+.2f")
 
-    # in units of the control's whole run
+    # in units of the control's cost
     cost = {row: statistics.mean(each_seed(runs, "teraflop")) for row, runs in results.items()}
     student_cost = cost["student"] / cost["control"]
     teachers_cost = (cost["gpt"] + cost["llama"]) / cost["control"]
@@ -135,8 +135,8 @@ def beats(dev: dict[str, list[float]], row: str) -> str:
     student = dev["student"]
     control = dev["control"]
     teacher = dev[row]
-    # beside the test: with three seeds it seldom finds anything significant
-    won = sum(s < t for s, t in zip(student, teacher))
+    # stated with the test, which with three seeds seldom finds anything significant
+    n_won = sum(s < t for s, t in zip(student, teacher))
     student_verdict = {
         "lower": "Yes",
         "higher": "No",
@@ -150,7 +150,7 @@ def beats(dev: dict[str, list[float]], row: str) -> str:
     }[verdict(control, teacher)]
     return (
         f"The {name}: {student_verdict}, {difference(student, teacher)}, "
-        f"lower in {won} of {len(student)} seeds; "
+        f"lower in {n_won} of {len(student)} seeds; "
         f"the control, which had no teacher, {control_verdict} ({difference(control, teacher)})."
     )
 
@@ -168,7 +168,7 @@ def does_the_scale_matter(dev: dict[str, list[float]]) -> str:
 
 
 def other_choices(dev: dict[str, list[float]]) -> str:
-    """One teacher, the other KL, other rows. Tuned for none of them, which the sentence says."""
+    """One teacher, the other KL, other rows: all with settings that were not tuned for them, as the text says."""
     student = dev["student"]
     return (
         "**The other choices**, at the student's learning rate and epochs, against it: "
@@ -185,8 +185,8 @@ def other_choices(dev: dict[str, list[float]]) -> str:
 
 
 def draw_first_seed(results: Results) -> plt.Figure:
-    """The losses while training."""
-    # one seed and the main rows: all of them would hide one another
+    """The losses during training."""
+    # one seed of the main rows, as more curves would hide each other
     curves = {}
     for row in ("gpt", "llama", "control", "student", "published", "reverse"):
         log = results.logs / f"{results.name('table', row, 0)}.txt"
@@ -210,7 +210,7 @@ def write_report(results: Results):
 
     table = results.table
     rows = list(table)
-    # these three are what the others are compared with
+    # all but the three that they are compared with
     compared = [row for row in rows if row not in ("gpt", "llama", "control")]
     size = table["student"][0].parameters
     fields = {
@@ -219,7 +219,7 @@ def write_report(results: Results):
         "bound": bound(len(results.seeds)),
         "val": results.meta["val_tokens"],
         "pairs": results.about["pairs"],
-        # cost beside scores: a student that is better for more compute has not distilled anything
+        # costs beside scores: a student that is better by more compute has not distilled anything
         "rows": mean_table(results, rows, [DEV, BITS, BLIMP], [PARAMETERS, *cost_columns()]),
         # of losses, a negative difference is the better one
         "differences": difference_table(results, compared, ["control", "gpt", "llama"], [DEV]),
@@ -227,7 +227,7 @@ def write_report(results: Results):
         "seeds": seed_table(results, rows, [DEV, BLIMP]),
         "meta": results.meta,
         "names": ", ".join(f"`{name}`" for name in results.meta["domains"]),
-        # teachers and data are given in units of the student
+        # teachers and data in units of the student's parameters
         "gpt": table["gpt"][0].parameters / size,
         "llama": table["llama"][0].parameters / size,
         "share": results.meta["train_tokens"] / size,

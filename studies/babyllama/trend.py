@@ -1,4 +1,4 @@
-"""The section of Baby Llama's page on its second size: what four times the text and the parameters change."""
+"""The section of Baby Llama's page on its second size: what changes with four times the text and the parameters."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ BLIMP = Figure("BLiMP", lambda run: run.blimp, ".2f")
 PARAMETERS = Figure("parameters", lambda run: run.parameters, ",.0f")
 CHANCE = 50.0  # of BLiMP, %
 
-# {what is asked: (row, what it is compared with)}, at the first size and at the second
+# {a difference: ((row, reference) at the first size, the same at the second)}
 PAIRS = {
     "student ← LLaMA − control": (("from_llama", "control"), ("student", "control")),
     "student ← LLaMA − its teacher": (("from_llama", "llama"), ("student", "llama")),
@@ -30,7 +30,7 @@ PAIRS = {
 
 
 def section(small: Results, logs: Path) -> str:
-    """The section, from the logs of the second size; where there are none, how to make them."""
+    """The section, from the logs of the second size, or, where there are none, how to make them."""
     if not (logs / "study.json").is_file():
         return "Not run yet: `make study-babyllama-larger`."
     larger = read_results(logs)
@@ -58,21 +58,21 @@ def section(small: Results, logs: Path) -> str:
 def trend_table(small: Results, larger: Results) -> str:
     """The same differences at both sizes, in nats per token and in points of BLiMP."""
     lines = []
-    for what, (at_first, at_second) in PAIRS.items():
+    for name, (at_first, at_second) in PAIRS.items():
         for figure in (DEV, BLIMP):
             cells = [against(small, figure, *at_first), against(larger, figure, *at_second)]
-            lines.append([what, figure.head, *cells])
+            lines.append([name, figure.head, *cells])
     sizes = [f"{results.table['student'][0].parameters / 1e6:.2f} M" for results in (small, larger)]
     return grid(["", "", *sizes], lines)
 
 
 def trend(small: Results, larger: Results) -> str:
-    """Whether the gain from the teacher grows, by the interval of each size."""
+    """Whether the teacher helps at each size, by a test over its seeds."""
     gains = {}
     for name, results, row in (("first", small, "from_llama"), ("second", larger, "student")):
-        taught = each_seed(results.table[row], "dev")
-        alone = each_seed(results.table["control"], "dev")
-        gains[name] = (difference(taught, alone), verdict(taught, alone))
+        student = each_seed(results.table[row], "dev")
+        control = each_seed(results.table["control"], "dev")
+        gains[name] = (difference(student, control), verdict(student, control))
     words = {"lower": "gains", "higher": "loses", "not significant": "does not change significantly"}
     return (
         f"**Which way does it go?** By the teacher the student {words[gains['first'][1]]} at the first size "
@@ -82,10 +82,11 @@ def trend(small: Results, larger: Results) -> str:
 
 
 def chance(larger: Results) -> str:
-    """Whether BLiMP has left chance, by a test against it over seeds."""
-    found = []
+    """Whether BLiMP is above chance, by a test against it over seeds."""
+    parts = []
     for row in ("control", "student", "llama"):
         scores = each_seed(larger.table[row], "blimp")
-        reached = difference(scores, [CHANCE] * len(scores), "+.2f")
-        found.append(f"{larger.titles[row]} {reached} ({significance(scores, [CHANCE] * len(scores))})")
-    return f"**Does BLiMP leave chance?** Points above 50, over seeds: {'; '.join(found)}."
+        by_chance = [CHANCE] * len(scores)
+        above = difference(scores, by_chance, "+.2f")
+        parts.append(f"{larger.titles[row]} {above} ({significance(scores, by_chance)})")
+    return f"**Does BLiMP leave chance?** Points above 50, over seeds: {'; '.join(parts)}."

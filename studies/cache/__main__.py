@@ -1,4 +1,4 @@
-"""What does a cached teacher cost? Students of a live teacher and of caches of several sizes, over several seeds.
+"""What is lost with a cached teacher? Students of live teachers and of caches of several sizes, over several seeds.
 
     python -m studies.cache --corpus=<folder of <domain>.train and <domain>.dev>
 
@@ -32,8 +32,8 @@ from studies.runs import Study
 
 
 def cache(*kept: str) -> Cache:
-    """A cache of both teachers. kept: what it keeps of a position."""
-    return Cache(BOTH, ("--block_size=128", "--eval_rows=64", *kept))  # as the student's config
+    """A cache of both teachers. kept: the arguments for what it keeps of a position."""
+    return Cache(BOTH, ("--block_size=128", "--eval_rows=64", *kept))  # as in the student's config
 
 
 CACHES = {
@@ -47,7 +47,7 @@ CACHES = {
 
 
 def student(title: str, *overrides: str, **teacher) -> Row:
-    """A student. teacher: teachers=BOTH, or cache=<the name of one>."""
+    """A student. teacher: teachers=BOTH, or cache=<a name in CACHES>."""
     settings = dict(script="distill.py", config=FORMULA_CONFIG, tuned_as="student")
     return Row(title, **settings, overrides=overrides, **teacher)
 
@@ -69,7 +69,7 @@ ROWS = {
     "drop64": student("64 ids, tail dropped", DROP, cache="k64"),
     "drop16": student("16 ids, tail dropped", DROP, cache="k16"),
     "drop4": student("4 ids, tail dropped", DROP, cache="k4"),
-    # cross-entropy with the data mends a part of what a dropped tail does: these learn from the teachers alone
+    # Cross-entropy on the data repairs some of the harm of a dropped tail, so these learn from the teachers alone.
     "live_alone": student("live teachers, KL alone", *KL_ALONE, teachers=BOTH),
     "cell16_alone": student("16 ids, tail as a cell, KL alone", *KL_ALONE, cache="k16"),
     "draws16_alone": student("16 ids and 16 draws, KL alone", DRAWS, *KL_ALONE, cache="k16_draws16"),
@@ -93,20 +93,24 @@ CALIBRATION = Score(
 
 
 def describe_cache(folders: list[Path]) -> dict:
-    """What a cache keeps of a position, and took: of the folders of its seeds."""
-    found = {"bytes": bytes_per_token(layout_of(read_info(folders[0] / "cache.json")))}
+    """What a cache keeps of a position, and how long it took, from the folders of its seeds."""
+    figures = {"bytes": bytes_per_token(layout_of(read_info(folders[0] / "cache.json")))}
     # the teachers' probability beyond the stored ids, mean over the training text; the whole distribution has none
     files = [folder / "train_log_tail.bin" for folder in folders]
     if all(file.exists() for file in files):
-        found["tail"] = statistics.mean(np.exp(np.fromfile(file, "<f4").astype(np.float64)).mean() for file in files)
-    # seconds of each seed's process; of one that was interrupted they are not known
+        tails = []
+        for file in files:
+            log_tail = np.fromfile(file, "<f4").astype(np.float64)
+            tails.append(np.exp(log_tail).mean())
+        figures["tail"] = statistics.mean(tails)
+    # seconds of each seed's process, unknown (None) if that was interrupted
     walls = [folder / "wall.json" for folder in folders]
-    found["wall"] = [read_json(path)["seconds"] if path.exists() else None for path in walls]
-    return found
+    figures["wall"] = [read_json(path)["seconds"] if path.exists() else None for path in walls]
+    return figures
 
 
 def publish(study: Study, table: dict, meta: dict, numbers: list[int]):
-    """Logs and records of all runs, and what the caches take: each of `caches` of the rows by its name."""
+    """Store logs and records of all runs, the figures of each cache, and which row has which cache."""
     caches = {}
     for name in CACHES:
         caches[name] = describe_cache([study.cache_folder(name, seed) for seed in numbers])
@@ -118,7 +122,7 @@ def main():
     numbers = parse_seeds(seeds)
     check_corpus(corpus)
     study = Study(rows=ROWS, data=DATA, out_dir=out_dir, jobs=jobs, caches=CACHES, scores=(CALIBRATION,))
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare(study, corpus)
     record_corpus(study, meta)
     study.settle(SETTINGS)

@@ -29,12 +29,12 @@ ALONE = ("cell16_alone", "draws16_alone", "drop16_alone")
 
 
 def cache_figures(results: Results, row: str) -> dict:
-    """What the cache of a row keeps of a position, and took (describe_cache in __main__.py)."""
+    """What a row's cache keeps of a position, and how long it took (describe_cache in __main__.py)."""
     return results.about["caches"][results.about["cache_of"][row]]
 
 
 def fidelity_table(results: Results, reference: str, rows: tuple) -> str:
-    """What each row keeps of a position, and reaches; `reference`: what differences are to."""
+    """What each row keeps of a position, and its results; `reference`: the row that differences are taken from."""
     lines = []
     for row in (reference, *rows):
         runs = results.table[row]
@@ -42,7 +42,7 @@ def fidelity_table(results: Results, reference: str, rows: tuple) -> str:
         less_reference = ""
         if row != reference:
             cache = cache_figures(results, row)
-            # of the whole distribution nothing is beyond
+            # the whole distribution has no tail
             kept = [cache["bytes"], f"{cache['tail']:.1%}" if "tail" in cache else ""]
             less_reference = against(results, DEV, row, reference)
         lines.append(
@@ -61,7 +61,7 @@ def fidelity_table(results: Results, reference: str, rows: tuple) -> str:
 
 
 def others_table(results: Results) -> str:
-    """Teachers and control: what the students are to be seen beside."""
+    """Teachers and control, to compare the students with."""
     lines = []
     for row in ("gpt", "llama", "control"):
         runs = results.table[row]
@@ -92,7 +92,7 @@ def answer(results: Results) -> str:
 
 
 def is_it_as_good(results: Results) -> str:
-    """Caches against live teachers, and against what these bring."""
+    """Caches against live teachers, and the share of these teachers' gain that they keep."""
     dev = {row: DEV.values(runs) for row, runs in results.table.items()}
     shares = []
     for n_ids in (64, 16, 4):
@@ -112,7 +112,7 @@ def is_it_as_good(results: Results) -> str:
 
 
 def what_a_dropped_tail_costs(results: Results) -> str:
-    """The renormalised top-k that others use."""
+    """Dropped tails: the renormalised top-k that others use."""
     less_live = {row: against(results, DEV, row, "live") for row in ("drop64", "drop16", "drop4")}
     return (
         f"**What does dropping the tail cost?** With 64 ids {less_live['drop64']}, with 16 "
@@ -133,13 +133,13 @@ GROUPS = {
 
 
 def draw(results: Results) -> plt.Figure:
-    """Dev loss, less that of live teachers, by bytes a token: left with the tail kept, right all rows."""
+    """Dev loss, less that with live teachers, by bytes a token: left rows that keep the tail, right all rows."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     live = DEV.values(results.table["live"])
     control, _ = paired(DEV.values(results.table["control"]), live)
     for axis in (left, right):
         for i, (label, rows) in enumerate(GROUPS.items()):
-            # it would flatten all others
+            # its losses would flatten all other curves
             if axis is left and label == "tail dropped":
                 continue
             means, errors = zip(*(paired(DEV.values(results.table[row]), live) for row in rows))
@@ -148,7 +148,7 @@ def draw(results: Results) -> plt.Figure:
         axis.axhline(control, color="black", linewidth=0.8, linestyle="--", label="no teacher")
         axis.axhline(0, color="black", linewidth=0.8, linestyle=":", label="live teachers")
         axis.set_xscale("log")
-        # sizes as they are: of some marks the powers of ten would be far away
+        # ticks at the sizes, as powers of ten would be far from some marks
         axis.set_xticks([24, 72, 264, 3004], ["24", "72", "264", "3,004"])
         axis.minorticks_off()
         axis.set(xlabel="bytes a token", ylabel="dev nats/token, − live teachers: less is better")
@@ -160,7 +160,7 @@ def draw(results: Results) -> plt.Figure:
 
 
 def mean_or_unknown(values: list[float], form: str, unit: str) -> str:
-    """The mean with its unit; of a time that is not known, that."""
+    """The mean with its unit; "unknown: interrupted" for times that are not known."""
     mean = statistics.mean(values)
     if math.isnan(mean):
         return "unknown: interrupted"

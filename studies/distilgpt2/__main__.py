@@ -1,10 +1,10 @@
-"""What did DistilGPT2 gain from its teacher? Its recipe in small, its losses one by one, and the control nobody ran.
+"""What did DistilGPT2 gain from its teacher? Its recipe at a small scale, loss by loss, and the control nobody ran.
 
     python -m studies.distilgpt2 --corpus=<folder of <domain>.train and <domain>.dev>
     python -m studies.distilgpt2 --only=data --corpus=<folder>    # the small configs' data, no runs
 
-A GPT of twelve blocks is trained; students begin as six of its blocks, and learn by the published three losses, by some
-of them, or by the cross-entropy alone, in a short run and in one of eight times that. Writes README.md beside this
+A GPT of twelve blocks is trained. Students begin as six of its blocks, and learn from the published three losses, from
+some of them, or from cross-entropy alone, in a short run and in one eight times as long. Writes README.md beside this
 file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command continues.
 """
 
@@ -36,14 +36,14 @@ N_COPIED = len(read_config_file(f"{CONFIGS}/student.py")["init_layers"].split(",
 
 
 def forward_flops(n_layer: int, width: int) -> float:
-    """Of one token, by the teacher or, of fewer blocks, a student."""
+    """FLOPs of a token's forward pass, through the teacher or, with fewer blocks, a student."""
     shape = {name: TEACHER_CONFIG[name] for name in ("block_size", "n_head")}
     net = GPT(GPTConfig(vocab_size=VOCAB_SIZE, n_layer=n_layer, n_embd=width, **shape))
     return net.flops_per_token(shape["block_size"])
 
 
 def equal_flops(width=TEACHER_CONFIG["n_embd"]) -> float:
-    """How many times the steps of a student its control can make with its FLOPs, the teacher's included."""
+    """The factor by which a control can make more steps than a student with the same FLOPs, the teacher's included."""
     step = 3 * forward_flops(N_COPIED, width)  # backward is twice forward
     return 1 + forward_flops(TEACHER_CONFIG["n_layer"], width) / step
 
@@ -52,10 +52,10 @@ def weights(ce: float, kl: float, cos: float) -> tuple[str, ...]:
     return f"--weight_ce={ce:g}", f"--weight_kl={kl:g}", f"--weight_cos={cos:g}"
 
 
-# not copied: embeddings, norms and head are drawn with the blocks, and the positions have to be learnt
+# nothing is copied: embeddings, norms and head are random like the blocks, and positions are trained
 RANDOM = ("--init_layers=", "--freeze=", "--arch=gpt", "--n_layer=6", "--n_head=4", "--n_embd=96", "--vocab_multiple=1")
 
-# {row: its title, config, whose learning rate it takes, what is changed}
+# {row: (title, config, tuned_as, overrides)}
 STUDENTS = {
     "three": ("three losses, 5/2/1", "student_fixed", "three", ()),
     "no_kl": ("without KL", "student_fixed", "three", weights(ce=2, kl=0, cos=1)),
@@ -73,7 +73,7 @@ STUDENTS = {
 
 
 def student(name: str, length: str, steps: int) -> Row:
-    title, config, tuned_as, changed = STUDENTS[name]
+    title, config, tuned_as, overrides = STUDENTS[name]
     if name == "control_flops":
         steps = round(steps * equal_flops())
     return Row(
@@ -81,8 +81,8 @@ def student(name: str, length: str, steps: int) -> Row:
         script="distill.py",
         config=f"{CONFIGS}/{config}.py",
         tuned_as=tuned_as,
-        overrides=(*changed, f"--max_steps={steps}", f"--warmup_steps={round(0.05 * steps)}"),
-        teachers=("teacher",),  # of a control's: its blocks alone
+        overrides=(*overrides, f"--max_steps={steps}", f"--warmup_steps={round(0.05 * steps)}"),
+        teachers=("teacher",),  # a control only takes its blocks
     )
 
 
@@ -94,8 +94,9 @@ ROWS |= {name: student(name, "long", LONG) for name in STUDENTS}
 ROWS |= {f"{name}_short": student(name, "short", SHORT) for name in STUDENTS}
 
 # learning rate and epochs (0: the row's steps)
-SETTINGS = {"teacher": (5e-3, 2.0), "copied": (0.0, 0)}  # without a step no checkpoint is written: one at 0
-TRIAL_RATES = {row: (3e-4, 1e-3, 3e-3) for row in ("three", "control", "random")}  # of the long runs
+# "copied" makes one step at a rate of 0, as no checkpoint is written without a step
+SETTINGS = {"teacher": (5e-3, 2.0), "copied": (0.0, 0)}
+TRIAL_RATES = {row: (3e-4, 1e-3, 3e-3) for row in ("three", "control", "random")}  # in the long runs
 
 # ---------------------------------------------------------------------------------------------
 # the study
@@ -119,14 +120,14 @@ def main():
         trial_rates=TRIAL_RATES,
         trial_epochs=(0,),  # the row's steps
     )
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare_medium(study, corpus)
     if only == "data":
         return
     record_corpus(study, meta)
     study.settle(SETTINGS)
     study.run([study.settled("teacher", seed) for seed in numbers], scored=False)
-    trials = study.choose(list(TRIAL_RATES), numbers[0])  # they need the first seed's teacher
+    trials = study.choose(list(TRIAL_RATES), numbers[0])  # with the first seed's teacher
     table = study.run_table(list(ROWS), numbers)
     more = {"steps": {"long": LONG, "short": SHORT}, "limit": limit, "speed": each_seeds_speed(study, table)}
     study.publish(HERE / "logs", table, meta, trials=trials, **more)

@@ -42,11 +42,11 @@ FIGURES = [TEST, WIKITEXT, PTB, LAMBADA]
 PUBLISHED = {WIKITEXT: (29.16, 47.61), PTB: (35.86, 85.56), LAMBADA: (45.28, 100.01)}
 
 LENGTHS = {"short": "_short", "long": ""}  # {length: how its rows' names end}
-# what the three losses of a length are compared with, and what varies them
+# rows of each length: variants of the three losses, and controls
 VARIANTS = ("no_kl", "no_ce", "no_cos", "kl", "cos", "equal", "random", "unfrozen", "published")
 CONTROLS = ("control", "control_flops")
 
-# of a difference of losses, where less is better
+# words for a difference of losses, of which less is better
 BETTER = {"lower": "better", "higher": "worse", "not significant": "not measurably different"}
 
 # ---------------------------------------------------------------------------------------------
@@ -54,17 +54,17 @@ BETTER = {"lower": "better", "higher": "worse", "not significant": "not measurab
 
 
 def ratio(results: Results, figure: Figure, row: str, reference: str) -> str:
-    """A perplexity as a multiple of the reference's: "1.63 times", of the mean of the logarithms, paired by seed."""
+    """A perplexity as a multiple of the reference's, "1.63 times": the geometric mean over seeds, paired by seed."""
     logs = {}
     for name in (row, reference):
         logs[name] = [math.log(value) for value in figure.values(results.table[name])]
     mean, error = paired(logs[row], logs[reference])
-    # logarithms have the symmetric error, so it is given as a percentage of the ratio
+    # the error of the logarithm, which for small ones is that of the ratio in percent
     return f"{math.exp(mean):.2f} times ± {100 * error:.0f} % ({significance(logs[row], logs[reference])})"
 
 
 def plain_title(results: Results, row: str, length: str) -> str:
-    """A row's title where the sentence says which length is meant."""
+    """A row's title without its length, for sentences that name the length."""
     return results.titles[row].removesuffix(f", {length}")
 
 
@@ -84,7 +84,7 @@ def answer(results: Results) -> str:
 def what_is_lost(results: Results, length: str) -> str:
     """The student of the three losses against its teacher."""
     row = "three" + LENGTHS[length]
-    found = {
+    outcome = {
         "higher": "yes, in kind",
         "lower": "no, the student is better than its teacher",
         "not significant": "not significantly",
@@ -94,7 +94,7 @@ def what_is_lost(results: Results, length: str) -> str:
         measured = ratio(results, figure, row, "teacher")
         published.append(f"{figure.head} {measured}, published {student / teacher:.2f}")
     return (
-        f"**Is the loss of quality reproduced in the {length} run? {found[0].upper()}{found[1:]}.** "
+        f"**Is the loss of quality reproduced in the {length} run? {outcome[0].upper()}{outcome[1:]}.** "
         f"Test loss against the teacher's: {against(results, TEST, row, 'teacher')}. "
         f"Perplexities, as multiples of the teacher's: {'; '.join(published)}. "
         f"The same six blocks, not trained on: {against(results, TEST, 'copied', 'teacher')}."
@@ -102,13 +102,11 @@ def what_is_lost(results: Results, length: str) -> str:
 
 
 def what_removes_it(results: Results) -> str:
-    """Whether eight times the steps help, and which rows are level with the teacher."""
+    """Whether eight times the steps help, and which rows are not shown to be worse than the teacher."""
     lost = {}
+    teacher = TEST.values(results.table["teacher"])
     for length, suffix in LENGTHS.items():
-        lost[length], _ = paired(
-            TEST.values(results.table["three" + suffix]),
-            TEST.values(results.table["teacher"]),
-        )
+        lost[length], _ = paired(TEST.values(results.table["three" + suffix]), teacher)
     helps = {
         "lower": "A longer run lessens it",
         "higher": "A longer run makes it worse",
@@ -131,7 +129,7 @@ def what_removes_it(results: Results) -> str:
 
 
 def against_controls(results: Results, length: str) -> str:
-    """The part of the teacher: the same blocks trained on by the data alone, for the same tokens and FLOPs."""
+    """What the teacher adds: the student against the same blocks trained on data alone, for equal tokens and FLOPs."""
     suffix = LENGTHS[length]
     row = "three" + suffix
     same_tokens = BETTER[compared(results, TEST, row, "control" + suffix)]
@@ -146,7 +144,7 @@ def against_controls(results: Results, length: str) -> str:
 
 
 def which_loss(results: Results, length: str) -> str:
-    """Each of the losses left out, and alone."""
+    """The student without each of the losses, and with each alone."""
     suffix = LENGTHS[length]
     row = "three" + suffix
     left_out = []
@@ -171,12 +169,13 @@ def which_loss(results: Results, length: str) -> str:
 def other_choices(results: Results, length: str) -> str:
     """Random blocks, equal weights, free positions, the published rows and mean."""
     suffix = LENGTHS[length]
-    found = []
+    parts = []
     for name in ("random", "equal", "unfrozen", "published"):
         row = name + suffix
-        how = BETTER[compared(results, TEST, row, "three" + suffix)]
-        found.append(f"{plain_title(results, row, length)}: {how}, {against(results, TEST, row, 'three' + suffix)}")
-    return f"**The other choices, in the {length} run**, less the three losses as mended. {'; '.join(found)}."
+        outcome = BETTER[compared(results, TEST, row, "three" + suffix)]
+        change = against(results, TEST, row, "three" + suffix)
+        parts.append(f"{plain_title(results, row, length)}: {outcome}, {change}")
+    return f"**The other choices, in the {length} run**, less the three losses as mended. {'; '.join(parts)}."
 
 
 def sampling(results: Results) -> str:
@@ -216,13 +215,13 @@ def tables(results: Results, length: str) -> dict[str, str]:
 
 
 def fields(results: Results) -> dict:
-    """What page.md asks for."""
+    """The fields of page.md."""
     teacher = results.table["teacher"][0]
     student = results.table["three"][0]
-    shown = {"answer": answer(results)}
+    filled = {"answer": answer(results)}
     for length in LENGTHS:
-        shown |= tables(results, length)
-    shown |= {
+        filled |= tables(results, length)
+    filled |= {
         "seeds": seed_table(results, list(results.table), [TEST]),
         # all were tried with the steps of the long run
         "trials": trial_table(results, Figure("dev nats/token", lambda run: run.dev)).replace(
@@ -245,13 +244,13 @@ def fields(results: Results) -> dict:
         "jobs": results.about["jobs"],
         "minutes": results.minutes,
     }
-    return shown
+    return filled
 
 
 def write_report(results: Results):
     """README.md and results.png."""
     rows = ["teacher", "copied", *rows_of("long"), *rows_of("short")]
-    # beside them the others could not be told apart
+    # on an axis with the random blocks the others could not be told apart
     rows = [row for row in rows if not row.startswith("random")]
     save(draw_rows(results, rows, [TEST], ["teacher", "control"]), HERE / "results.png")
     write_page(HERE, fields(results))

@@ -2,7 +2,7 @@
 
     python -m studies.distilgpt2.speed --teacher=out/teacher --student=out/student
 
-They take turns, so that what else the machine does slows both alike; of each the median counts.
+They take turns, so that other work on the machine slows both alike; the figures are medians.
 """
 
 import json
@@ -17,23 +17,23 @@ from configurator import at_least, configure
 
 
 def each_seeds_speed(study, table: dict) -> list[dict]:
-    """The JSON object of each seed's teacher and its student of the three losses, kept in the study's folder."""
-    found = []
-    for taught_by, taught in zip(table["teacher"], table["three"]):
-        path = study.out / f"speed_seed{taught.seed}.json"
+    """The JSON object for each seed's teacher and its student of the three losses, kept in the study's folder."""
+    speeds = []
+    for teacher_run, student_run in zip(table["teacher"], table["three"]):
+        path = study.out / f"speed_seed{student_run.seed}.json"
         if not path.exists():
-            # written aside and renamed, so that a kill leaves no half of it under the final name
+            # written under another name and renamed, so that a kill leaves no incomplete file under the final one
             aside = path.with_suffix(".writing")
-            arguments = [f"--teacher={study.out / taught_by.name}", f"--student={study.out / taught.name}"]
-            # one at a time, when no run is at work
+            arguments = [f"--teacher={study.out / teacher_run.name}", f"--student={study.out / student_run.name}"]
+            # one at a time, while no other run of the study is at work
             study.call(["-m", "studies.distilgpt2.speed", *arguments], aside)
             aside.rename(path)
-        found.append(read_json(path))
-    return found
+        speeds.append(read_json(path))
+    return speeds
 
 
 def seconds_to_write(net, n: int) -> float:
-    """Of n tokens after a prompt of one."""
+    """Seconds to write n tokens after a prompt of one token."""
     torch.manual_seed(0)
     prompt = torch.zeros(1, 1, dtype=torch.long)
     started = time.perf_counter()

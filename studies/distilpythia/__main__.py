@@ -1,9 +1,9 @@
-"""Why did DistilPythia's student get worse? Its recipe in small, taken apart and mended, over several seeds.
+"""Why did DistilPythia's student get worse? Its recipe at a small scale, taken apart and mended, over several seeds.
 
     python -m studies.distilpythia --corpus=<folder of <domain>.train and <domain>.dev>
 
-A small and a larger model of Pythia's form are pretrained on the same text. The small one goes on from there for 64
-steps: as published, as published with one thing changed, and mended, with a teacher and without. Writes README.md
+A small and a larger model of Pythia's architecture are pretrained on the same text. The small one goes on for 64 steps:
+as published, as published with one thing changed, and mended, with a teacher and without. Writes README.md
 beside this file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command
 continues.
 """
@@ -33,7 +33,7 @@ def pretrained(title: str, config: str) -> Row:
 
 
 def taught(title: str, config: str, *overrides: str, script="distill.py", tuned_as="published") -> Row:
-    """A student that goes on from the start of its seed."""
+    """A student that continues from its seed's "start"."""
     return Row(
         title,
         script=script,
@@ -46,11 +46,12 @@ def taught(title: str, config: str, *overrides: str, script="distill.py", tuned_
 
 
 def alone(title: str, config: str, *overrides: str, tuned_as="published") -> Row:
-    """The same without a teacher."""
+    """The same as `taught`, without a teacher."""
     return replace(taught(title, config, *overrides, tuned_as=tuned_as), teachers=())
 
 
-EQUAL_FLOPS = "--max_steps=136"  # of the control: 64 steps of a student that has a teacher take 2.12 times its FLOPs
+# for the control: 64 steps with a teacher take 2.12 times the FLOPs of 64 without
+EQUAL_FLOPS = "--max_steps=136"
 
 ROWS = {
     "teacher": pretrained("teacher", "teacher"),
@@ -60,7 +61,7 @@ ROWS = {
     "warmup": taught("warm-up of 8 steps", "student", "--warmup_steps=8"),
     "packed": taught("packed rows", "student_constant"),
     "token_mean": taught("mean over tokens", "student", "--loss_mean=token"),
-    # -m and the module in one word, as a row's script is one
+    # -m and the module in one word, as a row's script is a single argument
     "mask_by_id": taught("end-of-text masked", "student", script="-mstudies.distilpythia.mask_by_id"),
     "no_mask": taught("padding trained on", "student", script="-mstudies.distilpythia.no_mask"),
     "temperature_1": taught("temperature 1", "student", "--temperature=1"),
@@ -91,7 +92,7 @@ def lambada(study: Study, run: Trained) -> list[str]:
 
 
 def updates(study: Study, run: Trained) -> list[str]:
-    """Against where the run began: for the pretrained that is what it ends as, and nothing is changed."""
+    """Compares a run with its start; a pretrained model, which has none, is compared with itself."""
     row = study.rows[run.row]
     before = study.folder_of(row.start, run.seed) if row.start else study.out / run.name
     return ["-m", "studies.distilpythia.updates", f"--before={before}", f"--after={study.out / run.name}"]
@@ -110,13 +111,13 @@ def main():
         trial_rates=TRIAL_RATES,
         trial_epochs=(0,),  # the config's 64 steps
     )
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare_medium(study, corpus)
     if only == "data":
         return
     record_corpus(study, meta)
     study.settle(SETTINGS)
-    # the trials are of the first seed, and need its teacher and start
+    # the trials have the first seed, and need its teacher and start
     study.run([study.settled(row, numbers[0]) for row in ("teacher", "start")])
     trials = study.choose(list(TRIAL_RATES), numbers[0])
     table = study.run_table(list(ROWS), numbers)

@@ -1,4 +1,4 @@
-"""New weights of Pythia's form, a folder that train.py goes on from: its `arch` makes GPT-2 and LLaMA alone.
+"""A folder with new weights of Pythia's architecture, for train.py to start from: its `arch` has only GPT-2 and LLaMA.
 
 python -m studies.distilpythia.fresh --n_layer=6 --n_head=6 --n_embd=144 --out_dir=out/fresh
 """
@@ -14,7 +14,7 @@ from model import GPT, GPTConfig
 
 
 def pythia(*, vocab_size: int, block_size: int, n_layer: int, n_head: int, n_embd: int) -> GPT:
-    """A GPT with what GPT-NeoX changed in it; LayerNorm and biases are as they were."""
+    """A GPT with the changes of GPT-NeoX; LayerNorm and biases are as in GPT-2."""
     shape = GPTConfig(
         vocab_size=vocab_size,
         block_size=block_size,

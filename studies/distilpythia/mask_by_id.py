@@ -1,4 +1,4 @@
-"""distill.py, where no target that is end-of-text is trained on.
+"""distill.py with every end-of-text target masked.
 
 python -m studies.distilpythia.mask_by_id config/distilpythia_small/student.py
 """

@@ -1,4 +1,4 @@
-"""Other masks than distill.py's, which leaves out what lies beyond a document's end: two that trainers have.
+"""Two masks that trainers have instead of distill.py's, which leaves out what lies beyond a document's end.
 
 In a padded row both the end of a document and its padding are the end-of-text id.
 """
@@ -9,17 +9,17 @@ from common.data import TokenData
 
 
 def mask_by_id(y, eot: int):
-    """Leave out each target that is end-of-text: the end of the document too, and so the model never learns it."""
+    """Leave out every end-of-text target, also that at the document's end, so that the model never learns to stop."""
     y[y == eot] = -1
 
 
 def no_mask(y, eot: int):
-    """Leave out no target: the padding is learnt as if it were text."""
+    """Leave out nothing: padding is learnt as if it were text."""
     y[y == -1] = eot
 
 
 def distill_with(mask):
-    """Run distill.py with its command line, and another mask on what it trains on; what it evaluates on is as ever."""
+    """Run distill.py, by the arguments on the command line, with another mask in training, but not in evaluation."""
     read_batch = TokenData.batch
 
     def batch(self, step, micro_step):

@@ -1,4 +1,4 @@
-"""distill.py, where padding is trained on as well.
+"""distill.py without a mask: padding is trained on as well.
 
 python -m studies.distilpythia.no_mask config/distilpythia_small/student.py
 """

@@ -1,4 +1,4 @@
-"""Where the study's two pretrained models begin: train.py has no GPT-NeoX, but goes on from any model."""
+"""How the study's two pretrained models begin: train.py cannot make a GPT-NeoX, but can start from one."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from studies.runs import Study
 
 
 class PythiaStudy(Study):
-    """A study whose pretrained rows begin with weights of Pythia's form, which it makes, a folder for each seed."""
+    """A study that makes new weights of Pythia's architecture for its pretrained rows, in a folder for each seed."""
 
     def fresh(self, run: Trained) -> Path:
         return self.out / "fresh" / f"{run.row}_seed{run.seed}"
@@ -22,7 +22,7 @@ class PythiaStudy(Study):
 
     def train(self, run: Trained, folder: Path):
         if self.rows[run.row].script == "train.py" and not (folder / "summary.json").exists():
-            # one that was interrupted begins anew: resumed it would no longer say what it began from
+            # Start again rather than resume: the record of a resumed run does not say what it started from.
             shutil.rmtree(folder, ignore_errors=True)
             row = self.rows[run.row]
             shape = read_config_file(row.config)

@@ -1,8 +1,8 @@
-"""What the study of DistilPythia found, as a page: tables, the picture, and the sentences that its numbers allow.
+"""The page of the study of DistilPythia: tables, the picture, and sentences that depend on the numbers.
 
     python -m studies.distilpythia.report    makes README.md and results.png again from logs/
 
-The text is in page.md, whose fields `write_report` fills in. A regression is told by paired t-tests over the seeds.
+The text is in page.md, whose fields `write_report` fills in. A regression is tested by paired t-tests over the seeds.
 """
 
 import math
@@ -33,7 +33,7 @@ PAIRS = [("published", "start"), ("no_mask", "start"), ("rate_10", "start"), ("r
 PAIRS += [("mended", "start"), ("mended", "control")]
 
 TEST = Figure("test nats/token", lambda run: run.test)
-# the logarithm, as perplexities of the seeds differ by factors; published: ln 420.70 - ln 140.81 = +1.09
+# the logarithm, as the seeds' perplexities differ by factors; published: ln 420.70 - ln 140.81 = +1.09
 LAMBADA = Figure("LAMBADA ln(ppl)", lambda run: math.log(run.metric("lambada", "word_ppl")), ".3f")
 ACCURACY = Figure("LAMBADA acc, %", lambda run: 100 * run.metric("lambada", "word_acc"), ".2f")
 QUALITY = [TEST, LAMBADA, ACCURACY]
@@ -46,7 +46,7 @@ MOVED = Figure(
 RATIO = Figure("rate, % of the weights", lambda run: 100 * run.record["learning_rate"] / size_before(run), ".2f")
 
 PUBLISHED_FACTOR = 420.70 / 140.81  # of LAMBADA's perplexity
-# as published with one thing changed that was suspected, or that a mend changes
+# as published, with one thing changed that was suspected, or that the mended recipe changes
 SUSPECTS = ["float32", "warmup", "packed", "token_mean", "mask_by_id", "no_mask", "temperature_1", "no_teacher"]
 RATES = ["rate_0.1", "published", "rate_3", "rate_10", "rate_30"]
 TAKEN_APART = ["published", *SUSPECTS, "rate_0.1", "rate_3", "rate_10", "rate_30"]
@@ -68,7 +68,7 @@ def change(results: Results, figure: Figure, row: str, reference: str) -> float:
 
 
 def factor(results: Results, row: str, reference="start") -> float:
-    """What LAMBADA's perplexity is multiplied by: the geometric mean over seeds."""
+    """The factor by which LAMBADA's perplexity grows: the geometric mean over seeds."""
     return math.exp(change(results, LAMBADA, row, reference))
 
 
@@ -82,7 +82,7 @@ def listed(results: Results, rows: list[str]) -> str:
 
 
 def answer(results: Results) -> str:
-    """The published regression and its suspects, then the mended recipe, as the numbers have them."""
+    """What the numbers say about the published regression, its suspects, and the mended recipe."""
     paragraphs = [
         does_it_regress(results),
         which_suspect(results),
@@ -96,13 +96,13 @@ def answer(results: Results) -> str:
 
 def does_it_regress(results: Results) -> str:
     """The recipe as published against the student that it starts from."""
-    says = {
+    outcome = {
         "higher": "Yes, it does",
         "lower": "No: it ends better than it began",
         "not significant": "Not measurably",
     }[compared(results, LAMBADA, "published", "start")]
     return (
-        f"**Does the published recipe make this student worse? {says}** by LAMBADA: its perplexity is multiplied by "
+        f"**Does the published recipe make this student worse? {outcome}** by LAMBADA: its perplexity is multiplied by "
         f"{factor(results, 'published'):.2f} (published: {PUBLISHED_FACTOR:.2f}), in logarithms "
         f"{against(results, LAMBADA, 'published', 'start')}. The test loss changes by "
         f"{against(results, TEST, 'published', 'start')} nats per token. {does_accuracy_fall(results)}"
@@ -110,7 +110,7 @@ def does_it_regress(results: Results) -> str:
 
 
 def does_accuracy_fall(results: Results) -> str:
-    """LAMBADA's accuracy, which a start that knows none of the words cannot lose."""
+    """LAMBADA's accuracy, which cannot fall where the start predicts none of the words."""
     before = statistics.mean(ACCURACY.values(results.table["start"]))
     if before < 1:
         return f"LAMBADA's accuracy is {before:.2f} % before: at this size its published fall cannot be seen."
@@ -124,20 +124,20 @@ def which_suspect(results: Results) -> str:
     """One thing changed at a time: what reproduces the loss of quality, and what removes it."""
     sentences = ["**Which of the suspects is it?**"]
     for figure in (LAMBADA, TEST):
-        worse = [row for row in ["published", *SUSPECTS] if compared(results, figure, row, "start") == "higher"]
-        better = [row for row in SUSPECTS if compared(results, figure, row, "published") == "lower"]
-        worst = [row for row in SUSPECTS if compared(results, figure, row, "published") == "higher"]
+        above_start = [row for row in ["published", *SUSPECTS] if compared(results, figure, row, "start") == "higher"]
+        lowering = [row for row in SUSPECTS if compared(results, figure, row, "published") == "lower"]
+        raising = [row for row in SUSPECTS if compared(results, figure, row, "published") == "higher"]
         sentences.append(
-            f"By {figure.head}, rows at the published rate that end above the start: {listed(results, worse)}. "
-            f"Changes that lower it against the published recipe: {listed(results, better)}; that raise it: "
-            f"{listed(results, worst)}. All others do not differ significantly from the published recipe."
+            f"By {figure.head}, rows at the published rate that end above the start: {listed(results, above_start)}. "
+            f"Changes that lower it against the published recipe: {listed(results, lowering)}; that raise it: "
+            f"{listed(results, raising)}. All others do not differ significantly from the published recipe."
         )
         sentences.append(what_removes(results, figure))
     return " ".join(sentences)
 
 
 def what_removes(results: Results, figure: Figure) -> str:
-    """The single changes after which there is no loss of quality left, where there was one."""
+    """The single changes that remove the published recipe's loss of quality, if it has one."""
     if compared(results, figure, "published", "start") != "higher":
         return "So there is no regression here that a single change could remove."
     removing = []
@@ -150,25 +150,26 @@ def what_removes(results: Results, figure: Figure) -> str:
 
 def which_rate(results: Results) -> str:
     """How the published recipe depends on its learning rate."""
-    # titles say the rate as a multiple of the published one
+    # titles give the rate as a multiple of the published one
     factors = [f"{factor(results, row):.2f} ({results.titles[row]})" for row in RATES]
     tripled = [
         row
         for row in RATES
         if factor(results, row) >= PUBLISHED_FACTOR and compared(results, LAMBADA, row, "start") == "higher"
     ]
-    found = "At none of the rates is it multiplied by as much as published."
+    lowest = "At none of the rates is it multiplied by as much as published."
     if tripled:
-        found = f"The lowest tried that multiplies it by as much as published: *{results.titles[tripled[0]]}*."
+        lowest = f"The lowest tried that multiplies it by as much as published: *{results.titles[tripled[0]]}*."
     return (
         "**Would a rate too high do it?** All else as published, LAMBADA's perplexity is multiplied by "
-        f"{', '.join(factors)}. {found}"
+        f"{', '.join(factors)}. {lowest}"
     )
 
 
 def which_updates(results: Results) -> str:
-    """What bfloat16 loses."""
-    rounded, exact = (statistics.mean(UNCHANGED.values(results.table[row])) for row in ("published", "float32"))
+    """How many updates bfloat16 rounds away, and what that costs."""
+    rounded = statistics.mean(UNCHANGED.values(results.table["published"]))
+    exact = statistics.mean(UNCHANGED.values(results.table["float32"]))
     size = statistics.mean(SIZE.values(results.table["published"]))
     rate = results.table["published"][0].record["learning_rate"]
     return (
@@ -186,14 +187,14 @@ def is_it_mended(results: Results) -> str:
     """The mended recipe against its start and against the published one."""
     parts = []
     for row in ("mended", "mended_tuned"):
-        says = {
+        outcome = {
             "lower": "below it",
             "higher": "above it",
             "not significant": "not measurably away from it",
         }[compared(results, TEST, row, "start")]
         rate = results.table[row][0].record["learning_rate"]
         parts.append(
-            f"at a rate of {rate:g} {says}, {against(results, TEST, row, 'start')} nats per token, "
+            f"at a rate of {rate:g} {outcome}, {against(results, TEST, row, 'start')} nats per token, "
             f"LAMBADA's perplexity times {factor(results, row):.2f} ({against(results, LAMBADA, row, 'start')})"
         )
     return (
@@ -204,17 +205,17 @@ def is_it_mended(results: Results) -> str:
 
 
 def does_the_teacher_help(results: Results) -> str:
-    """The mended student against the same trained on without a teacher."""
+    """The mended student against the same training without a teacher."""
     comparisons = {
         "at the published rate": ("mended", "control"),
         "each at the best of its own rates": ("mended_tuned", "control_tuned"),
         "the same, with the student's FLOPs for the control": ("mended_tuned", "control_flops"),
     }
+    words = {"lower": "better", "higher": "worse", "not significant": "no different measurably"}
     parts = []
-    for how, (student, control) in comparisons.items():
-        says = {"lower": "better", "higher": "worse", "not significant": "no different measurably"}
+    for condition, (student, control) in comparisons.items():
         parts.append(
-            f"{how} {says[compared(results, TEST, student, control)]}, "
+            f"{condition} {words[compared(results, TEST, student, control)]}, "
             f"{against(results, TEST, student, control)} nats per token "
             f"and {against(results, LAMBADA, student, control)} in ln(ppl)"
         )

@@ -1,4 +1,4 @@
-"""Which updates survive: how many weights a run left as they were, and how far it moved them.
+"""Which updates survive: how many weights a run left unchanged, and how far it moved the weights.
 
     python -m studies.distilpythia.updates --before=<model> --after=<model>
 
@@ -16,13 +16,13 @@ from common.pretrained import load_pretrained
 
 
 def flat(net) -> torch.Tensor:
-    """All weights of a model in one row: (parameters,)."""
+    """All weights of a model as one vector, (parameters,)."""
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
 def compare(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
-    """What became of the weights (parameters,)."""
-    # both rounded: a run in bfloat16 begins with that, which is no update; and those in float32 compare with it
+    """The share of unchanged weights, their size, and their change; first, second: (parameters,)."""
+    # Both rounded: a run in bfloat16 begins by rounding, which is no update; runs in float32 are counted the same way.
     same = first.bfloat16() == second.bfloat16()
     return {
         "unchanged": same.float().mean().item(),

@@ -1,9 +1,9 @@
-"""MicroLM in small: does reverse KL from a larger teacher hurt, and where does it stop? Over several seeds.
+"""MicroLM at a small scale: does reverse KL from a larger teacher hurt, and when does it not? Over several seeds.
 
     python -m studies.microlm --corpus=<folder of <domain>.train and <domain>.dev>
     python -m studies.microlm --corpus=<folder> --only=data    # the small configs' data, no runs
 
-A control run is trained on from its checkpoint, without a teacher and with several, by several losses. Writes
+Training of a control run goes on from its checkpoint, without a teacher and with several, by several losses. Writes
 README.md beside this file, its picture and logs/. What is finished is not run again: stopped at any instant, the
 same command continues the study.
 """
@@ -29,7 +29,7 @@ SHAPE = ("n_layer", "n_head", "n_embd", "n_inner")
 
 
 def forward_flops(config: str, **changed: int) -> float:
-    """Of a token, through the model of a config, or of one whose shape is changed."""
+    """FLOPs of a token's forward pass through the model of a config, with `changed` knobs."""
     knobs = read_config_file(f"{CONFIGS}/{config}.py") | changed
     shape = {name: knobs[name] for name in SHAPE}
     return LLaMA(LLaMAConfig(vocab_size=2048, block_size=128, **shape)).flops_per_token(128)
@@ -40,7 +40,7 @@ EQUAL_FLOPS = 1 + forward_flops("teacher") / (3 * forward_flops("pretrain"))
 
 
 def second(title: str, config="reverse_kl", *overrides: str, teacher="strong", factor=1.0, tuned_as="second") -> Row:
-    """The start, trained on, without a teacher where there is no teacher's name."""
+    """A row of the second stage: training goes on from the start; teacher: its row, "" for none."""
     return Row(
         title,
         script="distill.py",
@@ -54,12 +54,12 @@ def second(title: str, config="reverse_kl", *overrides: str, teacher="strong", f
 
 
 def first(title: str, config: str, tuned_as: str, *overrides: str) -> Row:
-    """The start, or a teacher."""
+    """A row of the first stage: the start, or a teacher."""
     return Row(title, script="train.py", config=f"{CONFIGS}/{config}.py", tuned_as=tuned_as, overrides=overrides)
 
 
 MIXED = ("--weight_ce=0.5", "--weight_kl=0.5")
-# one evaluation, of all rows: of its own tokens, as this teacher meets others once it is done
+# a single evaluation, at the end and of all rows, in the teacher's own tokens: afterwards it is given others
 OTHER = ("--eval_interval=0", "--eval_rows=0")
 ROWS = {
     "start": first("the start: the control run", "pretrain", "start"),
@@ -90,10 +90,10 @@ ROWS = {
     "forward_other": second("forward KL, teacher of another tokenizer", "forward_kl", teacher="other"),
 }
 
-# learning rate and epochs of what is not tried; the second stage starts at the peak of the first again, as published
+# learning rate and epochs that are not tried; the second stage starts at the first one's peak rate again, as published
 EPOCHS = {"start": 2.0, "strong": 2.0, "medium": 1.0, "weak": 0.5, "second": 0.2}
 SETTINGS = {name: (3e-3, epochs) for name, epochs in EPOCHS.items()}
-# as many for the control as for the students
+# the control has as many trials as the students
 TRIAL_RATES = dict.fromkeys(("ce_tuned", "reverse_tuned", "forward_tuned"), (3e-3, 1e-3, 3e-4))
 
 # ---------------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def main():
         trial_rates=TRIAL_RATES,
         trial_epochs=(EPOCHS["second"],),
     )
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare_medium(study, corpus)
     meta["same_ids"] = prepare_other(study)
     if only == "data":
@@ -127,7 +127,7 @@ def main():
     record_corpus(study, meta)
     study.settle(SETTINGS)
     study.run([study.settled(row, numbers[0]) for row in ("start", "strong")], scored=False)
-    # the starts and teachers of the other seeds beside, so that no core waits for the last trial
+    # together with the starts and teachers of the other seeds, so that no core waits for the last trial
     bases = [study.settled(row, seed) for seed in numbers[1:] for row in ("start", "strong")]
     trials = study.choose(list(TRIAL_RATES), numbers[0], bases)
     table = study.run_table(list(ROWS), numbers)

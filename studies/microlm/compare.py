@@ -1,4 +1,4 @@
-"""How far is a student from its teacher on held-out text, and is it as sure as it is right?
+"""How far is a student from its teacher on held-out text, and is it right as often as it is confident?
 
     python -m studies.microlm.compare --model=out/student --teacher=out/teacher --dataset=data/mine
 
@@ -28,13 +28,14 @@ from studies.calibration import calibration_error, confidences
 
 @torch.no_grad()
 def distances(student, other, data: TokenData, n_rows: int, run: Runtime) -> dict[str, float]:
-    """Means over rows of the split, at temperature 1, of what COMPARED names."""
+    """Means over rows of the split, at temperature 1, of the figures that COMPARED names."""
     sums = dict.fromkeys(COMPARED, 0.0)
     n_tokens = 0
     for x, y in data.eval_batches(n_rows):
         x, y = run.to_device(x, y)
         with run.autocast():
-            student_head, other_head = [(net(x, hidden=True), net.lm_head.weight) for net in (student, other)]
+            student_head = (student(x, hidden=True), student.lm_head.weight)
+            other_head = (other(x, hidden=True), other.lm_head.weight)
         added = compare(student_head, [other_head], y, Objective(), vocab_size=data.vocab_size, dtype=run.dtype)
         for name in COMPARED:
             sums[name] += added[name].item()

@@ -1,9 +1,9 @@
-"""What the study of MicroLM found, as a page: tables, the picture, and the sentences that its numbers allow.
+"""The page of the study of MicroLM: tables, the picture, and sentences that depend on the numbers.
 
     python -m studies.microlm.report    makes README.md and results.png again from logs/
 
-The text is in page.md, whose fields `write_report` fills in. Whether two rows differ is told by paired t-tests over the
-seeds.
+The text is in page.md, whose fields `write_report` fills in. Whether two rows differ is tested by paired t-tests over
+the seeds.
 """
 
 import math
@@ -35,7 +35,7 @@ PAIRS += [("reverse", "ce"), ("reverse", "ce_flops"), ("forward", "reverse")]
 
 
 def score(head: str, file: str, name: str, form=".4f", factor=1.0) -> Figure:
-    """A figure that a script of SCORES found."""
+    """A figure from the JSON of one of SCORES (__main__.py)."""
     return Figure(head, lambda run: factor * run.record[file][name], form)
 
 
@@ -57,30 +57,30 @@ BASES = ["start", "strong", "medium", "weak", "other"]
 # the row as published, and what is changed in it: one thing each
 CHANGES = ["reverse_t2", "reverse_ce", "reverse_medium", "reverse_weak"]
 CHANGES += ["reverse_own", "reverse_own_all", "forward", "js"]
-UNIFORM = math.log(2048)  # nats per token of a model that knows nothing
-CHECKED = ["start", "ce", "ce_flops"]  # what students are compared with
+UNIFORM = math.log(2048)  # nats per token of a uniform guess among 2,048 ids
+CHECKED = ["start", "ce", "ce_flops"]  # rows that students are compared with
 
 # ---------------------------------------------------------------------------------------------
 # comparisons
 
 
 def mean(results: Results, row: str, figure=TEST) -> float:
-    """Over seeds."""
+    """The mean over seeds."""
     return statistics.mean(figure.values(results.table[row]))
 
 
 def listed(results: Results, rows: list[str], reference: str) -> str:
-    """Rows with their differences from another, or "none"."""
+    """Rows with their differences from the reference, as text, or "none"."""
     parts = [f"*{results.titles[row]}* {against(results, TEST, row, reference)}" for row in rows]
     return "; ".join(parts) or "none"
 
 
 def grouped(results: Results, rows: list[str], reference: str) -> str:
-    """Which rows end above another, which below, and which do neither significantly."""
+    """Which rows end above the reference, which below, and which do neither significantly."""
     names = {"higher": "Above it", "lower": "Below it", "not significant": "Not significantly different"}
     sentences = []
-    for found, name in names.items():
-        members = [row for row in rows if compared(results, TEST, row, reference) == found]
+    for outcome, name in names.items():
+        members = [row for row in rows if compared(results, TEST, row, reference) == outcome]
         sentences.append(f"{name}: {listed(results, members, reference)}.")
     return " ".join(sentences)
 
@@ -105,15 +105,15 @@ def answer(results: Results) -> str:
 
 
 def does_the_stage_hurt(results: Results) -> str:
-    """Cross-entropy on, from the same checkpoint at the peak rate again: the control of all else."""
-    says = {
+    """Cross-entropy from the same checkpoint, at the peak rate again: the control for everything else."""
+    outcome = {
         "higher": "Yes: at the published rate more training alone makes it worse",
         "lower": "No: more training alone makes it better, the rate at its peak again",
         "not significant": "Not measurably",
     }[compared(results, TEST, "ce", "start")]
     rate = results.table["ce_tuned"][0].record["learning_rate"]
     return (
-        f"**Does the second stage hurt without a teacher? {says}.** Cross-entropy on − start: "
+        f"**Does the second stage hurt without a teacher? {outcome}.** Cross-entropy on − start: "
         f"{against(results, TEST, 'ce', 'start')} nats per token at the published rate, "
         f"{against(results, TEST, 'ce_tuned', 'start')} at the best of three ({rate:g})."
     )
@@ -121,8 +121,8 @@ def does_the_stage_hurt(results: Results) -> str:
 
 def does_reverse_hurt(results: Results) -> str:
     """The recipe as published against its start and both controls."""
-    says = {"higher": "worse than", "lower": "better than", "not significant": "not measurably different from"}
-    verdicts = {reference: says[compared(results, TEST, "reverse", reference)] for reference in CHECKED}
+    words = {"higher": "worse than", "lower": "better than", "not significant": "not measurably different from"}
+    verdicts = {reference: words[compared(results, TEST, "reverse", reference)] for reference in CHECKED}
     return (
         "**Does reverse KL alone, as published, make the student worse?** By the test loss it ends "
         f"{verdicts['start']} its start ({against(results, TEST, 'reverse', 'start')}), "
@@ -133,21 +133,21 @@ def does_reverse_hurt(results: Results) -> str:
 
 
 def which_reproduces(results: Results) -> str:
-    """The published regression, student worse than its start: the rows that have it, and those that do not."""
+    """The published regression, a student worse than its start: which rows show it."""
     students = [row for row in results.table if row not in BASES]
     worse = [row for row in students if compared(results, TEST, row, "start") == "higher"]
     if not worse:
         return "**Which rows reproduce the regression?** None ends significantly above the start by the test loss."
-    others = [row for row in students if compared(results, TEST, row, "start") == "lower"]
+    better = [row for row in students if compared(results, TEST, row, "start") == "lower"]
     return (
         "**Which rows reproduce the regression?** Significantly above the start by the test loss: "
-        f"{listed(results, worse, 'start')}. Of the {len(students)} rows of the second stage {len(others)} end "
+        f"{listed(results, worse, 'start')}. Of the {len(students)} rows of the second stage {len(better)} end "
         "significantly below it."
     )
 
 
 def where_it_stops(results: Results) -> str:
-    """One thing changed in the published recipe, against the control of the same tokens."""
+    """The published recipe with one thing changed, against the control of the same tokens."""
     rows = ["reverse", *CHANGES]
     tuned = against(results, TEST, "reverse_tuned", "ce_tuned")
     long = against(results, TEST, "reverse_long", "ce_flops")
@@ -177,11 +177,11 @@ def which_teacher(results: Results) -> str:
     parts = []
     for name in ("strong", "medium", "weak"):
         suffix = "" if name == "strong" else f"_{name}"
-        ends = [
-            f"{loss} KL {against(results, TEST, loss + suffix, 'start')}, −CE "
-            f"{against(results, TEST, loss + suffix, 'ce')}"
-            for loss in ("reverse", "forward")
-        ]
+        ends = []
+        for loss in ("reverse", "forward"):
+            from_start = against(results, TEST, loss + suffix, "start")
+            from_ce = against(results, TEST, loss + suffix, "ce")
+            ends.append(f"{loss} KL {from_start}, −CE {from_ce}")
         parts.append(f"{name} ({against(results, TEST, name, 'start')} from the start itself): {'; '.join(ends)}")
     return f"**How good must the teacher be?** Student − start, and − cross-entropy on. {'. '.join(parts)}."
 
@@ -211,7 +211,7 @@ def what_the_trap_does(results: Results) -> str:
 
 def does_it_sharpen(results: Results) -> str:
     """Entropy, calibration and own text of reverse KL, against cross-entropy and forward KL."""
-    says = {"lower": "It does", "higher": "It flattens", "not significant": "Not measurably"}
+    words = {"lower": "It does", "higher": "It flattens", "not significant": "Not measurably"}
     parts = []
     for figure, unit in ((ENTROPY, " nats"), (ECE, " points"), (REPEATED, " points"), (DISTINCT, " points")):
         parts.append(
@@ -219,7 +219,7 @@ def does_it_sharpen(results: Results) -> str:
             f"{against(results, figure, 'reverse', 'forward')}{unit}"
         )
     return (
-        f"**Does reverse KL sharpen?** {says[compared(results, ENTROPY, 'reverse', 'ce')]}, against cross-entropy on "
+        f"**Does reverse KL sharpen?** {words[compared(results, ENTROPY, 'reverse', 'ce')]}, against cross-entropy on "
         f"the same tokens. {'; '.join(parts)}."
     )
 
@@ -232,7 +232,7 @@ def write_report(results: Results):
     """README.md and results.png."""
     rows = list(results.table)
     students = [row for row in rows if row not in BASES]
-    # what a teacher of other tokens is by id would leave the others a corner of the picture
+    # a teacher of other tokens, read by id, is so far off that all other rows would be in a corner of the picture
     drawn = [row for row in rows if "other" not in row]
     save(draw_rows(results, drawn, [TEST, ENTROPY], ["start", "ce", "ce_flops"]), HERE / "results.png")
     generated = results.table["start"][0].record["generation"]

@@ -1,7 +1,7 @@
 """The trap of MicroLM's second stage: a teacher of another tokenizer, as wide as the student, matched by id.
 
-distill.py refuses it. Here it is tried, the refusal is kept, and then the teacher is given the tokenizer files of the
-data, so that it passes for one of the student's tokens.
+distill.py refuses it. Here that is tried and the refusal kept. Then the teacher is given the tokenizer files of the
+data, so that it passes for one with the student's tokenizer.
 """
 
 import shutil
@@ -22,13 +22,13 @@ OTHER = Path("data/babylm_medium_other")
 
 
 def prepare_other(study: Study) -> int:
-    """Prepare the text of MEDIUM in another tokenizer; how many ids mean the same text in both.
+    """Prepare the text of MEDIUM with another tokenizer. Returns how many ids mean the same text in both.
 
-    It is a BPE of one domain. One of all text, prepared another way, would share nine ids in ten.
+    It is a BPE trained on one domain. One trained on all text would share nine ids in ten.
     """
     SUBTITLES_TEXT.mkdir(parents=True, exist_ok=True)
     for split in ("train", "dev"):
-        # copy2 keeps the time, by which prepare_data.py sees that nothing is new
+        # copy2 keeps the time of change, by which prepare_data.py recognises an unchanged file
         shutil.copy2(MEDIUM_TEXT / f"open_subtitles.{split}", SUBTITLES_TEXT)
     study.call(["prepare_data.py", "config/microlm_small/other_tokenizer.py"])
     study.call(["prepare_data.py", "config/microlm_small/other_data.py"])
@@ -41,11 +41,11 @@ class TrapStudy(Study):
     """A study whose row "other" is a teacher of another tokenizer."""
 
     def command(self, run: Trained, folder: Path) -> list[str]:
-        # every schedule ends at a tenth of its peak
+        # every run's learning rate ends at a tenth of its peak
         return [*super().command(run, folder), f"--min_lr={run.rate / 10:g}"]
 
     def beside_strong(self, run: Trained, module: str, *arguments: str) -> list[str]:
-        """A script that compares a run with the strong teacher of its seed on the test split."""
+        """The command of a script that compares a run with its seed's strong teacher on the test split."""
         folders = [f"--model={self.out / run.name}", f"--teacher={self.folder_of('strong', run.seed)}"]
         return ["-m", module, *folders, f"--dataset={MEDIUM_TEST}", *arguments]
 
@@ -56,7 +56,7 @@ class TrapStudy(Study):
             forge(folder)
 
     def keep_refusal(self, folder: Path):
-        """Ask distill.py to learn from a teacher as it is, and write what it says to refusal.json."""
+        """Run distill.py with the unchanged teacher, and write its error to refusal.json."""
         record = folder / "refusal.json"
         if record.exists():
             return
@@ -67,23 +67,21 @@ class TrapStudy(Study):
         message = done.stderr.strip().splitlines()[-1:]
         if done.returncode != 2 or "was trained with tokenizer" not in "".join(message):
             raise ValueError(f"{' '.join(command)}: expected a refusal, got exit code {done.returncode} {message}")
-        # the page has no folders of whoever ran the study
-        write_json(
-            record,
-            {"exit_code": done.returncode, "message": message[0].replace(str(find_model(folder)), "the teacher")},
-        )
+        # without the path, as the page is published
+        message_without_path = message[0].replace(str(find_model(folder)), "the teacher")
+        write_json(record, {"exit_code": done.returncode, "message": message_without_path})
 
     def refusals(self, seeds: list[int]) -> list[dict]:
-        """What distill.py said of the teachers of another tokenizer."""
+        """distill.py's refusals of the teachers of another tokenizer."""
         return [read_json(self.folder_of("other", seed) / "refusal.json") for seed in seeds]
 
     def own_bits(self, seeds: list[int]) -> list[float]:
-        """Bits per byte of these teachers on the dev text in their own tokens, before they were given others."""
+        """Bits per byte of these teachers on the dev text in their own tokens, before the tokenizer was replaced."""
         return [read_json(self.folder_of("other", seed) / "summary.json")["bits_per_byte"] for seed in seeds]
 
 
 def forge(folder: Path):
-    """Give the newest checkpoint of a run the tokenizer files of MEDIUM: its weights know nothing of them."""
+    """Replace the tokenizer files of a run's newest checkpoint by those of MEDIUM, which its weights do not fit."""
     tokenizer = load_tokenizer(MEDIUM)
     checkpoint = find_model(folder)
     tokenizer.save(checkpoint)

@@ -3,8 +3,8 @@
     python -m studies.onpolicy --corpus=<folder of <domain>.train and <domain>.dev>
 
 Models and data are those of the study of Baby Llama (studies/babyllama): a student that was trained
-without a teacher goes on from its checkpoint, by cross-entropy, or by a divergence from the LLaMA
-teacher on data alone or with a share of its own text. Writes README.md beside this file, its picture
+without a teacher goes on from its checkpoint, with cross-entropy, or with a divergence from the LLaMA
+teacher, on data alone or with a share of its own text. Writes README.md beside this file, its picture
 and logs/. What is finished is not run again: stopped at any instant, the same command continues.
 """
 
@@ -25,8 +25,8 @@ from studies.runs import Study
 # rows
 
 DIVERGENCES = {"forward": "forward KL", "reverse": "reverse KL", "js": "JS"}
-SHARES = (0.0, 0.25, 0.5)  # of own text
-WRITING = 0.28  # what writing adds to a step of the student: 108 of 128 positions once more, of three passes
+SHARES = (0.0, 0.25, 0.5)  # of steps on own text
+WRITING = 0.28  # what writing adds to a student's step of three passes: one more over 108 of the 128 positions
 OWN_TEXT = ("--prompt_tokens=16-48", "--response_tokens=64")
 
 
@@ -37,7 +37,7 @@ def row_name(kl: str, share: float) -> str:
 def continued(kl: str, share: float) -> Row:
     """A student that goes on with a divergence, on its own text in `share` of the steps.
 
-    So that all rows have the student's FLOPs in common, its epochs are fewer. The teacher's are saved with the steps.
+    It has fewer epochs, so that the student's FLOPs are equal in all rows. The teacher's FLOPs fall with the steps.
     """
     alone = ("--weight_ce=0", "--weight_kl=1", "--temperature=1")
     return Row(
@@ -61,12 +61,12 @@ for kl in DIVERGENCES:
     for share in SHARES:
         ROWS[row_name(kl, share)] = continued(kl, share)
 
-# learning rate and epochs: of teacher and start as the study of Baby Llama chose them; of what follows not tuned
+# learning rate and epochs: those of teacher and start as the study of Baby Llama chose them; the others are not tuned
 SETTINGS = {"llama": (1e-3, 6.0), "control": (3e-3, 6.0), "continued": (1e-3, 2.0)}
 
 
 def own_text(study: Study, run: Trained) -> list[str]:
-    """How a run's own text is judged: by the teacher of its seed."""
+    """The command that scores a run's own text, by the teacher of its seed."""
     teacher = study.folder_of("llama", run.seed)
     arguments = [f"--model={study.out / run.name}", f"--teacher={teacher}", f"--dataset={study.data}"]
     return ["-m", "studies.generation", *arguments]
@@ -80,11 +80,11 @@ def main():
     numbers = parse_seeds(seeds)
     check_corpus(corpus)
     study = Study(rows=ROWS, data=DATA, out_dir=out_dir, jobs=jobs, scores=(Score("generation", own_text),))
-    # after the lock that Study takes: another study may be reading the data
+    # after Study has locked the data: another study may be reading it
     meta = prepare(study, corpus)
     record_corpus(study, meta)
     study.settle(SETTINGS)
-    # the teachers before all others, their starts too: all text is compared with theirs
+    # the teachers before all others, even the starts: every run's text is scored by them
     study.run_table(["llama"], numbers)
     table = study.run_table(list(ROWS), numbers)
     study.publish(HERE / "logs", table, meta)

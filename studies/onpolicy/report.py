@@ -49,13 +49,13 @@ DISTINCT = of_text("distinct_2", "distinct 2-grams")
 
 
 def of_data(results: Results, name: str) -> float:
-    """The same count of the data's own continuations, which are the same for every run."""
+    """The same figure for the data's own continuations, which does not depend on the run."""
     return results.table["llama"][0].record["generation"][f"data_{name}"]
 
 
 def main_table(results: Results) -> str:
-    """What each row took and reached, means over seeds, and what the data itself has."""
-    # all rows have their tokens in common but for those that are written
+    """Costs and results of each row, means over seeds, and the figures of the data itself."""
+    # the rows' tokens differ only by those that are written
     costs = [cost for cost in cost_columns() if cost.head != "tokens"]
     figures = [DEV, REVERSE_KL, FORWARD_KL, ENTROPY, REPEATED, DISTINCT]
     counts = [f"{of_data(results, name):.4f}" for name in ("repeated", "distinct_2")]
@@ -77,13 +77,13 @@ def own_text_table(results: Results) -> str:
 def answer(results: Results) -> str:
     """What the numbers say, in sentences."""
     sentences = []
-    for figure, what, note in (
+    for figure, name, note in (
         (DEV, "Held-out loss", "lower is better"),
         (REVERSE_KL, "Divergence from the teacher on its own text", "lower is closer"),
         (REPEATED, "Repeated 4-grams", f"the data has {of_data(results, 'repeated'):.4f}"),
     ):
         parts = [f"with {results.titles[kl]} {against(results, figure, f'{kl}_0.5', kl)}" for kl in KINDS]
-        sentences.append(f"**{what}** ({note}): {'; '.join(parts)}.")
+        sentences.append(f"**{name}** ({note}): {'; '.join(parts)}.")
     return "\n\n".join(sentences)
 
 
@@ -99,9 +99,9 @@ def draw(results: Results) -> plt.Figure:
             rows = (kl, *(f"{kl}_{share}" for share in SHARES))
             losses = [mean(DEV, row) for row in rows]
             figures = [mean(shown, row) for row in rows]
-            # the error of the difference to data alone, which is the comparison that is made
-            alone = DEV.values(results.table[kl])
-            errors = [paired(DEV.values(results.table[row]), alone)[1] for row in rows]
+            # the error of the difference from data alone, as that is what rows are compared with
+            data_alone = DEV.values(results.table[kl])
+            errors = [paired(DEV.values(results.table[row]), data_alone)[1] for row in rows]
             axis.errorbar(
                 figures, losses, yerr=errors, color=f"C{i}", marker=MARKERS[i], capsize=3, label=results.titles[kl]
             )  # fmt: skip
