@@ -68,8 +68,8 @@ def test_the_second_size_learns_from_caches_and_the_page_compares_both(pretended
     assert "Not run yet: `make study-babyllama-larger`." in page.read_text()
     study = pretended_larger()
     trained = study.trained()
-    # of two trials a row one is kept
-    assert len(trained) == 3 * len(larger.ROWS) + 2
+    # of three trials of the control and two of the student one each is kept
+    assert len(trained) == 3 * len(larger.ROWS) + 3
     caches = [c for c in study.commands if c[0] == "cache_teacher.py"]
     assert {c[-1] for c in caches} == {"--temperature=2"} and all("--top_k=-1" in c for c in caches)
     for command in trained:

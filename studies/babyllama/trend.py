@@ -48,7 +48,7 @@ def section(small: Results, logs: Path) -> str:
         mean_table(larger, list(larger.table), [DEV, BITS, BLIMP], [PARAMETERS, *cost_columns()]),
         difference_table(larger, rows, ["control", "llama"], [DEV]),
         difference_table(larger, rows, ["control"], [BLIMP]),
-        "Trials, by the dev loss of the first seed; as many for the control (in bold: kept):",
+        "Trials, by the dev loss of the first seed; one more for the control (in bold: kept):",
         trial_table(larger, DEV),
         f"{larger.minutes:.0f} minutes on {larger.about['jobs']} cores: data, {larger.n_runs} runs, caches, scores.",
     ]
