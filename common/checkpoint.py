@@ -34,6 +34,7 @@ SECTION_NUMBERS = ("step", "row")
 # The types of its numbers, none of which may be negative.
 STATE_NUMBERS = {"step": int, "rows": int, "tokens": int, "world": int, "seconds": float}
 STATE_NUMBERS |= {"flops": (int, float), "epochs_done": (int, float)}
+LARGEST_NUMBER = 1e300  # of these
 # The optimiser's state is laid out by these: which parameters are trained, and how.
 FIXED_KNOBS = ("freeze", "init_layers", "optimizer")
 # Knobs whose change is not reported when a run is resumed: they only say which run that is.
@@ -174,8 +175,9 @@ def check_state(state: dict):
             raise TypeError(f"{key} is {type(state[key]).__name__}")
     for key, expected in STATE_NUMBERS.items():
         number = state.get(key, 0)
-        if not isinstance(number, expected) or not 0 <= number < math.inf:
-            raise ValueError(f"{key} is {number!r}")
+        # an int of any size is legal in a pickle, but the loops compute with floats as well
+        if not isinstance(number, expected) or not 0 <= number < LARGEST_NUMBER:
+            raise ValueError(f"{key} is {repr(number)[:40]}")
     for key, value in state["config"].items():
         if not isinstance(key, str) or type(value) not in KINDS:
             raise TypeError(f"its knob {key} is {type(value).__name__}")

@@ -24,8 +24,8 @@ from fuzz_texts import (
     make_tasks,
     make_texts,
     prepare,
+    read_enwik8,
     read_pieces,
-    read_zip_as_text,
     score_files,
     score_tasks,
 )
@@ -475,9 +475,7 @@ KINDS = {
     "trainer": Kind(make_checkpoint, lambda: [resume, resume, use_best], spoil_trainer, write_files),
     "tokenizer": Kind(make_tokenizers, lambda: [use_tokenizer], spoil_tokenizer, write_tokenizer),
     "log": Kind(make_logs, lambda: LOG_USES, spoil_files, write_files),
-    "archive": Kind(
-        make_texts, lambda: [read_pieces, prepare, extract_zip, read_zip_as_text], spoil_files, write_files
-    ),
+    "archive": Kind(make_texts, lambda: [read_pieces, prepare, extract_zip, read_enwik8], spoil_files, write_files),
     "task": Kind(make_tasks, lambda: [score_files, score_tasks], spoil_files, write_files),
     "http": Kind(http_files, begin_http, spoil_http, write_answers),
     "script": Kind(make_commands, lambda: [run_command], spoil_command, write_files, is_fast=False),

@@ -61,9 +61,13 @@ def extract_zip(folder: Path, out: Path):
         extract(folder / "x.zip", out / "texts", ("babylm_10M", "babylm_dev"))
 
 
-def read_zip_as_text(folder: Path, out: Path):
+def read_enwik8(folder: Path, out: Path):
+    """The only archive that is read as a text, known by its name."""
     if (folder / "x.zip").is_file():
-        read_text(folder / "x.zip")
+        (out / "tasks").mkdir(parents=True, exist_ok=True)
+        path = out / "tasks/enwik8.zip"
+        path.write_bytes((folder / "x.zip").read_bytes())
+        read_text(path)
 
 
 def make_tasks(material) -> dict[str, bytes]:

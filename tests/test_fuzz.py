@@ -181,6 +181,7 @@ STATE = {"step": 4, "rows": 16, "seconds": 1.0, "config": {"seed": 1}, "optimize
         ({"rows": None}, "rows is None"),
         ({"rows": -1}, "rows is -1"),
         ({"step": -1}, "step is -1"),
+        ({"rows": 10**400}, "rows is 1000"),
         ({"seconds": math.nan}, "seconds is nan"),
         ({"world": "2"}, "world is '2'"),
         ({"best": (None, 4)}, r"best is \(None, 4\)"),
