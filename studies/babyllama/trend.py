@@ -75,7 +75,7 @@ def trend(small: Results, larger: Results) -> str:
         gains[name] = (difference(student, control), verdict(student, control))
     words = {"lower": "gains", "higher": "loses", "not significant": "does not change significantly"}
     return (
-        f"**Which way does it go?** By the teacher the student {words[gains['first'][1]]} at the first size "
+        f"**Which way does it go?** Taught by the LLaMA, the student {words[gains['first'][1]]} at the first size "
         f"({gains['first'][0]}) and {words[gains['second'][1]]} at the second ({gains['second'][0]}). "
         "Losses of the two are not of the same tokens; two sizes show a direction and no law."
     )
