@@ -42,7 +42,6 @@ from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, s
 from common.own_text import check_own_text, own_micro_steps, parse_prompt_tokens, write_own_text
 from common.pretrained import (
     check_fits,
-    find_model,
     freeze_parameters,
     keep_blocks,
     load_pretrained,
@@ -195,7 +194,8 @@ for data in (train_data, val_data):
 # the same ids may stand for different texts in two models of one shape, so the tokenizers are compared
 tokenizer = load_tokenizer(dataset)
 if folder:
-    check_same_tokenizer(dataset, find_model(folder))
+    checkpoint = settle_model(folder, run)
+    check_same_tokenizer(dataset, checkpoint)
 tokenizer.start = train_data.start()  # goes into the checkpoints: what an empty prompt starts from
 tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks and eval_tasks_interval else []
 
@@ -270,9 +270,10 @@ padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 source = folder  # a model to start from, None for a new one
 if source is None and init_layers and named_teachers:
     source = named_teachers[0]
-    check_same_tokenizer(dataset, find_model(source))
+    checkpoint = settle_model(source, run)
+    check_same_tokenizer(dataset, checkpoint)
 if source:
-    raw_model = load_pretrained(source, dtype=torch.float32, dropout=dropout)
+    raw_model = load_pretrained(checkpoint, dtype=torch.float32, dropout=dropout)
 elif arch == "gpt":
     shape = GPTConfig(
         vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,

@@ -36,12 +36,12 @@ from common.log import Log, eta, last_words
 from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, stored_tensors
 from common.pretrained import (
     check_fits,
-    find_model,
     freeze_parameters,
     keep_blocks,
     load_pretrained,
     record_shape,
     round_up,
+    settle_model,
 )
 from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
 from common.sharding import check_shard, is_sharded, whole, whole_weights
@@ -162,7 +162,8 @@ for data in (train_data, val_data):
 # the same ids may stand for different texts in two models of one shape, so the tokenizers are compared
 tokenizer = load_tokenizer(dataset)
 if folder:
-    check_same_tokenizer(dataset, find_model(folder))
+    checkpoint = settle_model(folder, run)
+    check_same_tokenizer(dataset, checkpoint)
 tokenizer.start = train_data.start()  # goes into the checkpoints: what an empty prompt starts from
 tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks and eval_tasks_interval else []
 
@@ -172,7 +173,7 @@ tasks = load_tasks(eval_tasks, eval_tasks_dir, eval_tasks_limit) if eval_tasks a
 torch.manual_seed(seed)
 padded_vocab = round_up(vocab_size, vocab_multiple)  # rows of the embedding
 if folder:
-    raw_model = load_pretrained(folder, dtype=torch.float32, dropout=dropout)
+    raw_model = load_pretrained(checkpoint, dtype=torch.float32, dropout=dropout)
 elif arch == "gpt":
     shape = GPTConfig(
         vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
