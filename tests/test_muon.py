@@ -145,6 +145,27 @@ def by_hand(part):
     return u @ torch.diag(s) @ vt
 
 
+@pytest.mark.parametrize("shape", [(2, 12, 40), (2, 40, 12), (1, 64, 192)])
+def test_through_the_gram_matrix_it_is_the_same(shape):
+    """Also for singular values from 1 down to 0.0003, whose squares the gram matrix holds."""
+    generator = torch.Generator().manual_seed(3)
+    u, s, vt = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    spread = torch.logspace(0, -3.5, s.size(-1)).expand_as(s)
+    given = u @ torch.diag_embed(spread) @ vt
+    expected = torch.stack([by_hand(matrix) for matrix in given])
+    got = orthogonalized(given, POLAR_EXPRESS, through_gram=True)
+    assert got.shape == shape and (got - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_gram_matrix_serves_flat_matrices_in_float32_alone(monkeypatch):
+    called = []
+    monkeypatch.setattr("common.muon.newton_schulz_through_gram", lambda x, coefficients: called.append(x.shape) or x)
+    for n_out, n_in in [(8, 8), (8, 12), (8, 13), (13, 8)]:
+        orthogonalized(torch.ones(1, n_out, n_in), POLAR_EXPRESS, through_gram=True)
+    orthogonalized(torch.ones(1, 8, 13), POLAR_EXPRESS)
+    assert called == [(1, 8, 13), (1, 8, 13)]
+
+
 def step_of(optimizer, p):
     before = p.detach().clone()
     optimizer.step()
