@@ -35,8 +35,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.data import read_meta, tokenizer_meta
 from common.files import file_sha256, resident, write_json
+from common.meta import read_meta, tokenizer_meta
 from common.parts import JOIN, Part, parse_part
 from common.tokenizer import SentencePieceTokenizer
 from corpora.checking import check_data

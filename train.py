@@ -17,7 +17,6 @@ import torch
 
 from common.bad_steps import report_bad_step
 from common.checkpoint import (
-    CheckpointWriter,
     RunLock,
     best_so_far,
     changes,
@@ -30,6 +29,7 @@ from common.checkpoint import (
     stored_knobs,
     tokens_so_far,
 )
+from common.checkpoint_writer import CheckpointWriter
 from common.data import TokenData
 from common.generate import write_text
 from common.log import Log, eta, last_words
@@ -43,8 +43,9 @@ from common.pretrained import (
     round_up,
     settle_model,
 )
-from common.runtime import Runtime, StopSignal, check_memory, matmul_peak, split_batch
+from common.runtime import Runtime, check_memory, matmul_peak, split_batch
 from common.sharding import check_shard, is_sharded, whole, whole_weights
+from common.signals import StopSignal
 from common.tokenizer import check_same_tokenizer, load_tokenizer
 from head import chunked_head
 from losses import loss_terms

@@ -13,6 +13,7 @@ import json
 
 from benchmarks.footprint import PARTS, step_memory
 from benchmarks.plan import LOOPS, Plan, loop_for, make_plan, read_knobs
+from common.one_line import end_in_one_line
 from configurator import (
     COMMAND_LINE,
     HELP,
@@ -20,7 +21,6 @@ from configurator import (
     Config,
     at_least,
     defaults_of,
-    end_in_one_line,
     nearest_key,
     read_config_file,
     split_arguments,

@@ -12,10 +12,10 @@ import torch
 
 from benchmarks.published import CONFIGS, TOKENIZERS
 from common.checkpoint import without_auto
-from common.data import read_meta
 from common.download import download_config, is_repo
 from common.files import by_step, read_json
 from common.hf_config import read_config
+from common.meta import read_meta
 from common.own_text import parse_prompt_tokens
 from common.pretrained import NoInit, check_fits, freeze_parameters, keep_blocks, record_shape, round_up
 from common.runtime import split_batch

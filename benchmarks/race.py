@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.data import read_meta
+from common.meta import read_meta
 from configurator import read_config_file
 from model import GPT, GPTConfig
 

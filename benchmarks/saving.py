@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps a run waiting: written in the loop, or by a thread from a copy (common/checkpoint.py).
+"""How long a checkpoint keeps a run waiting: written in the loop, or by a thread from a copy.
 
 `python bench.py --part=save` runs this, in turns, for the quickstart's teacher and for a GPT-2 of 124M, both with
 AdamW's moments. On a CPU the thread takes from the cores that train, so steps with a save among them are timed as well.
@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from common.checkpoint import CheckpointWriter
+from common.checkpoint_writer import CheckpointWriter
 from common.optim import make_optimizers
 from common.tokenizer import ByteTokenizer
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig

@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.data import TokenData, read_meta
+from common.data import TokenData
+from common.meta import read_meta
 
 
 @dataclass

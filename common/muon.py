@@ -186,8 +186,8 @@ def newton_schulz_through_gram(x: torch.Tensor, coefficients) -> torch.Tensor:
     """The same with two products of x's size in all, not two an iteration.
 
     An iteration multiplies x by a polynomial Q of G, and so makes Q G Q of G. All of them can be worked out on G, which
-    is small, and x is multiplied once by the product of the polynomials. For three iterations of a matrix three times as
-    wide as high this is 30 % less work (bench.py --part=muon).
+    is small, and x is multiplied once by the product of the polynomials. For three iterations of a matrix three times
+    as wide as high this is 30 % less work (bench.py --part=muon).
     G has the squares of the singular values: float32 keeps those of 0.001, bfloat16 would not.
     """
     gram = x @ x.mT

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from common.data import tokenizer_meta
 from common.download import download_repo, is_repo
 from common.families import CONV1D, Family, Layout
 from common.files import by_step, file_sha256, read_json
 from common.hf_config import read_config, write_config
+from common.meta import tokenizer_meta
 from common.sharding import share_of, whole
 from common.weight_files import Weights
 from configurator import made_by, nearest

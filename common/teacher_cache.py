@@ -30,8 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.data import TokenData, read_meta
+from common.data import TokenData
 from common.files import file_sha256, read_json
+from common.meta import read_meta
 from common.number_file import NumberFile
 from common.runtime import to_device
 from configurator import COMMAND_LINE

@@ -20,9 +20,9 @@ from common.bpe import (
     whole_characters,
     write_tokenizer_json,
 )
-from common.data import read_meta
 from common.download import download_repo, is_repo
 from common.files import by_step, read_json
+from common.meta import read_meta
 from common.spm import SentencePieceFile, deciding_fields, inexpressible, spec_of_sentencepiece
 
 # What `save` of any tokenizer may write.

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import Tokens, read_meta
+from common.data import Tokens
 from common.files import file_sha256
+from common.meta import read_meta
 from common.tokenizer import load_tokenizer
 
 

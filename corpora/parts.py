@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import TOKENIZER_KEYS, check_meta
 from common.files import file_sha256, read_json, write_json
+from common.meta import TOKENIZER_KEYS, check_meta
 from common.parts import Part, parts_in
 from common.tokenizer import FILES
 from corpora.readers import File

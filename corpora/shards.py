@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import Tokens, tokenizer_meta
+from common.data import Tokens
 from common.files import file_sha256, write_json
+from common.meta import tokenizer_meta
 from common.tokenizer import load_tokenizer
 from corpora.readers import File
 from corpora.writing import lock_folder, remove_data_set

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data import read_meta
 from common.files import read_json, write_json
+from common.meta import read_meta
 from corpora.readers import END_OF_TEXT
 from corpora.sources import find_files
 from studies.runs import Study

@@ -121,7 +121,7 @@ def read_log(out_dir, label):
 
 def write_dataset(folder, tokens=4000, seed=0, **meta):
     """A data set of bytes with some structure: a Markov chain over 64 ids, so that a model can learn."""
-    from common.data import tokenizer_meta
+    from common.meta import tokenizer_meta
     from common.tokenizer import ByteTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)

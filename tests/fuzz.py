@@ -9,7 +9,7 @@ An input is a set of valid files or answers (tests/fuzz_kinds.py), one to three 
 functions that the scripts read it with.
 What must hold:
 
-- it is read, or refused with an error that configurator.py turns into one line and exit code 2: no traceback
+- it is read, or refused with an error that common/one_line.py turns into one line and exit code 2: no traceback
 - within 10 s of the processor and 2 GB
 - nothing is written but below the folder that is named for output
 
@@ -44,7 +44,7 @@ from fuzz_kinds import KINDS, Material
 from hypothesis import strategies as st
 
 from common.files import resident
-from configurator import SHOWN, one_line
+from common.one_line import SHOWN, one_line
 
 SECONDS = 10  # of the processor that an input may take
 PATIENCE = 120  # seconds by the clock, in which it may wait for others: on a machine that is busy those 10 take longer
@@ -117,7 +117,7 @@ def read_input(read, folder: Path, out: Path, watch: Watch) -> str:
 
 @contextlib.contextmanager
 def one_line_to(stream):
-    """configurator.one_line writes to the stream."""
+    """common.one_line writes to the stream."""
     before = sys.__stderr__
     sys.__stderr__ = stream
     try:

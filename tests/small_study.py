@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configurator import end_in_one_line
+from common.one_line import end_in_one_line
 from studies.rows import Cache, Row
 from studies.runs import Study
 

@@ -15,9 +15,10 @@ from fuzz_kinds import KINDS, Kind, Material, write_files
 
 from common.checkpoint import load_trainer_state
 from common.data import TokenData
+from common.one_line import one_line
 from common.spm import NORMAL, Piece, read_piece
 from common.tokenizer import ByteTokenizer, load_tokenizer
-from configurator import check, one_line
+from configurator import check
 from corpora.checking import check_data
 from corpora.readers import File, pieces
 from corpora.writing import check_replaceable, remove_data_set

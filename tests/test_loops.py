@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from benchmarks.plan import make_plan
 from common.bpe import BPETokenizer, byte_characters, spec_of_merges
 from common.checkpoint import checkpoints
-from common.data import tokenizer_meta
+from common.meta import tokenizer_meta
 from common.pretrained import find_model, load_pretrained, save_pretrained
 from common.tokenizer import load_tokenizer
 from configurator import Config, read_config_file

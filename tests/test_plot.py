@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT, TINY, run_script
 
-from configurator import one_line
+from common.one_line import one_line
 
 
 @pytest.fixture

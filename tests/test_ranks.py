@@ -14,7 +14,7 @@ from conftest import LONG, ROOT, TINY, environments, read_log, run_script, write
 from kills import descendants, differences
 
 from common.checkpoint import checkpoints
-from common.runtime import CHECK_SECONDS, StopSignal
+from common.signals import CHECK_SECONDS, StopSignal
 
 # ---------------------------------------------------------------------------------------------
 # 1, 2 and 4 ranks

@@ -7,8 +7,9 @@ import torch
 from conftest import ROOT, TINY, run_python, run_script
 from safetensors.torch import load_file
 
-import common.checkpoint
-from common.checkpoint import CheckpointWriter, checkpoints
+import common.checkpoint_writer
+from common.checkpoint import checkpoints
+from common.checkpoint_writer import CheckpointWriter
 from common.tokenizer import ByteTokenizer
 from model import GPT, GPTConfig
 
@@ -29,13 +30,13 @@ def state_of(step: int, *tensors) -> dict:
 def slow_disk(monkeypatch):
     """An event: writing waits until it is set."""
     may_write = threading.Event()
-    write = common.checkpoint.write_checkpoint
+    write = common.checkpoint_writer.write_checkpoint
 
     def write_later(*args):
         assert may_write.wait(timeout=30)
         write(*args)
 
-    monkeypatch.setattr(common.checkpoint, "write_checkpoint", write_later)
+    monkeypatch.setattr(common.checkpoint_writer, "write_checkpoint", write_later)
     return may_write
 
 
@@ -96,13 +97,13 @@ def test_what_stops_the_writing_is_raised_in_the_run(model, tmp_path):
 FAILING = """
 import runpy, sys
 sys.path.insert(0, {root!r})
-import common.checkpoint as checkpoint
-write = checkpoint.write_checkpoint
+import common.checkpoint_writer as checkpoint_writer
+write = checkpoint_writer.write_checkpoint
 def fail(out_dir, weights, shape, tokenizer, state):
     if state["step"] == 4:
         raise OSError("cannot write step 4, with 0 bytes free")
     write(out_dir, weights, shape, tokenizer, state)
-checkpoint.write_checkpoint = fail
+checkpoint_writer.write_checkpoint = fail
 runpy.run_path({script!r}, run_name="__main__")
 """
 
@@ -126,8 +127,8 @@ def test_a_failed_save_stops_the_run(dataset, tmp_path, steps):
 BOTH_FAIL = """
 import sys, time
 sys.path.insert(0, {root!r})
-from configurator import end_in_one_line
-import common.checkpoint as checkpoint
+from common.one_line import end_in_one_line
+import common.checkpoint_writer as checkpoint_writer
 from common.files import names_file
 from common.tokenizer import ByteTokenizer
 from model import GPT, GPTConfig
@@ -136,8 +137,8 @@ def fail(out_dir, weights, shape, tokenizer, state):
     time.sleep(0.2)
     with names_file(out_dir):
         raise OSError(28, "No space left on device")
-checkpoint.write_checkpoint = fail
-writer = checkpoint.CheckpointWriter("run")
+checkpoint_writer.write_checkpoint = fail
+writer = checkpoint_writer.CheckpointWriter("run")
 model = GPT(GPTConfig(vocab_size=64, block_size=8, n_layer=1, n_head=1, n_embd=8))
 writer.save(model, ByteTokenizer(), dict(step=1))
 raise {error}

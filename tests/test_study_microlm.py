@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, TINY, run_script
 from pretended import Pretending, knobs_of, named, pretend
 
-from common.data import read_meta
+from common.meta import read_meta
 from configurator import read_config_file
 from studies.microlm import __main__ as study_microlm
 from studies.microlm import report, trap

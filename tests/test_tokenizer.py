@@ -10,7 +10,7 @@ import pytest
 
 import common.download
 from common.bpe import BPETokenizer
-from common.data import tokenizer_meta
+from common.meta import tokenizer_meta
 from common.spm import proto_fields
 from common.tokenizer import ByteTokenizer, GPT2Tokenizer, SentencePieceTokenizer, load_tokenizer
 

@@ -6,7 +6,7 @@ The text is in page.md, whose fields `write_report` fills in; sentences that dep
 numbers are made here, by paired t-tests over the seeds.
 """
 
-from configurator import end_in_one_line  # isort: split
+from common.one_line import end_in_one_line  # isort: split
 
 import statistics
 from pathlib import Path

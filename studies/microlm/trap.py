@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.data import tokenizer_meta
 from common.files import read_json, write_json
+from common.meta import tokenizer_meta
 from common.pretrained import find_model
 from common.tokenizer import load_tokenizer
 from studies.corpus import MEDIUM, MEDIUM_TEST, MEDIUM_TEXT
