@@ -41,13 +41,10 @@ it works out what a config of train.py or distill.py would take, or of all witho
 from configurator import at_least, configure, one_of  # isort: split
 
 import json as jsonlib
-import os
 import statistics
 import subprocess
 import sys
 import time
-import zlib
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -56,13 +53,15 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks import fit, operations, race, sampling, saving
+from benchmarks import encoding, fit, operations, race, sampling, saving
+from benchmarks.cached_teacher import predictions_of, read_cached
+from benchmarks.hellaswag_loops import compare_scores, four_endings, one_ending
 from common.files import resident
 from common.optim import make_optimizers
 from common.own_text import write_own_text
 from common.runtime import Runtime, matmul_peak
 from head import chunked_head
-from losses import Objective, Stored, divergence, loss_terms
+from losses import Objective, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
 part = (
@@ -150,7 +149,7 @@ def main():
         "hellaswag": ["straightforward", "four rows", "nanodistill"],
     }
     names = other_parts.get(part, names)
-    if part == "tokenizer" and is_plain():
+    if part == "tokenizer" and encoding.is_plain(tokenizer):
         names.insert(1, "tiktoken")
     report(take_turns(names))
 
@@ -186,14 +185,6 @@ def report(results: dict[str, list]):
     else:
         table(medians)
         print(verdict, end="\n" if verdict else "")
-
-
-def is_plain() -> bool:
-    """Whether tiktoken by itself gives the tokenizer's ids: no text is normalised or cut before it."""
-    from common.tokenizer import load_tokenizer
-
-    ours = load_tokenizer(tokenizer)
-    return not (ours.nfc or ours.raw or ours.normalized)
 
 
 def table(medians):
@@ -268,52 +259,18 @@ def text_turn() -> dict:
 
     ids: a checksum of the ids, the same for every version of "tokenizer".
     """
-    from common.tokenizer import SentencePieceTokenizer, load_tokenizer
-    from corpora.readers import pieces  # here, as the other parts' memory is measured without them
-    from corpora.sources import find_files, stdlib
-
-    if text == "stdlib":
-        documents = [document for document, _ in stdlib()]
+    documents = encoding.read_documents(text)
+    if part == "bpe":
+        go = encoding.training(version, documents, vocab_size)
+        seconds, _ = timed(go, n_warm=0)
+        ids = 0
     else:
-        documents = []
-        for file in find_files(text, "", Path()):
-            documents += [document for document, _ in pieces(file)]
-    ours = load_tokenizer(tokenizer) if part == "tokenizer" else None
-    if version == "tokenizers":
-        # in requirements-dev.txt: the project itself does not need it
-        import tokenizers as reference
-    if part == "bpe" and version == "nanodistill":
-        go = partial(SentencePieceTokenizer.train, documents, vocab_size)
-    elif part == "bpe":
-        go = partial(train_reference, reference, documents)
-    elif version == "nanodistill":
-        go = partial(ours.encode_arrays, documents, os.cpu_count())
-    elif version == "tiktoken":
-
-        def go():
-            return list(map(ours.encoding.encode_ordinary, documents))
-
-    else:
-        theirs = reference.Tokenizer.from_str(jsonlib.dumps(ours.spec))
-        go = partial(theirs.encode_batch_fast, documents, add_special_tokens=False)
-    seconds, encoded = timed(go, n_warm=int(part == "tokenizer"))
-    ids = 0
-    if part == "tokenizer":
-        # the library's Encoding has its ids as an attribute, the other versions give ids themselves
-        arrays = [np.array(getattr(document, "ids", document), dtype=np.uint32) for document in encoded]
-        ids = zlib.crc32(np.concatenate(arrays).tobytes())
+        go = encoding.encoding(version, documents, tokenizer)
+        seconds, encoded = timed(go, n_warm=1)
+        ids = encoding.checksum(encoded)
     n_bytes = sum(len(document.encode(errors="replace")) for document in documents)
     used = memory_used(cuda=False, peak=True)
     return {"seconds": seconds, "bytes_per_s": n_bytes / seconds, "peak_bytes": used, "ids": ids}
-
-
-def train_reference(reference, documents):
-    """A byte-level BPE of as many ids, by Hugging Face's tokenizers."""
-    bpe = reference.Tokenizer(reference.models.BPE())
-    bpe.pre_tokenizer = reference.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = reference.trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
-    bpe.train_from_iterator(documents, trainer)
-    return bpe
 
 
 def loader_turn() -> dict:
@@ -337,7 +294,7 @@ def memory_used(cuda: bool, peak=False) -> int:
 def loss_of(run, hidden, weight, targets, *, teacher_hidden, teacher_weight, body):
     """0.5 CE + 0.5 T**2 KL of hidden states (B, T, C) and (B, T, C_t), by the version under test.
 
-    teacher_hidden: for "cached" what cached_teacher returns, for "student alone" None.
+    teacher_hidden: for "cached" what predictions_of returns, for "student alone" None.
     """
     if version in CHUNKED:
         heads = [(teacher_hidden, teacher_weight)] if version in ("chunked", "own text") else []
@@ -353,26 +310,6 @@ def loss_of(run, hidden, weight, targets, *, teacher_hidden, teacher_weight, bod
         with torch.no_grad():
             teacher_logits = F.linear(teacher_hidden, teacher_weight).flatten(0, -2)
         return body(F.linear(hidden, weight).flatten(0, -2), teacher_logits, targets.flatten())
-
-
-@torch.no_grad()
-def cached_teacher(teacher, x, k=16) -> dict[str, np.ndarray]:
-    """What cache_teacher.py keeps of a teacher's k likeliest ids, in its number formats."""
-    pieces = []
-    for hidden in teacher(x, hidden=True).flatten(0, 1).split(256):
-        log_p = (F.linear(hidden, teacher.lm_head.weight).float()[:, :vocab_size] / T).log_softmax(-1)
-        top = log_p.topk(k, dim=-1)
-        tail = log_p.scatter(1, top.indices, -float("inf")).logsumexp(-1, keepdim=True)
-        pieces.append((top.values.half().cpu(), tail.cpu(), top.indices.cpu()))
-    log_probs, tail, ids = (torch.cat(part).numpy() for part in zip(*pieces))
-    id_dtype = np.uint16 if vocab_size <= 65536 else np.uint32
-    return {"log_probs": log_probs, "tail": tail, "ids": ids.astype(id_dtype)}
-
-
-def read_cached(arrays, device) -> Stored:
-    ids = torch.from_numpy(arrays["ids"].astype(np.int64))
-    log_p = np.concatenate((arrays["log_probs"], arrays["tail"]), axis=1, dtype=np.float32)  # (n, k + 1)
-    return Stored(torch.from_numpy(log_p).to(device), ids.to(device))
 
 
 def straightforward_losses(logits, teacher_logits, targets):
@@ -425,7 +362,7 @@ def step_part(run):
     has_teacher = version not in ("cached", "student alone")
     if has_teacher:
         flops += teacher.flops_per_token(block_size)
-    cached_predictions = cached_teacher(teacher, x) if version == "cached" else None
+    cached_predictions = predictions_of(teacher, x, vocab_size, T) if version == "cached" else None
     teacher_weight = teacher.lm_head.weight if has_teacher else None
 
     if version == "own text":
@@ -510,53 +447,6 @@ def hellaswag_part(run):
 
     go(groups[:4])  # to warm up
     return go, len(scored), flops, ()
-
-
-def one_ending(net, group, n_ids, run) -> np.ndarray:
-    """Summed log-probability and number of tokens of each ending, (4, 2); one forward pass for each."""
-    scores = []
-    for ids, n in group:
-        ids = torch.tensor(ids, device=run.device)
-        with run.autocast():
-            logits = net(ids[None, :-1])[0, :, :n_ids].float()
-        losses = F.cross_entropy(logits, ids[1:], reduction="none")[-n:]
-        scores.append((-losses.double().sum().item(), len(losses)))
-    return np.array(scores)
-
-
-def four_endings(net, group, n_ids, run) -> np.ndarray:
-    """The same with the endings as rows of one batch, padded: build-nanogpt's way."""
-    ids = torch.zeros(len(group), max(len(ids) for ids, _ in group), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, (row, n) in enumerate(group):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, len(row) - n : len(row)] = 1
-    ids = ids.to(run.device)
-    mask = mask[:, 1:].to(run.device)  # of predictions
-    with run.autocast():
-        logits = net(ids[:, :-1])[:, :, :n_ids].float()
-    losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    losses = losses.view_as(mask) * mask
-    return torch.stack((-losses.double().sum(1), mask.sum(1)), dim=1).cpu().numpy()
-
-
-def compare_scores(turns: dict) -> str:
-    """How the versions' predictions by sum and by mean differ, and the sums themselves, in the first turn of each."""
-    scores = {name: np.array(turns_of_version[0]["scores"]) for name, turns_of_version in turns.items()}
-    sums = {}  # {version: (examples, 4)}
-    means = {}
-    for name, s in scores.items():
-        sums[name] = s[:, 0].reshape(-1, 4)
-        means[name] = (s[:, 0] / s[:, 1]).reshape(-1, 4)
-    differ = []
-    for by in (sums, means):
-        predictions = by["straightforward"].argmax(1)
-        differ.append(int((predictions != by["nanodistill"].argmax(1)).sum()))
-    largest = abs(sums["straightforward"] - sums["nanodistill"]).max()
-    return (
-        f"{len(predictions):,} examples: {differ[0]} predictions by sum and {differ[1]} by mean differ; "
-        f"summed log-probabilities by at most {largest:.1e}"
-    )
 
 
 if __name__ == "__main__":
