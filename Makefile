@@ -13,7 +13,7 @@ help:
 	@echo "make study-babyllama      does it distil? (under 2 hours)"
 	@echo "make study-babyllama-larger   the same with four times the text and the parameters (under 2 hours)"
 	@echo "make study-cache          what does a cached teacher cost? (about an hour)"
-	@echo "make study-distilgpt2     what do six blocks of a teacher gain from it? (about an hour)"
+	@echo "make study-distilgpt2     what do six blocks of a teacher gain from it? (an hour and a half)"
 	@echo "make study-distilpythia   why did the student get worse? (about an hour)"
 	@echo "make study-microlm        does reverse KL hurt, and where does it stop? (about an hour)"
 	@echo "make study-onpolicy       does its own text teach a student more? (half an hour)"
