@@ -113,7 +113,7 @@ class HeadMuon(NorMuon):
     orthogonal by itself: that costs a fraction, as a part is flat, and no head learns at another's expense. The three
     iterations are those that lift small singular values most (POLAR_EXPRESS); that they end between 0.14 and 1.86 does
     not matter, as rows are balanced afterwards: the loss is 0.021 nats/token lower than with NorMuon's five (three
-    seeds, LOG.md). All in all it takes two fifths of the time (bench.py --part=muon).
+    seeds, LOG.md). All in all it takes a third of the time (bench.py --part=muon).
 
     params: groups as `by_heads` (common/optim.py) makes them. group["heads"]: a head is head_dim "rows" of each matrix
     (queries, keys, values), or head_dim "columns" (attention's output); "": no heads (the MLP).
