@@ -1,7 +1,7 @@
 # Tiny Shakespeare by characters to 1.88 nats per byte in as few seconds as we can: what bench.py --part=race runs.
 # python train.py config/race/shakespeare.py
 # First: python prepare_data.py config/race/data.py
-# Hardware: 2 CPU cores. Result: 1.87 nats/byte after 180 steps and 13 s (docs/training.md).
+# Hardware: 2 CPU cores. Result: 1.87 nats/byte after 180 steps and 12 s (docs/training.md).
 
 out_dir = "out/race/shakespeare"
 dataset = "data/shakespeare"
