@@ -20,7 +20,7 @@ help:
 	@echo "make study-<distilgpt2, distilpythia or microlm>-smaller   its main rows at half the width (20 minutes)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
 	@echo "make check        lint, format and the fast tests"
-	@echo "make test         all tests but the long ones (about 15 minutes on 2 cores)"
+	@echo "make test         all tests but the long ones (about 18 minutes on 2 cores)"
 	@echo "make test-long    every number of ranks, kind of kill and full disk (about 5 minutes)"
 	@echo "make clean        delete the quickstart's data and runs"
 
