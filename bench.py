@@ -64,9 +64,7 @@ from head import chunked_head
 from losses import Objective, divergence, loss_terms
 from model import GPT, GPTConfig, LLaMA, LLaMAConfig
 
-part = (
-    "head"  # hidden states to gradients; or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, save, race, fit
-)
+part = "head"  # or step, hellaswag, tokenizer, bpe, loader, gqa, muon, sample, save, race, fit; as above
 vocab_size = 50257  # columns of the logits
 tokens = 0  # of one run; 0: 8192 (head), 2048 (step) or 128 new ones of each row (sample)
 student_width = 0  # 0: 768 (head) or 256 (step)

@@ -1,7 +1,7 @@
 """Store what teachers predict at each position of a corpus, so that runs of distill.py need not compute it again.
 
     python cache_teacher.py --teacher=out/teacher --dataset=data/stdlib --out_dir=cache/teacher
-    torchrun --standalone --nproc_per_node=2 cache_teacher.py --teacher=gpt2 --top_k=50 --out_dir=cache/gpt2
+    torchrun --standalone --nproc_per_node=2 cache_teacher.py --teacher=out/a,out/b --top_k=50 --out_dir=cache/both
 
 A row of the corpus, at a fixed offset, is kept as the `top_k` likeliest ids of each position with their probabilities,
 the mass of all others, `draws` samples of these, and the entropy. common/teacher_cache.py has the format.
@@ -62,8 +62,7 @@ eval_rows = 256  # rows of val.bin: the same ones that distill.py evaluates on w
 top_k = 16  # likeliest ids; 0: none; -1: the whole distribution
 draws = 0  # samples of all other ids, with replacement
 seed = 1337  # of the draws
-# of log-probabilities: "float16", whose rounding moves a KL by 1e-7 nats (k = 16) to 2e-6 (all ids), or "float32"
-number_format = "float16"
+number_format = "float16"  # of log-probabilities: "float16" (moves a KL by 1e-7 to 2e-6 nats) or "float32"
 # Machine
 batch_size = 16  # rows of a forward pass, and of each block that is recorded as done
 device = "auto"  # "auto", "cpu", "cuda" or "mps"

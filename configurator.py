@@ -40,8 +40,10 @@ OTHER_NAMES = {
     "wd": "weight_decay",
     "lr_scheduler_type": "schedule",
     "decay_lr": "schedule",
+    "lr_decay_iters": "max_steps",
     "max_grad_norm": "grad_clip",
     "eval_iters": "eval_rows",
+    "always_save_checkpoint": "save_interval",
     "seq_len": "block_size",
     "max_length": "block_size",
     "hidden_size": "n_embd",
@@ -50,6 +52,7 @@ OTHER_NAMES = {
     "start": "prompt",
     "max_new_tokens": "max_tokens",
     "ckpt": "model",
+    "out_dir": "model",
     "hellaswag_interval": "eval_tasks_interval",
     "hellaswag_data": "eval_tasks",
     "hellaswag_limit": "eval_tasks_limit",
@@ -399,7 +402,7 @@ def print_help(script: Path, config: dict, defaults: dict):
     # The source has a comment for every knob, so there is no second list of options to keep up to date.
     source = script.read_text(encoding="utf-8")
     about = ast.get_docstring(ast.parse(source)) or script.name
-    print(f"{about}\n\nKeys, as the arguments given set them:")
+    print(f"{about}\n\nKeys, with their values for the arguments given:")
     above_configure = source.split("configure(globals()")[0]
     knob_lines = above_configure.split('__name__ == "__main__":')[-1].splitlines()
     heading = ""

@@ -166,7 +166,7 @@ if __name__ == "__main__":
     label_column = "label"  # likewise: which of them is right
     stride = 0  # tokens of a text scored in each window; 0: all that a window holds
     json = False  # print one JSON object instead of a table
-    device = "auto"  # "auto", "cpu" or "cuda"
+    device = "auto"  # "auto", "cpu", "cuda" or "mps"
     dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
     compile = "off"  # torch.compile: "on" takes a minute, and so pays for many minutes of questions; "auto": on CUDA
     config = configure(globals())

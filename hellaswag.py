@@ -214,7 +214,7 @@ if __name__ == "__main__":
     seed = 1337  # of the draw
     convention = "completion"  # or "harness"; see above
     json = False  # print one JSON object instead of the last line
-    device = "auto"  # "auto", "cpu" or "cuda"
+    device = "auto"  # "auto", "cpu", "cuda" or "mps"
     dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
     compile = "off"  # torch.compile: "on" takes a minute, and so pays for many minutes of questions; "auto": on CUDA
     config = configure(globals())

@@ -78,8 +78,8 @@ class NorMuon(Muon):
     """Muon whose rows, one for each output, take steps of one size (arXiv:2510.05491).
 
     An orthogonal matrix that is not square has rows of different norms: some neurons would learn faster than others.
-    Each row is divided by the root of the running mean of its squares, and the matrix gets its norm back. In small it
-    beats Muon by 0.057 nats/token, three seeds (LOG.md).
+    Each row is divided by the root of the running mean of its squares, and the matrix gets its norm back. At small
+    scale it beats Muon by 0.057 nats/token, three seeds (LOG.md).
     """
 
     def __init__(self, params, lr: float, weight_decay: float, momentum=0.95, beta2=0.95, eps=1e-10):

@@ -1,5 +1,5 @@
 # A modern 124M (LLaMA: rotary, SwiGLU, RMSNorm, no biases) on FineWeb-Edu's 10 B tokens: MicroLM's control run with
-# NorMuon, which was better than AdamW by 0.48 nats/token in small (LOG.md). As published: config/microlm/pretrain.py.
+# NorMuon, at small scale 0.48 nats/token better than AdamW (LOG.md). As published: config/microlm/pretrain.py.
 # python train.py config/pretrain_124m.py
 # torchrun --standalone --nproc_per_node=8 train.py config/pretrain_124m.py
 # First: python prepare_data.py config/data_fineweb_edu.py
@@ -18,7 +18,7 @@ tokens_per_step = 512 * 1024  # 524,288, on any number of GPUs: 32 micro-steps o
 max_steps = 19_073  # 10 B tokens
 
 optimizer = "normuon"
-learning_rate = 2e-3  # AdamW's is 6e-4; in small NorMuon's best was 5 times AdamW's
+learning_rate = 2e-3  # a guess: AdamW's is 6e-4, and at small scale Muon's best was 5 times AdamW's (LOG.md)
 min_lr = 2e-4
 warmup_steps = 715  # 375 M tokens, as GPT-3
 weight_decay = 0.1

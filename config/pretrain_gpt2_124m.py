@@ -9,7 +9,7 @@ dataset = "data/openwebtext"
 block_size = 1024
 
 arch = "gpt"
-n_layer, n_head, n_embd = 12, 12, 768  # 124.4 M parameters, embedding and head tied
+n_layer, n_head, n_embd = 12, 12, 768  # 124.5 M parameters, embedding and head tied
 dropout = 0.0
 
 batch_size = 12

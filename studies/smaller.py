@@ -80,7 +80,7 @@ def smaller_distilgpt2() -> Smaller:
 
 
 def smaller_distilpythia() -> Smaller:
-    names = ("teacher", "start", "published", "no_mask", "rate_10", "rate_30", "mended", "control")
+    names = ("teacher", "start", "published", "no_mask", "rate_10", "rate_30", "fixed", "control")
     # 24 channels a head, as at the first size
     start = {"n_embd": 48, "n_head": 2}
     teacher = {"n_embd": 72, "n_head": 3}

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
-from configurator import made_by, read_config_file
+from configurator import OTHER_NAMES, made_by, meant, read_config_file
 
 SCRIPT = f'''"""A script with knobs."""
 import json, sys
@@ -105,6 +105,19 @@ def test_errors_are_one_line_and_exit_2(script, args, files, message):
     code, out, err = script(*args, **files)
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1, err
+
+
+def test_names_of_other_projects_are_answered_with_ours():
+    scripts = {}
+    for name in ("train.py", "sample.py"):
+        listed = run_script(name, "--help").stdout
+        scripts[name] = re.findall(r"^  --(\w+)=", listed, flags=re.MULTILINE)
+    known = {*scripts["train.py"], *scripts["sample.py"]}
+    assert set(OTHER_NAMES.values()) <= known
+    # nanoGPT's own commands
+    assert meant("lr_decay_iters", scripts["train.py"]) == "max_steps"
+    assert meant("always_save_checkpoint", scripts["train.py"]) == "save_interval"
+    assert meant("out_dir", scripts["sample.py"]) == "model"
 
 
 def test_what_a_config_file_imports_or_defines_is_no_knob(script):

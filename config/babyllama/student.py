@@ -30,7 +30,7 @@ epochs = 6.0
 learning_rate, min_lr = 2.5e-4, 0.0  # cosine to 0
 warmup_steps = 200
 weight_decay = 0.1
-beta2 = 0.999  # beta2 and clipping: as transformers' trainer has them by itself
+beta2 = 0.999  # beta2 and clipping: the defaults of transformers' trainer
 
 eval_interval = 3700  # about once an epoch
 eval_rows = 8192  # fixed, random

@@ -7,7 +7,7 @@ from config.babyllama_small.student import *
 
 out_dir = "out/babyllama_larger/student"
 dataset = "data/babylm_larger"
-teacher = "out/babyllama_larger/llama"  # alone: in small it taught as well as both
+teacher = "out/babyllama_larger/llama"  # alone: at small scale it taught as well as both
 n_layer, n_head, n_embd, n_inner = 6, 4, 176, 352  # 2.4 M parameters; 1/29, as 16 / 512
 epochs = 3.0
 

@@ -1,4 +1,4 @@
-# Baby Llama's student for two CPU cores, with the published scale of the KL: config/babyllama/student.py in small.
+# Baby Llama's student for two CPU cores, the KL at its published scale: config/babyllama/student.py at small scale.
 # python distill.py config/babyllama_small/student.py
 # First: config/babyllama_small/gpt.py and config/babyllama_small/llama.py with train.py
 # Hardware: 2 CPU cores. Result: dev 4.5294 ± 0.0070 nats/token, three seeds (studies/babyllama).

@@ -1,7 +1,7 @@
 # DistilGPT2 as published: six of GPT-2's twelve blocks, three losses.
 # python distill.py config/distilgpt2/student.py
 # First: python prepare_data.py config/data_openwebtext.py. The teacher is downloaded once.
-# config/distilgpt2/student_fixed.py mends its mean and its rows (docs/recipes.md).
+# config/distilgpt2/student_fixed.py fixes its mean and its rows (docs/recipes.md).
 # Hardware: one 80 GB GPU (4.4 GB used). Cost: about 6.4e18 FLOPs, 4.5 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; published, teacher -> student: perplexity on WikiText-103 29.16 -> 47.61, on
 # LAMBADA 45.28 -> 100.01; sampling is 60 % faster.

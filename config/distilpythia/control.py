@@ -1,4 +1,4 @@
-# DistilPythia's control, which nobody ran: the mended recipe without a teacher, Pythia-70M trained on.
+# DistilPythia's control, which nobody ran: the fixed recipe without a teacher, Pythia-70M trained on.
 # python distill.py config/distilpythia/control.py
 # First: python prepare_data.py config/data_pile.py. The student is downloaded once.
 # Hardware: one 80 GB GPU (9.5 GB used). Cost: 1.6e17 FLOPs, 0.12 hours of an H100 at 40 % of 989 TFLOP/s.

@@ -1,7 +1,7 @@
-# DistilPythia as published: Pythia-70M, from its own weights, taught by Pythia-160M; a document a row.
+# DistilPythia as published: Pythia-70M, from its own weights, taught by Pythia-160M; one document per row.
 # python distill.py config/distilpythia/student.py
 # First: python prepare_data.py config/data_pile.py. Teacher and student are downloaded once.
-# config/distilpythia/student_fixed.py mends what may be why.
+# config/distilpythia/student_fixed.py fixes the suspected causes.
 # Hardware: one 80 GB GPU (6.9 GB used). Cost: 3.2e17 FLOPs, 0.22 hours of an H100 at 40 % of 989 TFLOP/s.
 # Result: not run at full length yet; published: LAMBADA's perplexity 140.81 -> 420.70, SciQ 65.0 -> 61.3 %.
 
@@ -24,7 +24,7 @@ learning_rate = 1e-4
 schedule = "constant"
 warmup_steps = 0
 weight_dtype = "bfloat16"  # the weights and all that is kept with them: small updates are lost
-weight_decay = 0.0  # this, beta2 and clipping: as transformers' trainer has them by itself
+weight_decay = 0.0  # this, beta2 and clipping: the defaults of transformers' trainer
 beta2 = 0.999
 
 eval_interval = 8

@@ -1,4 +1,4 @@
-# DistilPythia mended: float32 weights, warm-up, rows without padding, the mean over tokens; else as published.
+# DistilPythia fixed: float32 weights, warm-up, rows without padding, the mean over tokens; else as published.
 # python distill.py config/distilpythia/student_fixed.py
 # First: python prepare_data.py config/data_pile.py. Teacher and student are downloaded once.
 # Hardware: one 80 GB GPU (10.6 GB used). Cost: 3.2e17 FLOPs, 0.22 hours of an H100 at 40 % of 989 TFLOP/s.

@@ -1,7 +1,7 @@
-# DistilPythia's control for two CPU cores: mended, without a teacher, config/distilpythia/control.py in small.
+# DistilPythia's control for two CPU cores: fixed, without a teacher, config/distilpythia/control.py at small scale.
 # python distill.py config/distilpythia_small/control.py
 # First: config/distilpythia_small/start.py with train.py
-# Hardware: 2 CPU cores. Result: test 4.3234 ± 0.0073 nats/token, three seeds; 0.3 core minutes (studies/distilpythia).
+# Hardware: 2 CPU cores. Result: test 4.3234 ± 0.0073 nats/token, three seeds (studies/distilpythia).
 
 from config.distilpythia_small.student_fixed import *
 

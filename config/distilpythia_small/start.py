@@ -1,7 +1,7 @@
 # What DistilPythia's student starts from, for two CPU cores: a small model of Pythia's form, pretrained.
 # python train.py config/distilpythia_small/start.py
 # First: python -m studies.distilpythia.fresh --out_dir=out/distilpythia_small/fresh_start
-# Hardware: 2 CPU cores. Result: test 4.3376 ± 0.0086 nats/token, three seeds; 3.5 core minutes (studies/distilpythia).
+# Hardware: 2 CPU cores. Result: test 4.3376 ± 0.0086 nats/token, three seeds (studies/distilpythia).
 
 out_dir = "out/distilpythia_small/start"
 init_from = "out/distilpythia_small/fresh_start"  # new weights: train.py's arch has no GPT-NeoX

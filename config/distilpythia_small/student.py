@@ -1,7 +1,7 @@
-# DistilPythia as published for two CPU cores: config/distilpythia/student.py in small.
+# DistilPythia as published for two CPU cores: config/distilpythia/student.py at small scale.
 # python distill.py config/distilpythia_small/student.py
 # First: config/distilpythia_small/start.py and config/distilpythia_small/teacher.py with train.py
-# Hardware: 2 CPU cores. Result: test 4.3315 ± 0.0084 nats/token, three seeds; 0.8 core minutes (studies/distilpythia).
+# Hardware: 2 CPU cores. Result: test 4.3315 ± 0.0084 nats/token, three seeds (studies/distilpythia).
 
 out_dir = "out/distilpythia_small/documents"
 init_from = "out/distilpythia_small/start"
@@ -22,7 +22,7 @@ learning_rate = 3e-4  # a tenth of what the student was pretrained with, and whe
 schedule = "constant"
 warmup_steps = 0
 weight_dtype = "bfloat16"  # the weights and all that is kept with them: small updates are lost
-weight_decay = 0.0  # this, beta2 and clipping: as transformers' trainer has them by itself
+weight_decay = 0.0  # this, beta2 and clipping: the defaults of transformers' trainer
 beta2 = 0.999
 
 eval_interval = 16

@@ -1,7 +1,7 @@
-# DistilPythia's second variant for two CPU cores: config/distilpythia/student_constant.py in small.
+# DistilPythia's second variant for two CPU cores: config/distilpythia/student_constant.py at small scale.
 # python distill.py config/distilpythia_small/student_constant.py
 # First: config/distilpythia_small/start.py and config/distilpythia_small/teacher.py with train.py
-# Hardware: 2 CPU cores. Result: test 4.3299 ± 0.0090 nats/token, three seeds; 0.8 core minutes (studies/distilpythia).
+# Hardware: 2 CPU cores. Result: test 4.3299 ± 0.0090 nats/token, three seeds (studies/distilpythia).
 
 from config.distilpythia_small.student import *
 

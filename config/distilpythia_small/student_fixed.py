@@ -1,7 +1,7 @@
-# DistilPythia mended, for two CPU cores: config/distilpythia/student_fixed.py in small.
+# DistilPythia fixed, for two CPU cores: config/distilpythia/student_fixed.py at small scale.
 # python distill.py config/distilpythia_small/student_fixed.py
 # First: config/distilpythia_small/start.py and config/distilpythia_small/teacher.py with train.py
-# Hardware: 2 CPU cores. Result: test 4.3280 ± 0.0080 nats/token, three seeds; 0.7 core minutes (studies/distilpythia).
+# Hardware: 2 CPU cores. Result: test 4.3280 ± 0.0080 nats/token, three seeds (studies/distilpythia).
 
 from config.distilpythia_small.student import *
 

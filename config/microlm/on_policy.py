@@ -3,7 +3,7 @@
 # First: python train.py config/microlm/pretrain.py. The teacher is downloaded once.
 # Hardware: one 80 GB GPU (25.1 GB used). Cost: 3.4e18 FLOPs, 2.4 hours of an H100 at 40 % of 989 TFLOP/s.
 #           On top comes the time of writing, not measured: 3.6 million passes of the student over one token of 32 rows.
-# Result: not run at full length yet; in small, see studies/onpolicy.
+# Result: not run at full length yet; at small scale, see studies/onpolicy.
 
 from config.microlm.reverse_kl import *
 

@@ -1,4 +1,4 @@
-# MicroLM's second stage without a teacher, for two CPU cores: config/microlm/control.py in small.
+# MicroLM's second stage without a teacher, for two CPU cores: config/microlm/control.py at small scale.
 # python distill.py config/microlm_small/control.py
 # First: python train.py config/microlm_small/pretrain.py
 # Hardware: 2 CPU cores. Result: see studies/microlm.

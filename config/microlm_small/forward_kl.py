@@ -1,4 +1,4 @@
-# MicroLM's second stage with the forward KL, for two CPU cores: config/microlm/forward_kl.py in small.
+# MicroLM's second stage with the forward KL, for two CPU cores: config/microlm/forward_kl.py at small scale.
 # python distill.py config/microlm_small/forward_kl.py
 # First: python train.py config/microlm_small/pretrain.py, and config/microlm_small/teacher.py likewise
 # Hardware: 2 CPU cores. Result: see studies/microlm.

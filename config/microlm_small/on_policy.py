@@ -1,4 +1,4 @@
-# MicroLM's second stage with a quarter of own text, for two CPU cores: config/microlm/on_policy.py in small.
+# MicroLM's second stage with a quarter of own text, for two CPU cores: config/microlm/on_policy.py at small scale.
 # python distill.py config/microlm_small/on_policy.py
 # First: python train.py config/microlm_small/pretrain.py, and config/microlm_small/teacher.py likewise
 # Hardware: 2 CPU cores. Result: see studies/microlm.

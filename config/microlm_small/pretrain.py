@@ -1,4 +1,4 @@
-# MicroLM's control run for two CPU cores: config/microlm/pretrain.py in small.
+# MicroLM's control run for two CPU cores: config/microlm/pretrain.py at small scale.
 # python train.py config/microlm_small/pretrain.py
 # First: python -m studies.microlm --only=data --corpus=<folder of <domain>.train and .dev>
 # Hardware: 2 CPU cores. Result: see studies/microlm.

@@ -175,7 +175,10 @@ def other_choices(results: Results, length: str) -> str:
         outcome = BETTER[compared(results, TEST, row, "three" + suffix)]
         change = against(results, TEST, row, "three" + suffix)
         parts.append(f"{plain_title(results, row, length)}: {outcome}, {change}")
-    return f"**The other choices, in the {length} run**, less the three losses as mended. {'; '.join(parts)}."
+    return (
+        f"**The other choices, in the {length} run**, relative to the three losses with the fixed rows and mean. "
+        f"{'; '.join(parts)}."
+    )
 
 
 def sampling(results: Results) -> str:
@@ -231,7 +234,7 @@ def fields(results: Results) -> dict:
         "bound": bound(len(results.seeds)),
         "meta": results.meta,
         "steps": results.about["steps"],
-        "limit": results.about["limit"],
+        "limit": results.about["limit"] or "(all)",
         "teacher": teacher.parameters,
         "student": student.parameters,
         "teacher_tokens": teacher.tokens,

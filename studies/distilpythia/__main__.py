@@ -1,9 +1,9 @@
-"""Why did DistilPythia's student get worse? Its recipe at a small scale, taken apart and mended, over several seeds.
+"""Why did DistilPythia's student get worse? Its recipe at a small scale, taken apart and fixed, over several seeds.
 
     python -m studies.distilpythia --corpus=<folder of <domain>.train and <domain>.dev>
 
 A small and a larger model of Pythia's architecture are pretrained on the same text. The small one goes on for 64 steps:
-as published, as published with one thing changed, and mended, with a teacher and without. Writes README.md
+as published, as published with one thing changed, and fixed, with a teacher and without. Writes README.md
 beside this file, its picture and logs/. What is finished is not run again: stopped at any instant, the same command
 continues.
 """
@@ -70,17 +70,17 @@ ROWS = {
     "rate_3": taught("rate x 3", "student", tuned_as="rate_3"),
     "rate_10": taught("rate x 10", "student", tuned_as="rate_10"),
     "rate_30": taught("rate x 30", "student", tuned_as="rate_30"),
-    "mended": taught("mended", "student_fixed"),
-    "control": alone("mended, no teacher", "control"),
-    "mended_tuned": taught("mended, best rate", "student_fixed", tuned_as="mended_tuned"),
-    "control_tuned": alone("mended, no teacher, best rate", "control", tuned_as="control_tuned"),
+    "fixed": taught("fixed", "student_fixed"),
+    "control": alone("fixed, no teacher", "control"),
+    "fixed_tuned": taught("fixed, best rate", "student_fixed", tuned_as="fixed_tuned"),
+    "control_tuned": alone("fixed, no teacher, best rate", "control", tuned_as="control_tuned"),
     "control_flops": alone("the same, equal FLOPs", "control", EQUAL_FLOPS, tuned_as="control_tuned"),
 }
 
 # learning rate and epochs (0: the config's steps) that are not tried
 SETTINGS = {"teacher": (3e-3, 2.0), "start": (3e-3, 2.0), "published": (3e-4, 0)}
 SETTINGS |= {"rate_0.1": (3e-5, 0), "rate_3": (9e-4, 0), "rate_10": (3e-3, 0), "rate_30": (9e-3, 0)}
-TRIAL_RATES = {row: (1e-4, 3e-4, 1e-3) for row in ("mended_tuned", "control_tuned")}
+TRIAL_RATES = {row: (1e-4, 3e-4, 1e-3) for row in ("fixed_tuned", "control_tuned")}
 
 # ---------------------------------------------------------------------------------------------
 # the study

@@ -30,7 +30,7 @@ from studies.stats import bound, paired
 HERE = Path("studies/distilpythia")  # where it is written; the study runs in the repository's root
 # differences that the section on the second size follows
 PAIRS = [("published", "start"), ("no_mask", "start"), ("rate_10", "start"), ("rate_30", "start")]
-PAIRS += [("mended", "start"), ("mended", "control")]
+PAIRS += [("fixed", "start"), ("fixed", "control")]
 
 TEST = Figure("test nats/token", lambda run: run.test)
 # the logarithm, as the seeds' perplexities differ by factors; published: ln 420.70 - ln 140.81 = +1.09
@@ -46,11 +46,11 @@ MOVED = Figure(
 RATIO = Figure("rate, % of the weights", lambda run: 100 * run.record["learning_rate"] / size_before(run), ".2f")
 
 PUBLISHED_FACTOR = 420.70 / 140.81  # of LAMBADA's perplexity
-# as published, with one thing changed that was suspected, or that the mended recipe changes
+# as published, with one thing changed that was suspected, or that the fixed recipe changes
 SUSPECTS = ["float32", "warmup", "packed", "token_mean", "mask_by_id", "no_mask", "temperature_1", "no_teacher"]
 RATES = ["rate_0.1", "published", "rate_3", "rate_10", "rate_30"]
 TAKEN_APART = ["published", *SUSPECTS, "rate_0.1", "rate_3", "rate_10", "rate_30"]
-MENDED = ["mended", "control", "mended_tuned", "control_tuned", "control_flops"]
+FIXED = ["fixed", "control", "fixed_tuned", "control_tuned", "control_flops"]
 
 
 def size_before(run) -> float:
@@ -65,6 +65,10 @@ def size_before(run) -> float:
 def change(results: Results, figure: Figure, row: str, reference: str) -> float:
     """The mean difference of two rows, paired by seed."""
     return paired(figure.values(results.table[row]), figure.values(results.table[reference]))[0]
+
+
+def rate_of(results: Results, row: str) -> float:
+    return results.table[row][0].record["learning_rate"]
 
 
 def factor(results: Results, row: str, reference="start") -> float:
@@ -82,13 +86,13 @@ def listed(results: Results, rows: list[str]) -> str:
 
 
 def answer(results: Results) -> str:
-    """What the numbers say about the published regression, its suspects, and the mended recipe."""
+    """What the numbers say about the published regression, its suspects, and the fixed recipe."""
     paragraphs = [
         does_it_regress(results),
         which_suspect(results),
         which_rate(results),
         which_updates(results),
-        is_it_mended(results),
+        is_it_fixed(results),
         does_the_teacher_help(results),
     ]
     return "\n\n".join(paragraphs)
@@ -123,7 +127,8 @@ def does_accuracy_fall(results: Results) -> str:
 def which_suspect(results: Results) -> str:
     """One thing changed at a time: what reproduces the loss of quality, and what removes it."""
     sentences = ["**Which of the suspects is it?**"]
-    for figure in (LAMBADA, TEST):
+    figures = (LAMBADA, TEST)
+    for figure in figures:
         above_start = [row for row in ["published", *SUSPECTS] if compared(results, figure, row, "start") == "higher"]
         lowering = [row for row in SUSPECTS if compared(results, figure, row, "published") == "lower"]
         raising = [row for row in SUSPECTS if compared(results, figure, row, "published") == "higher"]
@@ -132,14 +137,22 @@ def which_suspect(results: Results) -> str:
             f"Changes that lower it against the published recipe: {listed(results, lowering)}; that raise it: "
             f"{listed(results, raising)}. All others do not differ significantly from the published recipe."
         )
-        sentences.append(what_removes(results, figure))
+        if is_regression(results, figure):
+            sentences.append(what_removes(results, figure))
+    if not any(is_regression(results, figure) for figure in figures):
+        sentences.append(
+            "By neither does the published recipe end above the start: there is no regression here that a single "
+            "change could remove."
+        )
     return " ".join(sentences)
 
 
+def is_regression(results: Results, figure: Figure) -> bool:
+    return compared(results, figure, "published", "start") == "higher"
+
+
 def what_removes(results: Results, figure: Figure) -> str:
-    """The single changes that remove the published recipe's loss of quality, if it has one."""
-    if compared(results, figure, "published", "start") != "higher":
-        return "So there is no regression here that a single change could remove."
+    """The single changes that remove the published recipe's loss of quality."""
     removing = []
     for row in [*SUSPECTS, "rate_0.1"]:
         is_lower = compared(results, figure, row, "published") == "lower"
@@ -171,7 +184,7 @@ def which_updates(results: Results) -> str:
     rounded = statistics.mean(UNCHANGED.values(results.table["published"]))
     exact = statistics.mean(UNCHANGED.values(results.table["float32"]))
     size = statistics.mean(SIZE.values(results.table["published"]))
-    rate = results.table["published"][0].record["learning_rate"]
+    rate = rate_of(results, "published")
     return (
         f"**Which updates survive in bfloat16?** The rate is {100 * rate / size:.2f} % of the weights' root "
         f"mean square ({size:.3f}), and a step of Adam is about the rate at most, while bfloat16 rounds a step away "
@@ -183,43 +196,57 @@ def which_updates(results: Results) -> str:
     )
 
 
-def is_it_mended(results: Results) -> str:
-    """The mended recipe against its start and against the published one."""
+def is_it_fixed(results: Results) -> str:
+    """The fixed recipe against its start and against the published one."""
+    rows = ["fixed", "fixed_tuned"]
+    # the two are one run where the best of the rates is the published one
+    is_best = rate_of(results, "fixed") == rate_of(results, "fixed_tuned")
+    if is_best:
+        rows.remove("fixed_tuned")
     parts = []
-    for row in ("mended", "mended_tuned"):
+    for row in rows:
         outcome = {
             "lower": "below it",
             "higher": "above it",
             "not significant": "not measurably away from it",
         }[compared(results, TEST, row, "start")]
-        rate = results.table[row][0].record["learning_rate"]
+        rate = f"at a rate of {rate_of(results, row):g}"
+        if is_best:
+            rate += ", also the best of those tried,"
         parts.append(
-            f"at a rate of {rate:g} {outcome}, {against(results, TEST, row, 'start')} nats per token, "
+            f"{rate} {outcome}, {against(results, TEST, row, 'start')} nats per token, "
             f"LAMBADA's perplexity times {factor(results, row):.2f} ({against(results, LAMBADA, row, 'start')})"
         )
     return (
-        f"**Does the mended recipe end below the warm start?** It ends {'; '.join(parts)}. Against the published "
-        f"recipe, at its rate: {against(results, TEST, 'mended', 'published')} nats per token, "
-        f"{against(results, LAMBADA, 'mended', 'published')} in ln(ppl)."
+        f"**Does the fixed recipe end below the warm start?** It ends {'; '.join(parts)}. Against the published "
+        f"recipe, at its rate: {against(results, TEST, 'fixed', 'published')} nats per token, "
+        f"{against(results, LAMBADA, 'fixed', 'published')} in ln(ppl)."
     )
 
 
 def does_the_teacher_help(results: Results) -> str:
-    """The mended student against the same training without a teacher."""
+    """The fixed student against the same training without a teacher."""
     comparisons = {
-        "at the published rate": ("mended", "control"),
-        "each at the best of its own rates": ("mended_tuned", "control_tuned"),
-        "the same, with the student's FLOPs for the control": ("mended_tuned", "control_flops"),
+        "at the published rate": ("fixed", "control"),
+        "each at the best of its own rates": ("fixed_tuned", "control_tuned"),
+        "the same, with the student's FLOPs for the control": ("fixed_tuned", "control_flops"),
     }
+    # where both have their best rate at the published one, the second comparison is the first again
+    if all(rate_of(results, row) == rate_of(results, f"{row}_tuned") for row in ("fixed", "control")):
+        comparisons = {
+            "at the published rate, the best of those tried for both": ("fixed", "control"),
+            "with the student's FLOPs for the control": ("fixed_tuned", "control_flops"),
+        }
     words = {"lower": "better", "higher": "worse", "not significant": "no different measurably"}
     parts = []
     for condition, (student, control) in comparisons.items():
         parts.append(
-            f"{condition} {words[compared(results, TEST, student, control)]}, "
-            f"{against(results, TEST, student, control)} nats per token "
-            f"and {against(results, LAMBADA, student, control)} in ln(ppl)"
+            f"{condition} {words[compared(results, TEST, student, control)]} by the test loss, "
+            f"{against(results, TEST, student, control)} nats per token, "
+            f"and {words[compared(results, LAMBADA, student, control)]} by LAMBADA, "
+            f"{against(results, LAMBADA, student, control)} in ln(ppl)"
         )
-    return f"**Is it the teacher?** The mended student against the same without one: {'; '.join(parts)}."
+    return f"**Is it the teacher?** The fixed student against the same without one: {'; '.join(parts)}."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -252,7 +279,7 @@ def write_report(results: Results):
         "meta": results.meta,
         "rows": mean_table(results, rows, QUALITY, cost_columns()),
         "apart": difference_table(results, TAKEN_APART, ["start", "published"], QUALITY[:2]),
-        "mended": difference_table(results, MENDED, ["start", "control", "control_tuned"], QUALITY[:2]),
+        "fixed": difference_table(results, FIXED, ["start", "control", "control_tuned"], QUALITY[:2]),
         "updates": mean_table(results, students, [RATIO, UNCHANGED, MOVED]),
         "seeds": seed_table(results, rows, QUALITY[:2]),
         "trials": trial_table(results),
