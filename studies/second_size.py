@@ -22,6 +22,8 @@ def section(first: Results, pairs: list[tuple[str, str]], student: str) -> str:
         return f"Not run yet: `make study-{study}-smaller`."
     second = read_results(logs)
     sizes = [results.table[student][0].parameters for results in (second, first)]
+    # without the minutes, as other work ran on the same cores
+    tokens, flops, _ = cost_columns()
     paragraphs = [
         f"The main rows once more, by models of half the width: the student has {sizes[0]:,} parameters in the place "
         f"of {sizes[1]:,}. Data, tokens and seeds are the same, and so are learning rates where no trials are shown.",
@@ -29,7 +31,7 @@ def section(first: Results, pairs: list[tuple[str, str]], student: str) -> str:
         "\n".join(f"- {direction(second, first, pair, sizes)}" for pair in pairs),
         "A line through two sizes is a direction and no law; what it says beyond them is a guess, by the logarithm of "
         "the student's parameters.",
-        mean_table(second, list(second.table), [TEST], [PARAMETERS, *cost_columns()]),
+        mean_table(second, list(second.table), [TEST], [PARAMETERS, tokens, flops]),
     ]
     if second.trials:
         paragraphs.append("Trials at the smaller size, by the dev loss of the first seed (in bold: kept):")
