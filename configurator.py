@@ -364,6 +364,13 @@ def at_least(config: dict, low: int, names: str):
             raise ValueError(f"{name}={value} is too small; it must be at least {low}")
 
 
+def at_most(config: dict, high: float, names: str):
+    """ValueError unless each of the blank-separated keys is `high` or less."""
+    for name in names.split():
+        if config[name] > high:
+            raise ValueError(f"{name}={config[name]} is too large; it must be at most {high:g}")
+
+
 def one_of(config: dict, **known):
     """ValueError unless the value of each of the keys is among those given for it."""
     for name, values in known.items():

@@ -10,7 +10,7 @@ the student writes, by the KL alone, over the tokens that it has drawn.
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
-from configurator import at_least, configure, one_of  # isort: split
+from configurator import at_least, at_most, configure, one_of  # isort: split
 
 import math
 import time
@@ -48,8 +48,9 @@ from common.pretrained import (
     record_shape,
     round_up,
     settle_model,
+    weights_sha256,
 )
-from common.runtime import Runtime, check_memory, matmul_peak, split_batch
+from common.runtime import Runtime, check_memory, check_rows_fit, matmul_peak, split_batch
 from common.sharding import check_shard, is_sharded, whole, whole_weights
 from common.signals import StopSignal
 from common.teacher_cache import open_cache
@@ -160,6 +161,7 @@ at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_
 at_least(config, 0, "tokens_per_step weight_ce weight_kl weight_cos weight_mse")
 at_least(config, 1, "response_tokens")
 at_least(config, 1e-3, "temperature sample_temperature")
+at_most(config, 1e6, "temperature sample_temperature epochs")
 one_of(config, loss_mean=("token", "micro_step"), weight_dtype=("float32", "bfloat16"))
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
 check_shard(config, run.world)
@@ -171,6 +173,7 @@ folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 # resumed on more or fewer ranks keeps its step.
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
+check_rows_fit(tokens_per_step, run.world)
 # --max_steps on the command line wins over the epochs of a config file
 if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
     epochs = config["epochs"] = 0.0
@@ -251,10 +254,12 @@ objective = Objective(
 own_objective = replace(objective, weight_ce=0.0)
 
 teachers = []
+teacher_hashes = cache.hashes() if cache else []  # by which a resumed run notices that a teacher has changed
 for name in teacher_names if cache is None else []:
     # teacher and student can be compared id by id only if they have the same tokenizer
     teacher_folder = settle_model(name, run)
     check_same_tokenizer(dataset, teacher_folder)
+    teacher_hashes.append(weights_sha256(teacher_folder))
     divide = run.shard if teacher_shard else None
     t = load_pretrained(teacher_folder, run.device, run.pick_dtype(teacher_dtype), divide)
     t.requires_grad_(False)  # in eval mode already
@@ -321,7 +326,7 @@ for projection in projections if shard else []:
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
-learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
+learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # wrong ones fail here
 optimizers = make_optimizers(
     raw_model,
     optimizer=optimizer,
@@ -383,7 +388,7 @@ if max_steps < first_step:
 config["max_steps"] = max_steps
 sections = sections_of(state, config, first_step, rows_done)
 if state:
-    run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity))
+    run.say(f"resume {folder}", changes(state, config, run.world, train_data.identity, teacher_hashes))
     state = None  # the optimisers have copies of its tensors
 # from here on SIGTERM and Ctrl-C save and stop, and SIGUSR1 saves; before this line there is nothing to save
 stop = StopSignal(run)
@@ -532,7 +537,7 @@ while step <= max_steps:
         state = {"step": step, "rows": rows_done, "seconds": seconds, "best": (best_val, best_step), "world": run.world}
         state |= {"tokens": tokens_done, "epochs_done": rows_done / train_data.n_rows, "sections": sections}
         state |= {"data": train_data.identity, "bad_steps": bad_steps, "flops": flops_done}
-        state |= {"own": own_text_values}
+        state |= {"own": own_text_values, "teachers": teacher_hashes}
         state |= {"config": dict(config), "optimizers": [o.state_dict() for o in optimizers]}
         state["projections"] = projections.state_dict()
         writer.save(raw_model, tokenizer, state)

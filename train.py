@@ -7,7 +7,7 @@ Read it from top to bottom. Its twin, distill.py, has the same sections in the s
 """
 
 # before torch, so that Ctrl-C while it loads ends in one line
-from configurator import at_least, configure, one_of  # isort: split
+from configurator import at_least, at_most, configure, one_of  # isort: split
 
 import math
 import time
@@ -43,7 +43,7 @@ from common.pretrained import (
     round_up,
     settle_model,
 )
-from common.runtime import Runtime, check_memory, matmul_peak, split_batch
+from common.runtime import Runtime, check_memory, check_rows_fit, matmul_peak, split_batch
 from common.sharding import check_shard, is_sharded, whole, whole_weights
 from common.signals import StopSignal
 from common.tokenizer import check_same_tokenizer, load_tokenizer
@@ -128,6 +128,7 @@ at_least(config, 0, "seed n_kv_head n_inner dropout max_steps epochs learning_ra
 at_least(config, 0, "grad_clip max_bad_steps eval_interval eval_rows save_interval keep_checkpoints")
 at_least(config, 0, "eval_tasks_interval eval_tasks_limit sample_interval chunk_tokens")
 at_least(config, 0, "tokens_per_step")
+at_most(config, 1e6, "epochs")
 one_of(config, loss_mean=("token", "micro_step"), weight_dtype=("float32", "bfloat16"))
 run = Runtime(device, dtype)  # under torchrun, one of several ranks
 check_shard(config, run.world)
@@ -139,6 +140,7 @@ folder = starting_point(out_dir, init_from, eval_only)  # None: from scratch
 # resumed on more or fewer ranks keeps its step.
 grad_accum_steps, tokens_per_step = split_batch(config, run.world)
 config.update(grad_accum_steps=grad_accum_steps, tokens_per_step=tokens_per_step)
+check_rows_fit(tokens_per_step, run.world)
 # --max_steps on the command line wins over the epochs of a config file
 if config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line":
     epochs = config["epochs"] = 0.0
@@ -212,7 +214,7 @@ head = partial(
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
-learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # an unknown schedule fails here
+learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # wrong ones fail here
 optimizers = make_optimizers(
     raw_model,
     optimizer=optimizer,

@@ -53,6 +53,7 @@ class RunLock:
 
     def __init__(self, out_dir: str, writes: bool):
         self.path = Path(out_dir) / ".lock"
+        self.file = None  # open, and with it locked
         if not writes:
             return
         check_out_dir(out_dir)
@@ -96,9 +97,11 @@ class RunLock:
         """At exit: a run that ended before its first log line takes its lock and its empty folders with it."""
         if (self.path.parent / "log.txt").exists():
             return
-        # It may be gone already, or was never made.
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        # Not the lock of another run, by which this one was refused: without the file a third would get in.
+        if self.file:
+            # It may be gone already.
+            with contextlib.suppress(OSError):
+                self.path.unlink()
         for folder in self.new_folders:
             # Somebody else may have put files there: then rmdir fails, as it should.
             with contextlib.suppress(OSError):
@@ -181,6 +184,9 @@ def check_state(state: dict):
         raise TypeError(f"best is {state['best']!r}")
     if not isinstance(state.get("data", ""), str):
         raise TypeError(f"data is {type(state['data']).__name__}")
+    teachers = state.get("teachers", [])
+    if not isinstance(teachers, list) or not all(isinstance(identity, str) for identity in teachers):
+        raise TypeError(f"teachers is {repr(teachers)[:40]}")
     for section in state.get("sections", []):
         for key, value in section.items():
             if not isinstance(key, str) or type(value) not in KINDS:
@@ -242,6 +248,10 @@ def restore(folder: Path, state: dict, config: dict, optimizers, projections=Non
     Raises ValueError naming what may not change when a run is resumed.
     """
     old = state["config"]
+    # train.py, which would go on without the teacher
+    if projections is None and "projections" in state and not config["eval_only"]:
+        remedy = f"resume it with that script, or start anew from its model: --init_from={folder}"
+        raise ValueError(f"{folder} is of a run of distill.py; {remedy}")
     for key in FIXED_KNOBS:
         if key in old and old[key] != config[key]:
             problem = f"{key}={config[key]!r}, but {folder} has {key}={old[key]!r}"
@@ -284,10 +294,10 @@ def check_teacher_order(folder: Path, old_teachers: str, teachers):
             )
 
 
-def changes(state: dict, config: dict, world: int, data: str) -> str:
+def changes(state: dict, config: dict, world: int, data: str, teachers: list[str] = ()) -> str:
     """What a resumed run does differently from here on: "| learning_rate 0.001 -> 0.0005 | ranks 1 -> 2", or "".
 
-    data: the identity of its data set.
+    data: the identity of its data set; teachers: of each of its teachers, or of its cache.
     """
     old = state["config"]
     changed = []
@@ -299,6 +309,10 @@ def changes(state: dict, config: dict, world: int, data: str) -> str:
     # the same folder may have been prepared anew
     if config["dataset"] == old.get("dataset") and not is_same_data(state, config, data):
         changed.append(f"| {config['dataset']} has other tokens than before")
+    # a teacher named by its out_dir may have trained on, and a cache may have been made anew
+    before = state.get("teachers")
+    if before and teachers and before != teachers and config["teacher"] == old.get("teacher"):
+        changed.append(f"| teacher {config['teacher']} has other weights than before")
     return " ".join(changed)
 
 

@@ -72,10 +72,14 @@ def names_file(path: Path):
 
 
 def write_json(path: Path, content: dict):
-    """Write `content` to a file, atomically: whenever the process is killed, the file is the old or the new one."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str):
+    """Write `text` to a file, atomically: whenever the process is killed, the file is the old or the new one."""
     unfinished = path.with_name(path.name + ".writing")
     with names_file(path):
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
     # should the power fail, the renaming must not have reached the disk before the bytes
     flush(unfinished)
     unfinished.replace(path)

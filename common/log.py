@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
-from common.files import names_file, write_json
+from common.files import names_file, replace_text, write_json
 
 # ---------------------------------------------------------------------------------------------
 # log.txt and the files beside it
+
+# labels of the loops' own numbers, but for val/<domain>
+LOG_LABELS = {"train", "val", "ce", "kl", "cos", "mse", "lr", "norm", "bad_steps", "kl_own", "own_tokens", "own_ended"}
+LOG_LABELS |= {"val_kl", "agree", "entropy", "teacher_entropy", "forward_kl", "reverse_kl"}
 
 
 class Log:
@@ -27,8 +31,7 @@ class Log:
             (self.out_dir / "summary.json").unlink(missing_ok=True)
         path = self.out_dir / "log.txt"
         # The steps between the checkpoint and the kill are made again: they must not be in the log twice.
-        with names_file(path):
-            path.write_text(earlier_lines(path, first_step), encoding="utf-8")
+        replace_text(path, earlier_lines(path, first_step))
         self.file = open(path, "a", encoding="utf-8")
         if wandb_project:
             self.wandb = start_wandb(self.out_dir, wandb_project, first_step, config)

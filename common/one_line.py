@@ -95,3 +95,6 @@ if _folder == ROOT or _folder.parent == ROOT / "studies":
     # Where Ctrl-C is ignored, as under nohup, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
+    # asked to save while it loads, a run has nothing to save: it must not end for that
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

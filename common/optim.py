@@ -34,6 +34,9 @@ def learning_rate_at(step, schedule, learning_rate, min_lr, warmup_steps, max_st
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+    if schedule != "constant" and min_lr > learning_rate:
+        remedy = f"lower it too, as in --min_lr={learning_rate / 10:g}"
+        raise ValueError(f"min_lr={min_lr:g} is over learning_rate={learning_rate:g}: the rate would rise; {remedy}")
     # step + 1: the rate of step 0 is not 0. warmup_steps + 1: the first step after the warm-up has the peak.
     if step < warmup_steps:
         return learning_rate * (step + 1) / (warmup_steps + 1)

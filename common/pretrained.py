@@ -62,6 +62,8 @@ def find_model(where: str | Path) -> Path:
     # A missing folder may be that of a run that has not started yet, or misspelt: the hub's answer would be an error
     # about the network.
     no_model = f"no model at {str(where)!r}"
+    if (folder / "cache.json").is_file():
+        raise FileNotFoundError(f"{no_model}: it is a cache, which has predictions and no weights; name its teacher")
     # as may out_dir/best
     command = made_by(folder) or (folder.name == "best" and made_by(folder.parent))
     if command:

@@ -364,6 +364,18 @@ def split_batch(config, world: int) -> tuple[int, int]:
     return micro_steps, tokens_per_step
 
 
+def check_rows_fit(tokens_per_step: int, world: int):
+    """ValueError when the rows of a step, which a loop reads before it, cannot fit into the memory of the machine."""
+    # inputs and targets, of 8 bytes each
+    needed = 16 * tokens_per_step / world
+    memory = machine_memory()
+    if memory and needed > memory:
+        raise ValueError(
+            f"tokens_per_step={tokens_per_step:,} takes {needed / 1e9:,.0f} GB on each rank for the ids alone, but the "
+            f"machine has {memory / 1e9:,.1f} GB; lower it, or grad_accum_steps"
+        )
+
+
 def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=False):
     """ValueError when a step cannot fit into the memory of the device, which would otherwise take minutes to show.
 
@@ -401,9 +413,14 @@ def device_memory(run: Runtime) -> int:
     """Bytes of memory of the device, shared by the ranks of this machine on a CPU; 0 where it is not known."""
     if run.cuda:
         return torch.cuda.get_device_properties(run.device).total_memory
+    return machine_memory()
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine for each of its ranks; 0 where it is not known."""
     try:
-        machine_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         # Not every system has these names.
         return 0
-    return machine_memory // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return memory // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -27,7 +27,9 @@ class StopSignal:
         self.wants_save = False
         self.check_every = 1  # micro-steps
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.catch)
+            # ignored under nohup, or in a script's background: it stays so
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.catch)
         # Windows has no such signal.
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.catch_save)

@@ -23,6 +23,8 @@ Bytes a token, with 16-bit ids and float16: k ids of 2 + 2, log_tail 4, entropy 
 common/cache_writer.py writes it.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +240,13 @@ class TeacherCache:
         """Whether a folder is a cache, finished or not, or holds parts of one."""
         folder = Path(folder)
         return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file() or has_parts(folder)
+
+    def hashes(self) -> list[str]:
+        """What tells this cache from one of other teachers, rows or numbers: their hashes, and one of its settings."""
+        # not what the teachers were called
+        settings = {key: value for key, value in self.info.items() if key != "teachers"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return [*self.info["teacher_sha256"], digest]
 
     def open(self, name: str, dtype: np.dtype, sizes: dict[str, int]) -> NumberFile:
         path = self.folder / name

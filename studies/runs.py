@@ -6,6 +6,7 @@ any instant, the same command continues the study. `publish` stores all that a p
 """
 
 import fcntl
+import math
 import os
 import shutil
 import subprocess
@@ -81,7 +82,11 @@ class Study:
         # in one call with the others, so that no core waits for the last trial
         self.run([*chain(*trials.values()), *others], scored=False)
         for row, runs in trials.items():
-            self.chosen[row] = min(runs, key=self.dev_loss)
+            # a NaN would be the smallest or the largest, whichever comes first
+            finite = [run for run in runs if math.isfinite(self.dev_loss(run))]
+            if not finite:
+                raise ValueError(f"{row}: no trial has a finite dev loss")
+            self.chosen[row] = min(finite, key=self.dev_loss)
         return trials
 
     def trials(self, row: str, seed: int) -> list[Trained]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from common.log import LOG_LABELS
 from configurator import nearest
 from tasks import prompts
 from tasks.files import find_files, read_rows, read_text
@@ -94,6 +95,9 @@ def file_label(name: str, wanted: list[str]) -> str:
     namesakes = [other for other in wanted if Path(other).name == short]
     is_clear = len(namesakes) == 1 and short not in TASKS
     label = short if is_clear else name
+    # the loops log their own numbers under these
+    if label in LOG_LABELS:
+        label = f"./{label}"
     # blanks separate the columns of log.txt
     return "_".join(label.split())
 

@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, read_log, run_script
 from torch.nn import functional as F
 
+from common.log import LOG_LABELS
 from common.pretrained import load_pretrained, save_pretrained, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer, SentencePieceTokenizer
@@ -611,11 +612,23 @@ def test_loops_log_tasks(dataset, tasks_dir, tmp_path):
     alone = ["--weight_kl=0", "--weight_ce=1"]
     run_script("train.py", *args, f"--out_dir={tmp_path / 't'}")
     run_script("distill.py", *args, f"--out_dir={tmp_path / 'd'}", f"--teacher={tmp_path / 't'}", *alone)
+    tasks_of_the_run = set()
     for label in ("lambada", "arc_easy", "own.jsonl"):
         logged = read_log(tmp_path / "t", label)
         assert list(logged) == [0, 2, 4] and logged == read_log(tmp_path / "d", label)
+        tasks_of_the_run.add(label)
+    for run in ("t", "d"):
+        labels = {line.split()[1] for line in (tmp_path / run / "log.txt").read_text().splitlines()}
+        assert labels - LOG_LABELS == tasks_of_the_run
     done = run_script("train.py", *args, "--eval_tasks=piqua", f"--out_dir={tmp_path / 'e'}", ok=False)
     assert done.returncode == 2 and "did you mean 'piqa'?" in done.stderr and not (tmp_path / "e").exists()
+
+
+def test_a_file_does_not_take_the_label_of_a_loss(tmp_path):
+    (tmp_path / "train").write_text("some text")
+    (tmp_path / "other").write_text("some text")
+    tasks = load_tasks(f"{tmp_path / 'train'},{tmp_path / 'other'}", str(tmp_path))
+    assert [task.name for task in tasks] == ["./train", "other"]
 
 
 def test_hellaswag_has_its_two_labels_in_the_log_and_files_of_its_form_their_name(tmp_path):

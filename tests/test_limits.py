@@ -127,6 +127,17 @@ def test_any_other_error_of_a_lock_is_an_error(tmp_path, monkeypatch):
         RunLock(str(tmp_path / "run"), writes=True)
 
 
+def test_a_run_that_is_refused_leaves_the_lock_of_the_one_that_runs(tmp_path):
+    """Its file deleted at the exit of the second, a third would have got in."""
+    running = RunLock(str(tmp_path), writes=True)
+    command = [sys.executable, "-c", f"from common.checkpoint import RunLock; RunLock({str(tmp_path)!r}, writes=True)"]
+    for _ in range(2):
+        refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert f"is in use by another run (process {os.getpid()})" in refused.stderr
+    running.leave_nothing_behind()
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------------------------------------
 # files that change under a run
 

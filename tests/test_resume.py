@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from common.checkpoint import checkpoints
 from common.data import TokenData
-from common.log import earlier_lines
+from common.log import Log, earlier_lines
 from common.pretrained import find_model, load_pretrained
 
 
@@ -141,6 +142,37 @@ def test_a_run_of_the_other_script_is_refused(train, resume, tmp_path, teacher):
     assert "trainer.pt is of other optimisers or teachers" in refusal(
         resume("run", *more, script="distill.py", ok=False)
     )
+
+
+@pytest.mark.slow
+def test_a_run_of_distill_is_not_resumed_without_its_teacher(dataset, resume, tmp_path, teacher):
+    keys = [*TINY, f"--dataset={dataset}", f"--teacher={teacher}", "--max_steps=2", f"--out_dir={tmp_path / 'run'}"]
+    run_script("distill.py", *keys)
+    line = refusal(resume("run", "--max_steps=4", ok=False))
+    assert f"{tmp_path}/run/step_000002 is of a run of distill.py; resume it with that script" in line
+    # its loss alone does not depend on the teacher
+    resume("run", "--eval_only=True")
+
+
+@pytest.mark.slow
+def test_a_teacher_that_has_trained_on_is_said(dataset, resume, tmp_path, teacher):
+    """A run's out_dir names its newest checkpoint, and a cache may be made anew under its name."""
+    live = shutil.copytree(teacher, tmp_path / "teacher")
+    cache = [f"--teacher={teacher}", f"--dataset={dataset}", "--block_size=16", "--eval_rows=8", "--device=cpu"]
+    cache += [f"--out_dir={tmp_path / 'cache'}", "--batch_size=4"]
+    run_script("cache_teacher.py", *cache, "--temperature=2")
+    keys = [*TINY, f"--dataset={dataset}", "--random_offset=False", "--max_steps=2"]
+    for name, taught_by in (("live", live), ("cached", tmp_path / "cache")):
+        run_script("distill.py", *keys, f"--teacher={taught_by}", f"--out_dir={tmp_path / name}")
+        assert "other weights" not in resume(name, "--max_steps=3", script="distill.py").stdout
+    run_script("train.py", f"--out_dir={live}", "--init_from=resume", "--max_steps=13")
+    done = resume("live", "--max_steps=4", script="distill.py")
+    assert f"| max_steps 3 -> 4 | teacher {live} has other weights than before" in done.stdout
+    assert "other weights" not in resume("live", "--max_steps=5", script="distill.py").stdout
+    shutil.rmtree(tmp_path / "cache")
+    run_script("cache_teacher.py", *cache, "--temperature=2", "--top_k=4")
+    done = resume("cached", "--max_steps=4", script="distill.py")
+    assert f"| teacher {tmp_path / 'cache'} has other weights than before" in done.stdout
 
 
 @pytest.mark.slow
@@ -427,6 +459,29 @@ def test_a_log_that_a_kill_cut_anywhere(tmp_path):
     assert earlier_lines(path, first_step=0) == ""
 
 
+def test_a_cache_is_no_model(tmp_path):
+    (tmp_path / "cache.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="it is a cache, which has predictions and no weights"):
+        find_model(tmp_path)
+
+
+def test_the_log_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """A kill while it is written again must not leave half of it."""
+    path = tmp_path / "log.txt"
+    path.write_text("0 train 5\n1 train 4\n2 train 3\n")
+    seen = []
+    replace = Path.replace
+
+    def look_and_replace(unfinished, target):
+        seen.append((path.read_text(), unfinished.read_text()))
+        return replace(unfinished, target)
+
+    monkeypatch.setattr(Path, "replace", look_and_replace)
+    Log(tmp_path, first_step=2, writes=True).close()
+    assert seen == [("0 train 5\n1 train 4\n2 train 3\n", "0 train 5\n1 train 4\n")]
+    assert path.read_text() == "0 train 5\n1 train 4\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "distill.py"])
 def test_a_finished_run_that_goes_on(script, train, resume, teacher, dataset, tmp_path):
@@ -595,6 +650,29 @@ def test_sigusr1_saves_and_the_run_goes_on(dataset, train, tmp_path):
     assert len(saved) == 2 and saved[1] == "step_000060"
     assert trainer_state(tmp_path / "run" / saved[0])["step"] == int(saved[0].removeprefix("step_")) < 60
     assert (tmp_path / "run/log.txt").read_text() == (tmp_path / "undisturbed/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_signals_that_are_ignored_stay_ignored_and_a_save_is_not_the_end_of_a_run_that_loads(dataset, tmp_path):
+    """A shell's background commands ignore Ctrl-C, which is sent to them as well."""
+    steps = ["--max_steps=400", "--save_interval=0", "--keep_best=False"]
+    keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", *steps]
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(ROOT / "train.py"), *keys]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    # the lock is taken before anything is loaded, and the log begun after
+    while not (tmp_path / "run/.lock").is_file():
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.001)
+    assert not (tmp_path / "run/log.txt").is_file()
+    run.send_signal(signal.SIGUSR1)
+    while not (tmp_path / "run/log.txt").is_file() or not read_log(tmp_path / "run", "train"):
+        assert run.poll() is None and time.time() < deadline
+        time.sleep(0.001)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0 and not err
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step_000400"]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,20 @@ def test_a_score_of_other_settings_is_made_anew(small):
     same.run(runs)
     other.run(runs)
     assert not hasattr(same, "commands") and [c[0] for c in other.commands] == ["-m"]
+
+
+def test_a_trial_that_diverged_is_not_chosen(small, monkeypatch):
+    study = small()
+    study.trial_rates = {"first": (1e-1, 1e-2, 1e-3)}
+    study.trial_epochs = (6.0,)
+    losses = {1e-1: math.nan, 1e-2: 4.2, 1e-3: 4.1}
+    monkeypatch.setattr(study, "run", lambda runs, scored: None)
+    monkeypatch.setattr(study, "dev_loss", lambda run: losses[run.rate])
+    study.choose(["first"], seed=0)
+    assert study.chosen["first"].rate == 1e-3
+    losses.update({1e-2: math.nan, 1e-3: math.inf})
+    with pytest.raises(ValueError, match="first: no trial has a finite dev loss"):
+        study.choose(["first"], seed=0)
 
 
 def test_what_is_published_is_read_again(small, tmp_path):
