@@ -15,7 +15,7 @@ help:
 	@echo "make study-cache          what does a cached teacher cost? (about an hour)"
 	@echo "make study-distilgpt2     what do six blocks of a teacher gain from it? (an hour and a half)"
 	@echo "make study-distilpythia   why did the student get worse? (about an hour)"
-	@echo "make study-microlm        does reverse KL hurt, and where does it stop? (about an hour)"
+	@echo "make study-microlm        does reverse KL hurt, and where does it stop? (an hour and a half)"
 	@echo "make study-onpolicy       does its own text teach a student more? (half an hour)"
 	@echo "make study-<distilgpt2, distilpythia or microlm>-smaller   its main rows at half the width (20 minutes)"
 	@echo "make report       write the pages of all studies again, from their logs alone"
