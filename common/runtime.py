@@ -372,7 +372,7 @@ def check_rows_fit(tokens_per_step: int, world: int):
     if memory and needed > memory:
         raise ValueError(
             f"tokens_per_step={tokens_per_step:,} takes {needed / 1e9:,.0f} GB on each rank for the ids alone, but the "
-            f"machine has {memory / 1e9:,.1f} GB; lower it, or grad_accum_steps"
+            f"machine has {memory / 1e9:,.1f} GB; lower it, or batch_size, or grad_accum_steps"
         )
 
 
