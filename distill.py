@@ -326,7 +326,7 @@ for projection in projections if shard else []:
 
 # ---------------------------------------------------------------------------------------------
 # optimiser
-learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # wrong ones fail here
+learning_rate_at(0, schedule, learning_rate, min_lr, warmup_steps, max_steps)  # unknown or rising ones fail here
 optimizers = make_optimizers(
     raw_model,
     optimizer=optimizer,

@@ -242,7 +242,7 @@ class TeacherCache:
         return (folder / "cache.json").is_file() or (folder / "unfinished.json").is_file() or has_parts(folder)
 
     def hashes(self) -> list[str]:
-        """What tells this cache from one of other teachers, rows or numbers: their hashes, and one of its settings."""
+        """What tells this cache from one made anew: the hashes of its teachers' weights, and of its settings."""
         # not what the teachers were called
         settings = {key: value for key, value in self.info.items() if key != "teachers"}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
