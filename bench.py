@@ -10,7 +10,7 @@
     python bench.py --part=muon
     python bench.py --part=sample --rounds=3
     python bench.py --part=save --rounds=3
-    python bench.py --part=race --course=shakespeare --rounds=3
+    python bench.py --part=race --course=shakespeare --rounds=3    # or --course=text
     python bench.py --part=fit config/rkld_olmo.py --memory=80e9 --batch_size=16    # before a run: memory and FLOPs
 
 The versions take turns, each in a fresh process that warms up, takes the median of a few runs, and measures the best
@@ -124,7 +124,7 @@ def main():
         return
     if part == "race":
         one_of(config, course=tuple(race.COURSES))
-        results = race.run_race(course, target, n_seeds=rounds)
+        results = race.run_race(course, target, n_seeds=rounds, device=device, dtype=dtype, compile=compile)
         goal = target or race.COURSES[course].target
         print(jsonlib.dumps({"config": config, "results": results}) if json else race.table(results, goal))
         return

@@ -3,7 +3,7 @@
     python -m benchmarks.straightforward '{"dataset": "data/shakespeare", "n_layer": 4, …}'
 
 Logits of all tokens, F.cross_entropy, batches at random places of the file. It is what train.py is compared with by
-`bench.py --part=race`, and shares nothing with it but the rows of validation. Prints one JSON object.
+`bench.py --part=race`, and shares nothing with it but the rows of validation and the device. Prints one JSON object.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from common.data import TokenData
 from common.meta import read_meta
+from common.runtime import Runtime
 
 
 @dataclass
@@ -36,6 +37,9 @@ class Settings:
     eval_rows: int
     target: float  # validation loss at which it stops, nats per token; 0: never
     seed: int
+    device: str = "auto"
+    dtype: str = "auto"  # of the matmuls: bfloat16 on CUDA, else float32
+    compile: str = "off"
     beta2: float = 0.99
     weight_decay: float = 0.1
     grad_clip: float = 1.0
@@ -92,23 +96,29 @@ def rate_at(step: int, s: Settings) -> float:
 
 
 @torch.no_grad()
-def validation_loss(model, s: Settings) -> float:
+def validation_loss(model, s: Settings, run: Runtime) -> float:
     """Of the rows that train.py takes."""
     data = TokenData(s.dataset, "val", s.block_size, seed=0, batch_size=s.batch_size)
     total = 0.0
     count = 0
     for x, y in data.eval_batches(s.eval_rows):
-        total += F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="sum").item()
+        x, y = x.to(run.device), y.to(run.device)
+        with run.autocast():
+            logits = model(x).flatten(0, 1)
+        total += F.cross_entropy(logits.float(), y.flatten(), ignore_index=-1, reduction="sum").item()
         count += (y >= 0).sum().item()
     return total / count
 
 
 def train(s: Settings) -> dict:
     """Until the target: steps, tokens, seconds of training without evaluation, and the validation losses."""
+    # memory as torch and the system manage it by themselves
+    run = Runtime(s.device, s.dtype, keep_memory=False)
     torch.manual_seed(s.seed)
     draws = np.random.default_rng(s.seed)
     ids = np.memmap(f"{s.dataset}/train.bin", dtype="<u2", mode="r")
-    model = PlainGPT(s, read_meta(s.dataset)["vocab_size"])
+    model = PlainGPT(s, read_meta(s.dataset)["vocab_size"]).to(run.device)
+    compiled = run.compile(model, s.compile)
     groups = [
         {"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": s.weight_decay},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -118,20 +128,25 @@ def train(s: Settings) -> dict:
     losses = {}
     for step in range(s.max_steps + 1):
         if step % s.eval_interval == 0 or step == s.max_steps:
-            losses[step] = validation_loss(model, s)
+            losses[step] = validation_loss(compiled, s, run)
             if step == s.max_steps or losses[step] <= s.target:
                 break
         started = time.perf_counter()
         starts = draws.integers(len(ids) - s.block_size, size=s.batch_size)
         rows = np.stack([ids[start : start + s.block_size + 1] for start in starts]).astype(np.int64)
-        rows = torch.from_numpy(rows)
-        logits = model(rows[:, :-1])
-        F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).backward()
+        rows = torch.from_numpy(rows).to(run.device)
+        with run.autocast():
+            logits = compiled(rows[:, :-1])
+            loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), s.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, s)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        # a GPU may have this step still before it
+        if run.cuda:
+            torch.cuda.synchronize()
         seconds += time.perf_counter() - started
     tokens = step * s.batch_size * s.block_size
     return {"steps": step, "tokens": tokens, "seconds": seconds, "val": losses[step], "losses": losses}

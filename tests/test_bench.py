@@ -12,6 +12,7 @@ from benchmarks import race, sampling, saving
 from benchmarks.operations import table
 from common.runtime import Runtime
 from common.tokenizer import ByteTokenizer
+from configurator import made_by, read_config_file
 from model import GPT, GPTConfig
 
 TINY = ["--vocab_size=300", "--tokens=64", "--student_width=64", "--teacher_width=64", "--student_layers=1",
@@ -136,6 +137,17 @@ def test_saving(monkeypatch):
     assert [writer.n_saved for writer in writers] == [8, 4]
     for case in figures.values():
         assert list(case) == ["no save", "in the loop", "by a thread"] and case["in the loop"] >= 0.2
+
+
+@pytest.mark.parametrize("name", race.COURSES)
+def test_each_course_says_how_its_data_are_made_and_scores_its_last_step(name):
+    course = race.COURSES[name]
+    config = read_config_file(course.config)
+    assert made_by(config["dataset"]).startswith("python prepare_data.py config/race/")
+    for settings in (config, config | course.plain):
+        # all that the straightforward loop is told, and an evaluation where the schedule ends
+        assert {*race.SHARED, "learning_rate", "max_steps", "warmup_steps"} <= settings.keys()
+        assert settings["max_steps"] % settings["eval_interval"] == 0
 
 
 @pytest.mark.slow
