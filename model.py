@@ -205,7 +205,10 @@ class LanguageModel(nn.Module):
             start = cache[0].seen if cache else t - block_size
             # the head costs V * C multiplications a position, and only the last one is needed
             last_hidden = self(ids[:, start:t], hidden=True, cache=cache)[:, -1]  # (B, C)
-            logits = self.lm_head(last_hidden).float()[:, :vocab_size]
+            # in the weights' own precision: autocast's bfloat16 would round a logit of 20 to an eighth
+            with torch.autocast(idx.device.type, enabled=False):
+                logits = self.lm_head(last_hidden.to(self.lm_head.weight.dtype))
+            logits = logits.float()[:, :vocab_size]
             uniforms_now = None if uniforms is None else uniforms[:, t : t + 1]  # (B, 1)
             drawn = sample(logits, temperature, top_k, uniforms_now)  # (B, 1)
             is_open = (lengths <= t) & (t < ends)  # (B, 1)

@@ -25,6 +25,7 @@ from common.data import TokenData
 from common.pretrained import load_pretrained
 from common.runtime import Runtime
 from common.tokenizer import load_tokenizer
+from head import matmul
 from plot import read_log
 
 out_dir = "out/run"  # of the run
@@ -114,8 +115,10 @@ def losses_of_rows(model, x, y, vocab_size: int, run) -> torch.Tensor:
     for row_x, row_y in zip(x, y):
         row_x, row_y = run.to_device(row_x[None], row_y[None])
         with run.autocast():
-            logits = model(row_x)[0, :, :vocab_size]  # (T, V), without the head's padding
-        losses.append(F.cross_entropy(logits.float(), row_y[0], ignore_index=-1))
+            hidden = model(row_x, hidden=True)
+        # (T, V) in fp32, without the head's padding
+        logits = matmul(hidden[0].to(run.dtype), model.lm_head.weight.to(run.dtype).T)[:, :vocab_size]
+        losses.append(F.cross_entropy(logits, row_y[0], ignore_index=-1))
     return torch.stack(losses).cpu()
 
 

@@ -182,14 +182,14 @@ elif arch == "gpt":
         vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
         n_inner=n_inner, dropout=dropout, tie_word_embeddings=tie_word_embeddings,
     )  # fmt: skip
-    check_memory(run, shape, batch_size, block_size, shard)
+    check_memory(run, shape, config)
     raw_model = GPT(shape)
 elif arch == "llama":
     shape = LLaMAConfig(
         vocab_size=padded_vocab, block_size=block_size, n_layer=n_layer, n_head=n_head, n_kv_head=n_kv_head,
         n_embd=n_embd, n_inner=n_inner, dropout=dropout, qk_norm=qk_norm, tie_word_embeddings=tie_word_embeddings,
     )  # fmt: skip
-    check_memory(run, shape, batch_size, block_size, shard)
+    check_memory(run, shape, config)
     raw_model = LLaMA(shape)
 else:
     raise ValueError(f"arch={arch!r} is not one of gpt, llama")
@@ -198,7 +198,7 @@ if init_layers and init_from != "resume":
     keep_blocks(raw_model, init_layers, folder)
 # a loaded model has a shape of its own: knobs that contradict it are refused, and config records the true one
 record_shape(config, raw_model, folder)
-check_memory(run, raw_model.config, batch_size, block_size, shard)
+check_memory(run, raw_model.config, config)
 freeze_parameters(raw_model, freeze)
 # raw_model owns the weights; model is the same one, compiled and wrapped for DDP, for the forward pass of training.
 # With shard the two are one object: a rank holds a share of every weight, and whole ones of the computing block alone.

@@ -10,7 +10,7 @@ def one_ending(net, group, n_ids, run) -> np.ndarray:
     scores = []
     for ids, n in group:
         ids = torch.tensor(ids, device=run.device)
-        with run.autocast():
+        with run.autocast(), run.any_shape():
             logits = net(ids[None, :-1])[0, :, :n_ids].float()
         losses = F.cross_entropy(logits, ids[1:], reduction="none")[-n:]
         scores.append((-losses.double().sum().item(), len(losses)))
@@ -26,7 +26,7 @@ def four_endings(net, group, n_ids, run) -> np.ndarray:
         mask[i, len(row) - n : len(row)] = 1
     ids = ids.to(run.device)
     mask = mask[:, 1:].to(run.device)  # of predictions
-    with run.autocast():
+    with run.autocast(), run.any_shape():
         logits = net(ids[:, :-1])[:, :, :n_ids].float()
     losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     losses = losses.view_as(mask) * mask

@@ -82,12 +82,14 @@ def generate_recomputed(net, idx, n: int):
 def alternate(cases: dict[str, tuple], n_turns: int, run) -> dict[str, float]:
     """{name: median seconds of function(*sizes)}; the cases take turns."""
     for function, *sizes in cases.values():
-        function(*sizes[:-1], 1)  # to warm up
+        with run.any_shape():
+            function(*sizes[:-1], 1)  # to warm up
     times = {name: [] for name in cases}
     for _ in range(n_turns):
         for name, (function, *sizes) in cases.items():
             start = time.perf_counter()
-            function(*sizes)
+            with run.any_shape():
+                function(*sizes)
             # CUDA calls return before their kernels have run
             if run.cuda:
                 torch.cuda.synchronize()

@@ -154,10 +154,12 @@ def by_shape(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 def orthogonalized(matrices, coefficients=ITERATIONS * [COEFFICIENTS], through_gram=False, eps=1e-7) -> torch.Tensor:
     """(N, n_out, n_in) -> the same shape, each matrix U S V^T replaced by about U V^T: Newton-Schulz iterations.
 
-    Each maps every singular value s to a s + b s^3 + c s^5. In bfloat16 on CUDA, which is exact enough, else float32.
+    Each maps every singular value s to a s + b s^3 + c s^5. In bfloat16, which is exact enough, on a GPU that has it;
+    else in float32.
     through_gram: by fewer products where it pays, in float32 alone; the result differs in its last digits.
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    has_bfloat16 = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    x = matrices.bfloat16() if has_bfloat16 else matrices.float()
     # lying on its side, so that x @ x.mT is as small as can be
     is_tall = x.size(-2) > x.size(-1)
     if is_tall:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from datetime import timedelta
 from functools import partial
 
 import torch
@@ -26,13 +27,16 @@ M_MMAP_MAX = -4
 # ---------------------------------------------------------------------------------------------
 # device, number format, ranks
 
+# how long a rank waits for the others before it gives up: as long as torch lets gloo wait
+LONGEST_WAIT = timedelta(minutes=30)
+
 
 class Runtime:
     """Device, number format and ranks of this process; under torchrun it joins the process group.
 
-    device: "auto" (cuda if there is one, else cpu), "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto" (bfloat16 on CUDA,
-    else float32), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype. mps (Apple's GPU) runs in
-    float32, uncompiled, in one process; it is untested.
+    device: "auto" (cuda if there is one, else cpu), "cpu", "cuda", "cuda:1" or "mps"; dtype: "auto" (bfloat16 on a
+    GPU that has it, else float32), "float32" or "bfloat16". Weights stay fp32; `autocast()` computes in dtype. mps
+    (Apple's GPU) runs in float32, uncompiled, in one process; it is untested.
     """
 
     def __init__(self, device="auto", dtype="auto", keep_memory=True):
@@ -43,10 +47,10 @@ class Runtime:
         self.device = self.pick_device(device)
         self.cuda = self.device.type == "cuda"
         self.mps = self.device.type == "mps"
-        self.dtype = self.pick_dtype(dtype)
         if self.cuda:
             # NCCL takes the current device: without this every rank would use GPU 0.
             torch.cuda.set_device(self.device)
+        self.dtype = self.pick_dtype(dtype)
         if keep_memory:
             keep_freed_memory()
         # On CUDA "high" is TF32, three digits, for the matmuls that autocast leaves in fp32. With dtype="float32" these
@@ -68,7 +72,12 @@ class Runtime:
             raise ValueError(f"{problem}, for which it would wait; {remedy}")
         try:
             # Given a device, NCCL connects here, where an error is caught, and not in the first exchange.
-            dist.init_process_group("nccl" if self.cuda else "gloo", device_id=self.device if self.cuda else None)
+            dist.init_process_group(
+                backend="nccl" if self.cuda else "gloo",
+                # for the others, while rank 0 hashes files or joins caches; NCCL's own 10 minutes are too few
+                timeout=LONGEST_WAIT,
+                device_id=self.device if self.cuda else None,
+            )
         except dist.DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = str(error).splitlines()[0]
@@ -113,9 +122,12 @@ class Runtime:
             raise ValueError(f"dtype={name!r} is not one of auto, float32, bfloat16")
         if name == "bfloat16" and self.mps:
             raise ValueError("dtype='bfloat16' is not for device mps; leave it out")
-        if name == "bfloat16" or (name == "auto" and self.cuda):
-            return torch.bfloat16
-        return torch.float32
+        if name == "auto":
+            # GPUs before 2020 (T4, V100) only imitate it: slower than float32, and neither torch.compile nor the fast
+            # attention takes it there.
+            has_bfloat16 = self.cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+            name = "bfloat16" if has_bfloat16 else "float32"
+        return getattr(torch, name)
 
     def autocast(self):
         """A context in which matmuls compute in dtype; what needs the precision stays in fp32."""
@@ -143,12 +155,15 @@ class Runtime:
             return [float(number) for number in numbers]
         # Apple's GPUs have no float64.
         device = "cpu" if self.mps else self.device
+        # One copy to the device and one message for all of them: the round trips take the time, not the few numbers.
+        plain = [number for number in numbers if not isinstance(number, torch.Tensor)]
+        copies = iter(torch.tensor(plain, dtype=torch.float64).to(device))
         summands = []
         for number in numbers:
-            if not isinstance(number, torch.Tensor):
-                number = torch.tensor(number, dtype=torch.float64)
-            summands.append(number.detach().to(device).double())
-        # One message for all of them: the round trip takes the time, not the few numbers.
+            if isinstance(number, torch.Tensor):
+                summands.append(number.detach().to(device).double())
+            else:
+                summands.append(next(copies))
         totals = torch.stack(summands)
         if self.world > 1:
             dist.all_reduce(totals)
@@ -376,26 +391,34 @@ def check_rows_fit(tokens_per_step: int, world: int):
         )
 
 
-def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=False):
+def check_memory(run: Runtime, shape, config):
     """ValueError when a step cannot fit into the memory of the device, which would otherwise take minutes to show.
 
     A lower bound: what it refuses cannot run, but what it accepts may still be too large. It needs the shape alone
     (a GPTConfig or LLaMAConfig), so that a model too large for the memory is refused without being made.
-    shard: the ranks divide the model.
+    config: the knobs of train.py or distill.py.
     """
     # the embedding, and of each block what all kinds have: query and output matrices, and two of the MLP
     head_dim = getattr(shape, "head_dim", shape.n_embd // shape.n_head)  # a GPTConfig has no head_dim of its own
     attention = 2 * shape.n_embd * shape.n_head * head_dim
     mlp = 2 * shape.n_embd * shape.n_inner
     n_params = shape.vocab_size * shape.n_embd + shape.n_layer * (attention + mlp)
-    # parameters, gradients and AdamW's two moments, of 4 bytes each
-    weights = 4 * 4 * n_params
-    if shard:
+    # frozen weights may be any share of all, and have neither gradients nor moments
+    is_trained = not config["eval_only"] and not config["freeze"]
+    # numbers of 4 bytes: a weight, its gradient and its moments, of which Muon has one and AdamW two
+    numbers_per_weight = 1
+    if is_trained:
+        numbers_per_weight = 4 if config["optimizer"] == "adamw" else 3
+    weights = 4 * numbers_per_weight * n_params
+    if config["shard"]:
         weights /= run.world
     # Of the activations of a block only what backward must keep, whatever the compiler recomputes: for each token 4
     # vectors of n_embd and 1 of n_inner.
     numbers_per_token = shape.n_layer * (4 * shape.n_embd + shape.n_inner)
-    activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
+    batch_size, block_size = config["batch_size"], config["block_size"]
+    activations = 0
+    if is_trained:
+        activations = batch_size * block_size * numbers_per_token * run.dtype.itemsize
     needed = weights + activations
     memory = device_memory(run)
     if memory and needed > memory:
@@ -403,9 +426,10 @@ def check_memory(run: Runtime, shape, batch_size: int, block_size: int, shard=Fa
         remedy = "lower batch_size and raise grad_accum_steps (or set tokens_per_step)"
         if weights > memory:
             remedy = "lower n_layer or n_embd, or divide the model among more ranks with shard"
+        kinds = "weights, gradients and moments" if is_trained else "weights"
         raise ValueError(
-            f"a step needs at least {needed / 1e9:,.1f} GB, {weights / 1e9:,.1f} of them for weights, gradients and "
-            f"moments and {activations / 1e9:,.1f} for {rows}, but {run.device} has {memory / 1e9:,.1f} GB; {remedy}"
+            f"a step needs at least {needed / 1e9:,.1f} GB, {weights / 1e9:,.1f} of them for {kinds} "
+            f"and {activations / 1e9:,.1f} for {rows}, but {run.device} has {memory / 1e9:,.1f} GB; {remedy}"
         )
 
 

@@ -140,6 +140,23 @@ def test_in_bfloat16(model):
     assert model.bfloat16().generate(idx, 40, lengths=LENGTHS, uniforms=uniforms).shape == (5, 70)
 
 
+def test_logits_are_not_rounded_to_bfloat16_by_autocast(model, monkeypatch):
+    """Own text is to be drawn from the distribution that its loss is of, whose logits are in fp32."""
+    seen = []
+
+    def sample_and_record(logits, *args):
+        seen.append(logits)
+        return sample(logits, *args)
+
+    monkeypatch.setattr("model.sample", sample_and_record)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.generate(prompts_of([5, 5]), 2, temperature=1.0, vocab_size=90)
+    for logits in seen:
+        assert logits.dtype == torch.float32 and logits.shape == (2, 90)
+        # one in 2^16 fp32 numbers is a bfloat16
+        assert (logits == logits.bfloat16().float()).float().mean() < 0.1
+
+
 # ---------------------------------------------------------------------------------------------
 # draws by uniform numbers
 

@@ -251,6 +251,15 @@ def test_bfloat16_hidden_states():
             close(a, b, 1e-2)
 
 
+def test_rows_of_a_bfloat16_gradient_begin_at_16_bytes():
+    """Tensor cores read so many at a time; GPT-2's 50,257 columns alone are no multiple of eight numbers."""
+    logits = torch.empty(3, 50257)
+    grad = head_module.gradient_buffer(logits, torch.bfloat16)
+    assert grad.shape == logits.shape and grad.dtype == torch.bfloat16
+    assert grad.stride(0) * grad.element_size() % 16 == 0
+    assert head_module.gradient_buffer(logits, torch.float32) is logits
+
+
 def test_a_second_backward_is_an_error():
     ids, targets, weight, layer, _ = make()
     loss, _, _ = chunked_head(states(ids, weight, layer), weight, targets, 40, vocab_size=V)

@@ -84,8 +84,10 @@ def test_shares_in_bfloat16_have_the_numbers_of_replicas(start, tmp_path):
 
 
 @pytest.mark.long
-def test_compiled_blocks_of_shares_compute_the_same(start, tmp_path):
-    more = ["--shard=True", "--eval_interval=2"]
+@pytest.mark.parametrize("shard", [False, True])
+def test_compiled_students_of_two_ranks_compute_the_same(shard, start, tmp_path):
+    """The whole student under DDP, and the blocks of one in shares."""
+    more = [f"--shard={shard}", "--eval_interval=2"]
     start("train.py", "eager", 2, *more, steps=4)
     start("train.py", "compiled", 2, "--compile=on", *more, steps=4)
     check_logs(tmp_path / "eager", tmp_path / "compiled", "train", "norm", n=4)
