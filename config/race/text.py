@@ -13,7 +13,7 @@ n_layer, n_head, n_embd = 6, 6, 384
 qk_norm = True
 
 batch_size = 4  # 1,024 tokens a step; with 8, more tokens are needed (LOG.md)
-max_steps = 125  # where the rate ends at 0
+max_steps = 130  # where the rate ends at 0, just after the loss is reached
 
 optimizer = "headmuon"
 learning_rate = 4e-3  # 1e-2 and 2e-2 are worse (LOG.md)
