@@ -50,7 +50,7 @@ out_dir = ""  # the cache's folder, as in cache/teacher
 teacher = ""  # model folder, run's out_dir, or hub repository's name; several with commas between
 teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
-teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on a GPU that has it
 temperature = 2.0  # T of the distributions, softmax(logits / T); distill.py must have the same
 # Data
 dataset = "data/stdlib"  # folder with train.bin, val.bin and meta.json, as prepare_data.py makes
@@ -66,7 +66,7 @@ number_format = "float16"  # of log-probabilities: "float16" (moves a KL by 1e-7
 # Machine
 batch_size = 16  # rows of a forward pass, and of each block that is recorded as done
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on a GPU that has it
 part = ""  # "3/16": the third of sixteen parts, for as many machines; "join": make the cache of them; "": all at once
 config = configure(globals())
 

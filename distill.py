@@ -77,7 +77,7 @@ random_offset = True  # constant: each epoch cuts the rows at a different offset
 teacher = ""  # model folder, run's out_dir, hub repository's name, several separated by commas; or a cache (see tail)
 teacher_weights = ""  # each teacher's weight in their mean, as in "2,1"; "": equal
 ensemble = "logits"  # several teachers teach by the mean of their "logits" (Baby Llama) or probabilities ("probs")
-teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+teacher_dtype = "auto"  # of its weights: "float32" or "bfloat16"; "auto": bfloat16 on a GPU that has it
 tail = "cell"  # with a cache, how the ids it lacks count: as one "cell", by its "draws", or not at all: "drop" (biased)
 # Loss
 kl = "forward"  # "forward": KL(teacher || student), "reverse", "js", "skew_forward", "skew_reverse" or "tv"
@@ -142,7 +142,7 @@ sample_prompt = ""  # the prompt; "": from the start of a text
 wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 # Machine
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on a GPU that has it
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: whatever is fastest
 teacher_shard = False  # divide the teachers' weights among the ranks (FSDP2), where they do not fit on one device

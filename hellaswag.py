@@ -215,7 +215,7 @@ if __name__ == "__main__":
     convention = "completion"  # or "harness"; see above
     json = False  # print one JSON object instead of the last line
     device = "auto"  # "auto", "cpu", "cuda" or "mps"
-    dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+    dtype = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
     compile = "off"  # torch.compile: "on" takes a minute, and so pays for many minutes of questions; "auto": on CUDA
     config = configure(globals())
     main()

@@ -405,7 +405,7 @@ def report(folder: Path, seconds: float):
 
 
 if __name__ == "__main__":
-    source = "stdlib"  # a name above, a .txt, .jsonl or .parquet file (perhaps with .gz or .zst), a folder of them
+    source = "stdlib"  # a name above, a .parquet, .txt or .jsonl file (the latter two perhaps .gz or .zst), a folder
     text_dir = ""  # where the files of a named source lie already; "": they are downloaded
     text_key = "text"  # of .jsonl: the key, of .parquet: the column that holds the text
     document_separator = "file"  # a document: a text "file", a "line", or up to a "blank" line or "eot" (<|endoftext|>)

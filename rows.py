@@ -34,7 +34,7 @@ spikes = 3  # how many of those
 rows = 4  # of each step, those with the largest loss; 0: all
 neighbours = 20  # log lines before a step, with whose median it is compared
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+dtype = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
 config = configure(globals())
 at_least(config, 1, "spikes neighbours")
 at_least(config, 0, "rows")

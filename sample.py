@@ -25,7 +25,7 @@ temperature = 0.8  # 0: always the likeliest token; else 0.001 or more
 top_k = 50  # draw from the k likeliest tokens; 0: from all
 seed = 1337  # of the draws
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+dtype = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
 config = configure(globals())
 at_least(config, 0, "max_tokens temperature top_k seed")
 at_least(config, 1, "num_samples")

@@ -112,7 +112,7 @@ sample_prompt = ""  # the prompt; "": from the start of a text
 wandb_project = ""  # log to Weights & Biases too (pip install wandb); "": off
 # Machine
 device = "auto"  # "auto", "cpu", "cuda" or "mps"
-dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on CUDA
+dtype = "auto"  # of the matmuls: "float32" or "bfloat16"; "auto": bfloat16 on a GPU that has it
 compile = "auto"  # torch.compile: "on", "off"; "auto": on CUDA
 chunk_tokens = 0  # tokens whose logits exist at a time; 0: whatever is fastest
 shard = False  # divide weights, gradients and moments among the ranks (FSDP2), where they do not fit on one device

@@ -38,7 +38,7 @@ class Settings:
     target: float  # validation loss at which it stops, nats per token; 0: never
     seed: int
     device: str = "auto"
-    dtype: str = "auto"  # of the matmuls: bfloat16 on CUDA, else float32
+    dtype: str = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
     compile: str = "off"
     beta2: float = 0.99
     weight_decay: float = 0.1

@@ -125,7 +125,7 @@ if __name__ == "__main__":
     batch_size = 100  # rows at a time
     seed = 1337  # of the draws
     device = "auto"  # "auto", "cpu" or "cuda"
-    dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+    dtype = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
     config = configure(globals())
     at_least(config, 1, "prompt_tokens response_tokens block_size batch_size")
     at_least(config, 0, "seed samples")

@@ -12,7 +12,7 @@ random_offset = False  # contiguous chunks, in a new order every epoch
 
 arch = "llama"
 n_layer, n_head, n_embd, n_inner = 24, 8, 1024, 3072
-tie_word_embeddings = False  # 359.9 M parameters
+tie_word_embeddings = False  # 360.0 M parameters
 vocab_multiple = 1  # 16,000 as it is
 
 batch_size = 16

@@ -71,7 +71,7 @@ if __name__ == "__main__":
     block_size = 128  # tokens in a row
     batch_size = 32  # rows a forward
     device = "auto"  # "auto", "cpu" or "cuda"
-    dtype = "auto"  # of the matmuls: bfloat16 on CUDA, float32 on the CPU
+    dtype = "auto"  # of the matmuls: bfloat16 on a GPU that has it, else float32
     config = configure(globals())
     at_least(config, 1, "block_size batch_size")
     at_least(config, 0, "rows")
