@@ -30,7 +30,7 @@ from common.cache_writer import CacheWriter, as_stored, record, unfinished_setti
 from common.checkpoint import RunLock, check_out_dir
 from common.data import TokenData
 from common.parts import JOIN, Part, parse_part, parts_in
-from common.pretrained import check_fits, load_pretrained, name_of, settle_model, weights_sha256
+from common.pretrained import check_fits, config_sha256, load_pretrained, name_of, settle_model, weights_sha256
 from common.runtime import Runtime
 from common.teacher_cache import (
     FORMAT,
@@ -139,6 +139,7 @@ def settings() -> dict:
         "format": FORMAT,
         "teachers": teacher_names,
         "teacher_sha256": [weights_sha256(teacher_folder) for teacher_folder in teacher_folders],
+        "teacher_config_sha256": [config_sha256(teacher_folder) for teacher_folder in teacher_folders],
         "shares": list(shares),
         "ensemble": ensemble,
         "temperature": temperature,

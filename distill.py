@@ -42,6 +42,7 @@ from common.optim import learning_rate_at, make_optimizers, round_to_bfloat16, s
 from common.own_text import check_own_text, own_micro_steps, parse_prompt_tokens, write_own_text
 from common.pretrained import (
     check_fits,
+    config_sha256,
     freeze_parameters,
     keep_blocks,
     load_pretrained,
@@ -259,7 +260,7 @@ for name in teacher_names if cache is None else []:
     # teacher and student can be compared id by id only if they have the same tokenizer
     teacher_folder = settle_model(name, run)
     check_same_tokenizer(dataset, teacher_folder)
-    teacher_hashes.append(weights_sha256(teacher_folder))
+    teacher_hashes += [weights_sha256(teacher_folder), config_sha256(teacher_folder)]
     divide = run.shard if teacher_shard else None
     t = load_pretrained(teacher_folder, run.device, run.pick_dtype(teacher_dtype), divide)
     t.requires_grad_(False)  # in eval mode already

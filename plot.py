@@ -24,6 +24,8 @@ from common.log import eta
 
 HELLASWAG = ("hella", "hella_sum")  # its labels in log.txt
 SETTINGS = ("convention", "shots", "seed", "n", "stride", "data_sha256")  # must agree for results to be comparable
+# of train.py and distill.py: must agree for validation losses to be comparable
+RUN_SETTINGS = ("dataset", "block_size", "packing", "eval_rows")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -147,6 +149,23 @@ def incomparable(results: dict[str, Results]) -> list[str]:
                 # 16 characters of a SHA-256 are enough to see that two differ
                 each = ", ".join(f"{value[:16]} in {model}" for model, value in values.items())
                 lines.append(f"{task}: its bars do not compare: {name} is {each}")
+    return lines
+
+
+def unlike_runs(runs: dict[str, str]) -> list[str]:
+    """A line for each knob by which the finished ones of {name: out_dir} were not scored on the same rows."""
+    configs = {}
+    for name, run in runs.items():
+        path = Path(run) / "summary.json"
+        config = read_object(path, "delete it").get("config") if path.is_file() else None
+        if isinstance(config, dict):
+            configs[name] = config
+    lines = []
+    for knob in RUN_SETTINGS:
+        values = {name: str(config[knob]) for name, config in configs.items() if knob in config}
+        if len(set(values.values())) > 1:
+            each = ", ".join(f"{value} in {name}" for name, value in values.items())
+            lines.append(f"losses do not compare: {knob} is {each}")
     return lines
 
 
@@ -275,7 +294,11 @@ def figure_of_runs(paths: list[str]):
         if height > 0:
             lines.append((height, f"{text} {height:g}"))
     figure = draw_curves(logs, curve=curve, log10=log10, chain=chain, lines=lines)
-    print(table(dict(zip(names, paths)), logs, curve))
+    folders = dict(zip(names, paths))
+    print(table(folders, logs, curve))
+    # a note, as for bars
+    for line in unlike_runs(folders):
+        print(line)
     return figure
 
 

@@ -108,8 +108,8 @@ def data_of(knobs: dict) -> TokenData:
 
 
 @torch.no_grad()
-def losses_of_rows(model, x, y, vocab_size: int, run) -> torch.Tensor:
-    """(rows,): the mean cross-entropy of each row of x, y (rows, T), in nats per token."""
+def losses_of_rows(model, x, y, vocab_size: int, run) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows,) each: the summed cross-entropy of each row of x, y (rows, T), in nats, and its number of targets."""
     losses = []
     # one at a time: the logits of a row of 1,024 tokens and 50,000 ids are 200 MB
     for row_x, row_y in zip(x, y):
@@ -118,8 +118,8 @@ def losses_of_rows(model, x, y, vocab_size: int, run) -> torch.Tensor:
             hidden = model(row_x, hidden=True)
         # (T, V) in fp32, without the head's padding
         logits = matmul(hidden[0].to(run.dtype), model.lm_head.weight.to(run.dtype).T)[:, :vocab_size]
-        losses.append(F.cross_entropy(logits, row_y[0], ignore_index=-1))
-    return torch.stack(losses).cpu()
+        losses.append(F.cross_entropy(logits, row_y[0], ignore_index=-1, reduction="sum"))
+    return torch.stack(losses).cpu(), (y >= 0).sum(-1).cpu()
 
 
 def show(step: int, folder: Path, newest: dict, run):
@@ -130,8 +130,10 @@ def show(step: int, folder: Path, newest: dict, run):
         raise ValueError(f"{folder} has no step {step} before it with rows of this size; leave it out")
     model = load_pretrained(folder, run.device, torch.float32)
     tokenizer = load_tokenizer(folder)
-    losses = losses_of_rows(model, *data.rows(first, n), data.vocab_size, run)
-    print(f"step {step}: {n} rows, {losses.mean():.4f} nats/token by {folder}")
+    sums, n_targets = losses_of_rows(model, *data.rows(first, n), data.vocab_size, run)
+    # over the targets of all rows, as the loop's loss is; rows of documents have more or fewer
+    print(f"step {step}: {n} rows, {sums.sum() / n_targets.sum():.4f} nats/token by {folder}")
+    losses = sums / n_targets
     order = losses.argsort(descending=True).tolist()
     for i in order[: rows or n]:
         print(f"{losses[i]:.4f} nats/token")

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.published import CONFIGS, TOKENIZERS
 from common.checkpoint import without_auto
+from common.data import TokenData
 from common.download import download_config, is_repo
 from common.files import by_step, read_json
 from common.hf_config import read_config
@@ -277,7 +278,7 @@ def objective_of(config: Config) -> tuple[Objective, list[str]]:
 
 
 def tokens_of_run(config: Config, tokens_per_step: int) -> int | None:
-    """Tokens of all steps, or of all epochs; None for epochs of data that is not there."""
+    """Tokens of all steps, padding included; None for epochs of data that is not there."""
     # as in the loops, a typed max_steps overrides the epochs of a config file
     max_steps_typed = config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line"
     if config["epochs"] == 0 or max_steps_typed:
@@ -285,4 +286,17 @@ def tokens_of_run(config: Config, tokens_per_step: int) -> int | None:
     if not (Path(config["dataset"]) / "meta.json").is_file():
         return None
     n_tokens = read_meta(config["dataset"]).get("train_tokens")
-    return int(config["epochs"] * n_tokens) if n_tokens else None
+    if not n_tokens:
+        return None
+    if config["packing"] == "constant":
+        return int(config["epochs"] * n_tokens)
+    # a document is cut or padded to a row: only their number matters
+    data = TokenData(
+        config["dataset"],
+        "train",
+        config["block_size"],
+        seed=0,
+        batch_size=config["batch_size"],
+        packing=config["packing"],
+    )
+    return int(config["epochs"] * data.n_rows) * config["block_size"]

@@ -229,11 +229,16 @@ def first_difference(old: dict, new: dict, is_done: bool) -> str:
     for key, value in new.items():
         if key in NAMES_ONLY or (key == "batch_size" and not has_blocks):
             continue
+        # a cache from before this was kept
+        if key == "teacher_config_sha256" and key not in old:
+            continue
         if old.get(key) != value:
             # hashes and counts of files would fill the screen
             if key == "splits":
                 return "other token files, rows or eval_rows"
             if key == "teacher_sha256":
                 return "other teachers, by the hashes of their weights"
+            if key == "teacher_config_sha256":
+                return "teachers whose config.json was another"
             return f"{key}={old.get(key)!r}, this run has {value!r}"
     return ""

@@ -311,7 +311,9 @@ def changes(state: dict, config: dict, world: int, data: str, teachers: list[str
         changed.append(f"| {config['dataset']} has other tokens than before")
     # a teacher named by its out_dir may have trained on, and a cache may have been made anew
     before = state.get("teachers")
-    if before and teachers and before != teachers and config["teacher"] == old.get("teacher"):
+    # checkpoints from before these were kept have fewer or none
+    is_known = before and teachers and len(before) == len(teachers)
+    if is_known and before != teachers and config["teacher"] == old.get("teacher"):
         changed.append(f"| teacher {config['teacher']} has other weights than before")
     return " ".join(changed)
 

@@ -430,8 +430,12 @@ class TokenData:
         return nats_per_token / math.log(2) * n_targets / n_bytes
 
     @cached_property
-    def targets_and_bytes(self) -> tuple[int, int]:
-        """The targets of the rows of packing="documents", all of a row but its first token, and their UTF-8 bytes."""
+    def targets_and_bytes(self) -> tuple[int, float]:
+        """The targets of the rows of packing="documents", all of a row but its first token, and their UTF-8 bytes.
+
+        Bytes of the text as it was: a tokenizer that normalises (NFKC) has ids of fewer or more bytes, and these count
+        by the share that they have of all the split's.
+        """
         # imported here, as that module reads meta.json through this one
         from common.tokenizer import load_tokenizer
 
@@ -443,4 +447,10 @@ class TokenData:
             targets = self.ids(start + 1, row_length - 1)
             n_targets += len(targets)
             n_bytes += int(byte_lengths[targets].sum())
+        n_bytes_of_all = 0
+        for start in range(0, len(self.tokens), SCAN):
+            n = min(SCAN, len(self.tokens) - start)
+            n_bytes_of_all += int(byte_lengths[self.ids(start, n)].sum())
+        if n_bytes_of_all:
+            n_bytes = n_bytes * self.meta[f"{self.split}_bytes"] / n_bytes_of_all
         return n_targets, n_bytes

@@ -236,6 +236,13 @@ def weights_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def config_sha256(folder: Path) -> str:
+    """SHA-256 of what a folder's config.json means to us: another rope_theta is another model of the same weights."""
+    path = folder / "config.json"
+    config, _ = read_config(read_json(path), path)
+    return hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode()).hexdigest()
+
+
 # ---------------------------------------------------------------------------------------------
 # save
 

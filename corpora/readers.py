@@ -38,7 +38,7 @@ SEPARATORS = {
 # not the blanks in front of the first word: they may be the indent of a program
 LEADING_BLANK_LINES = re.compile(r"\A(?:[ \t]*[\r\n])*")
 # the title of an article; those of sections have more than one "=": " = = Part = = "
-WIKITEXT_TITLE = re.compile(r" = [^=].* = \n")
+WIKITEXT_TITLE = re.compile(r" = [^=].* = \r?\n")
 
 
 @dataclass

@@ -208,6 +208,9 @@ def local_files(path: Path, domains=False) -> list[File]:
         if domains or file.form in (".train", ".dev"):
             # without blanks, as it becomes a label of log.txt, whose columns they separate
             file.domain = "_".join(file.path.name.split(".")[0].split())
+            # its val_000.bin would be the first shard of val
+            if file.domain.isdecimal():
+                raise ValueError(f"{file.path}: a domain cannot be a number, {file.domain}; rename the file")
     declare_splits(files, path)
     check_files(files, path)
     return files

@@ -20,9 +20,12 @@ from itertools import chain, product
 from pathlib import Path
 
 from common.checkpoint import load_trainer_state
-from common.files import by_step, read_json, write_json
+from common.files import by_step, file_sha256, read_json, write_json
 from configurator import read_config_file
 from studies.rows import Cache, Row, Score, Trained
+
+# in the folder of a run: what the runs were that it learns or starts from
+SOURCES = "sources.json"
 
 
 class Study:
@@ -192,6 +195,8 @@ class Study:
             checkpoints = []
         # before a finished run is skipped: one with other settings must not enter the table
         self.check_same(folder, checkpoints, command)
+        sources = self.sources(run)
+        check_sources(folder, sources)
         if (folder / "summary.json").exists():
             return
         if checkpoints:
@@ -199,6 +204,7 @@ class Study:
         started = time.perf_counter()
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SOURCES, sources)
         try:
             self.call(command, folder / "output.txt")
         # so that a refused config leaves nothing that looks like a run
@@ -272,6 +278,17 @@ class Study:
                     f"{folder} is of a run with {key}={stored.get(key)!r}, not {value}; "
                     "delete it, or choose another --out_dir"
                 )
+
+    def sources(self, run: Trained) -> dict[str, str]:
+        """{row: hash of the log} of the runs that a run learns or starts from."""
+        row = self.rows[run.row]
+        names = [*row.teachers]
+        if row.cache:
+            names += self.caches[row.cache].teachers
+        if row.start:
+            names.append(row.start)
+        # A log has each step's loss and nothing of the machine: the same training has the same log.
+        return {name: file_sha256(self.folder_of(name, run.seed) / "log.txt") for name in names}
 
     def score_split(self, name: str, folder: Path):
         """The loss on all rows of the held-out split of a data set, and of each domain."""
@@ -359,6 +376,7 @@ class Study:
         table, trials, points: {row: its runs}. meta: of the data. more: further entries of study.json.
         """
         groups = {"table": table, "trials": trials or {}, "points": points or {}}
+        check_same_texts([(self.out / run.name, self.record(run)) for run in chain(*table.values())])
         # emptied first, as the log of a run that is no longer in the table would look like evidence for it
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -410,9 +428,36 @@ def lock_data(data: Path):
     return file
 
 
+def check_sources(folder: Path, sources: dict[str, str]):
+    """ValueError if a run in `folder` has learnt from, or started from, other runs than those there are now."""
+    path = folder / SOURCES
+    # it has none from before these were kept
+    if not path.is_file():
+        return
+    kept = read_json(path)
+    for row, log_hash in sources.items():
+        if kept.get(row) != log_hash:
+            raise ValueError(f"{folder} is of a run with another {row} than there is now; delete it, and its followers")
+
+
+def check_same_texts(records: list[tuple[Path, dict]]):
+    """ValueError if a task's scores are of other files in one record than in another. records: (folder, its record)."""
+    first_of = {}  # {(score, task): (folder, hash of the task's files)}
+    for folder, record in records:
+        for name, score in record.items():
+            results = score.get("results", []) if isinstance(score, dict) else []
+            for result in results:
+                task = result["task"]
+                data_hash = result["data_sha256"]
+                first, expected = first_of.setdefault((name, task), (folder, data_hash))
+                if data_hash != expected:
+                    remedy = f"delete {folder / name}.json to score it again"
+                    raise ValueError(f"{task} of {folder} was scored on other files than that of {first}; {remedy}")
+
+
 def remove_if_empty(folder: Path):
     """Delete the folder of a run that failed before it wrote anything."""
     output = folder / "output.txt"
-    if list(folder.iterdir()) == [output] and output.stat().st_size == 0:
-        output.unlink()
-        folder.rmdir()
+    names = {path.name for path in folder.iterdir()}
+    if names == {output.name, SOURCES} and output.stat().st_size == 0:
+        shutil.rmtree(folder)

@@ -48,6 +48,9 @@ def load_tasks(names: str, data_dir: str, limit=0, shots=0, seed=0, columns=OWN_
             files = [Path(name)]
         else:
             raise unknown_task(name)
+        # a blank becomes "_" in a label, so that "a b.txt" and "a_b.txt" have the same
+        if label in [other.name for other in loaded_tasks]:
+            raise ValueError(f"tasks: two of them would be {label!r} in the log and in tables; rename a file")
         loaded = LoadedTask(label, task, files, shots=shots, seed=seed)
         if task.question:
             load_questions(loaded, limit, Path(data_dir) / name / "train.jsonl")
@@ -108,7 +111,7 @@ def own_task(path: Path, columns: dict[str, str]) -> Task:
     Raises ValueError for a .jsonl whose first row has neither, and for a table of another kind.
     """
     # scored as prose, a table would have a perplexity that looks like a result
-    if path.suffix in (".json", ".csv", ".tsv"):
+    if path.suffix in (".json", ".csv", ".tsv", ".parquet"):
         raise ValueError(f"{path} is a table, not prose; make a .jsonl of it, or a .txt if it is a text all the same")
     if path.suffix != ".jsonl":
         return Task(str(path), "", metrics=("ppl", "word_ppl", "bits_per_byte"), convention=AS_IT_IS)

@@ -15,7 +15,7 @@ from common.files import file_sha256
 from common.runtime import Runtime
 from tasks.loading import LoadedTask
 from tasks.prompts import Question
-from tasks.scoring import count_cut_texts, encode_rows, raw, score
+from tasks.scoring import count_cut_endings, count_cut_texts, encode_rows, of_the_endings, raw, score
 from tasks.tables import HARNESS
 
 
@@ -77,7 +77,10 @@ def headlines(tasks: list[LoadedTask], model, tokenizer, run: Runtime) -> dict[s
         metrics = result["metrics"]
         # printed once, as the same texts are scored again and again
         if result.get("cut") and not loaded.cut_announced:
-            run.say(f"{loaded.name}: {result['cut']:,} texts are beyond the model's positions; they lose their first")
+            run.say(
+                f"{loaded.name}: {result['cut']:,} texts are beyond the model's positions; they lose their first"
+                + of_the_endings(result["cut_endings"])
+            )
             loaded.cut_announced = True
         labels = loaded.task.log_labels or {loaded.name: loaded.task.metrics[0]}
         for label, name in labels.items():
@@ -108,6 +111,7 @@ def score_questions(loaded: LoadedTask, model, tokenizer, run: Runtime, bar="") 
         "metrics": {name: metric(name, answers) for name in loaded.task.metrics},
         "parts": {column: accuracy_by_part(answers, column) for column in loaded.task.parts},
         "cut": count_cut_texts(groups, raw(model).config.block_size),
+        "cut_endings": count_cut_endings(groups, raw(model).config.block_size),
     }
 
 

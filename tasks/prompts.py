@@ -102,12 +102,18 @@ def wsc273(row) -> Question:
     # a hub's columns (pronoun, options), or those of the file with [MASK]
     pronoun = row.get("pronoun", "[MASK]")
     options = row.get("options") or row["candidates"]
-    start = row.get("pronoun_loc", row["text"].find(pronoun))
+    text = row["text"].replace("  ", " ")
+    if "pronoun" in row:
+        # by its place in the file alone, as "he" is in "the" too
+        if "pronoun_loc" not in row:
+            raise ValueError("it has a pronoun, but no pronoun_loc")
+        start = row["pronoun_loc"]
+    else:
+        start = text.find(pronoun)
     if start < 0:
         raise ValueError("its text has no [MASK]")
 
     # an option inside a sentence has no capital
-    text = row["text"].replace("  ", " ")
     begins_sentence = text[start - 2] == "."
     fitted_options = []
     for option in options:
@@ -343,6 +349,8 @@ def lines(text: str) -> Iterator[Document]:
 
 def pages(text: str) -> Iterator[Document]:
     """WikiText page by page, as it is."""
+    # as git writes it on Windows
+    text = text.replace("\r\n", "\n")
     # the file begins with a blank line, which is no page
     without_first_blank_lines = re.sub(r"^\s*\n", "", text)
     for page, _ in articles(without_first_blank_lines.splitlines(keepends=True)):

@@ -240,7 +240,8 @@ def announce_cut_texts(groups, size: int, name: str):
     n_cut = count_cut_texts(groups, size)
     if n_cut:
         print(
-            f"{name}: {n_cut:,} of {n_texts:,} texts are beyond the model's {size} positions; they lose their first",
+            f"{name}: {n_cut:,} of {n_texts:,} texts are beyond the model's {size} positions; they lose their first"
+            + of_the_endings(count_cut_endings(groups, size)),
             file=sys.stderr,
         )
 
@@ -251,6 +252,21 @@ def count_cut_texts(groups, size: int) -> int:
         # the last id needs no position
         n_cut += sum(len(ids) > size + 1 for ids, _ in group)
     return n_cut
+
+
+def count_cut_endings(groups, size: int) -> int:
+    """The number of texts of which not even all scored ids can be predicted."""
+    n_cut = 0
+    for group in groups:
+        n_cut += sum(n > size for _, n in group)
+    return n_cut
+
+
+def of_the_endings(n_cut: int) -> str:
+    """What to add to a line about texts that are cut: how many of them lose what is scored. "" for none."""
+    if not n_cut:
+        return ""
+    return f"; {n_cut:,} of them are scored without the beginning of their ending, and do not compare with the others"
 
 
 def plan(groups, size: int, run: Runtime) -> tuple[list[Row], dict[int, list[int]]]:

@@ -202,7 +202,8 @@ RECIPES = {
             },
         },
         note="It does not say per what its perplexities are; they stand beside those per token. Its CommonGen of 1.07 "
-        "is no perplexity of that text, and does not compare.",
+        "is no perplexity of that text, and does not compare. "
+        "Its WikiText is WikiText-103, with fewer <unk> than here.",
     ),
     # of Baby Llama's evaluation, the part that needs no fine-tuning
     "babyllama": Recipe("blimp"),

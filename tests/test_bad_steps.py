@@ -131,6 +131,17 @@ def test_rows_that_made_a_loss_jump(tmp_path):
     assert "step 7: 4 rows" in done.stdout and all(f"--- row {row}:" in done.stdout for row in (28, 29, 30, 31))
 
 
+@pytest.mark.slow
+def test_the_loss_of_rows_is_that_of_their_step(tmp_path):
+    """Over the targets of all rows, of which documents have more or fewer; by the weights before the step."""
+    data = write_dataset(tmp_path / "data", tokens=8000)
+    keys = [*TINY, f"--dataset={data}", f"--out_dir={tmp_path / 'run'}", "--max_steps=4", "--save_interval=1"]
+    run_script("train.py", *keys, "--packing=documents", "--keep_checkpoints=0")
+    losses = read_log(tmp_path / "run", "train")
+    shown = run_script("rows.py", f"--out_dir={tmp_path / 'run'}", "--steps=3", "--rows=1", "--device=cpu").stdout
+    assert float(shown.split(" rows, ")[1].split()[0]) == pytest.approx(losses[3], abs=2e-4)
+
+
 def test_rows_of_what_is_no_run(tmp_path):
     done = run_script("rows.py", f"--out_dir={tmp_path}", ok=False)
     assert done.returncode == 2 and "has no checkpoint" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -28,7 +28,7 @@ from common.data import TokenData, Tokens
 from common.tokenizer import ByteTokenizer, load_tokenizer
 from corpora.babylm import CLEAN
 from corpora.readers import PIECE, SEPARATORS, File, articles, cuts, pieces, separate
-from corpora.sources import NAMES, extract, fetch_babylm, find_files
+from corpora.sources import NAMES, extract, fetch_babylm, find_files, local_files
 from corpora.writing import SplitWriter, lock_folder
 
 BABYLM = ROOT.parent / "shared/data/babylm_like"
@@ -123,6 +123,17 @@ def test_wikitext_is_joined_to_articles():
     lines = ["\n", " = One = \n", "\n", " text \n", " = = Part = = \n", " more \n", " = Two = \n", " end \n"]
     found = [text for text, _ in articles(lines)]
     assert found == ["\n", "".join(lines[1:6]), "".join(lines[6:])] and "".join(found) == "".join(lines)
+    # as git writes them on Windows
+    crlf = [line.replace("\n", "\r\n") for line in lines]
+    assert [text.replace("\r", "") for text, _ in articles(crlf)] == found
+
+
+def test_a_domain_is_no_number(tmp_path):
+    """The file of its held-out text, val_000.bin, would be the first shard of val."""
+    for name in ("000.train", "000.dev"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match=r"000\.dev: a domain cannot be a number, 000; rename the file"):
+        local_files(tmp_path)
 
 
 def test_long_texts_are_cut_in_front_of_blanks():

@@ -265,6 +265,16 @@ def test_bits_per_byte_of_documents_counts_the_bytes_that_are_scored(tmp_path):
     assert constant.bits_per_byte(np.log(2)) == pytest.approx(sum(map(len, documents)) / 212)
 
 
+def test_bits_per_byte_of_normalised_text_is_that_of_the_text_as_it_was(tmp_path):
+    """A tokenizer that makes one byte of three (NFKC) has the same bits per byte in both packings."""
+    documents = [[*b"abcdefgh", 256], [*b"abcd", 256]]
+    ids = list(itertools.chain(*documents))
+    folder = shards_of(tmp_path, ids, (len(ids),), train_bytes=3 * 12)
+    found = TokenData(folder, "train", 16, 0, 1, packing="documents").bits_per_byte(np.log(2))
+    assert found == pytest.approx((8 + 4) / (3 * (7 + 3)))
+    assert TokenData(folder, "train", 8, 0, 1).bits_per_byte(np.log(2)) == pytest.approx(14 / 36)
+
+
 def test_the_bytes_of_a_sentencepiece_by_id():
     text = "Some words, a café, and a snowman ☃ that the training text has not\n  twice"
     tokenizer = SentencePieceTokenizer.train([text.replace("☃", "") * 5], 300)

@@ -140,6 +140,10 @@ def test_training_files_are_not_scored_and_texts_keep_apart(tasks_dir, tmp_path)
     names = [f"{tmp_path}/a/x.txt", f"{tmp_path}/b/x.txt", f"{tmp_path}/a/piqa", "piqa"]
     found = load_tasks(",".join(names), str(tasks_dir))
     assert [t.name for t in found] == names and [len(t.questions) for t in found] == [0, 0, 0, 4]
+    for name in ("x y.txt", "x_y.txt"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match=r"two of them would be 'x_y\.txt' in the log and in tables; rename a file"):
+        load_tasks(f"{tmp_path}/x y.txt,{tmp_path}/x_y.txt", str(tasks_dir))
 
 
 @pytest.mark.slow
@@ -158,6 +162,12 @@ def test_hub_columns_give_the_same_questions():
     assert TASKS["wsc273"].question(wsc) == TASKS["wsc273"].question(ROWS["wsc273"][0])
     his = {"text": "Al hit Bo. His dog ran.", "pronoun": "His", "pronoun_loc": 11, "options": ["Al", "Bo"], "label": 0}
     assert TASKS["wsc273"].question(his).choices == [("Al hit Bo. Al's", " dog ran."), ("Al hit Bo. Bo's", " dog ran.")]
+    # its place is that of the text that is asked about, whose double blanks are gone
+    spaced = {"text": "It rained.  Bo saw Al  when [MASK] ran.", "candidates": ["Bo", "Al"], "label": 0}
+    ends = [(f"It rained. Bo saw Al when {name}", " ran.") for name in ("Bo", "Al")]
+    assert TASKS["wsc273"].question(spaced).choices == ends
+    with pytest.raises(ValueError, match="it has a pronoun, but no pronoun_loc"):
+        TASKS["wsc273"].question({"text": "The man ran when he could.", "pronoun": "he", "options": ["A", "B"]})
     snli = {"premise": "P .", "hypothesis": "H .", "label": 2}
     assert TASKS["snli"].question(snli) == TASKS["snli"].question(ROWS["snli"][0])
     boolq = {"passage": "P.", "question": "is it", "label": 1}
@@ -527,6 +537,10 @@ def test_wikitext_is_read_page_by_page_without_its_blanks(tasks_dir):
     (loaded, tokens) = load_tasks("wikitext,wikitext_tokens", str(tasks_dir))
     assert [seen for _, seen in loaded.documents] == [" = Al =\n\nHe ran-fast, so.\n\n", " = Bo =\n\nSo (it) was.\n"]
     assert all(text == seen for text, seen in tokens.documents) and tokens.documents[0][0].startswith(" = Al = \n")
+    # with the line ends of Windows too
+    path = tasks_dir / "wikitext2/wiki.test.tokens"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_tasks("wikitext", str(tasks_dir))[0].documents == loaded.documents
 
 
 OWN = [

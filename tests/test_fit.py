@@ -20,6 +20,7 @@ from benchmarks import fit
 from benchmarks.footprint import Allocations, AsOnCuda, Step, step_memory
 from benchmarks.plan import make_plan, model_shape, new_model, read_knobs, vocabulary
 from benchmarks.published import CONFIGS
+from common.data import TokenData
 from common.families import FAMILIES
 from common.pretrained import save_pretrained
 from common.tokenizer import ByteTokenizer
@@ -53,6 +54,16 @@ def test_published_shapes_have_the_published_number_of_parameters(name, paramete
         pytest.skip("model.py does not compute this family")
     with torch.device("meta"):
         assert new_model(model_shape(name, 0)).n_params() == parameters
+
+
+def test_documents_count_as_rows(tmp_path):
+    """Cut or padded, a document is a row: the loop's tokens, of which plan and FLOPs are made."""
+    data = write_dataset(tmp_path / "data", tokens=8000)
+    rows = TokenData(data, "train", 32, seed=0, batch_size=4, packing="documents")
+    plan = plan_of(*SMALL, f"--dataset={data}", "--packing=documents", "--epochs=2")
+    assert plan.n_tokens == 2 * rows.n_rows * 32
+    plan = plan_of(*SMALL, f"--dataset={data}", "--epochs=2")
+    assert plan.n_tokens == 16000
 
 
 def test_the_headers_of_the_configs_say_the_same():

@@ -330,7 +330,10 @@ def test_texts_that_are_too_long_for_the_model_are_said_once(args, tmp_path):
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     more = [f"--eval_tasks={tmp_path / 'long.jsonl'}", "--eval_tasks_interval=5"]
     done = run_script("train.py", *args("train.py", "run", *more), ranks=2)
-    line = "long.jsonl: 12 texts are beyond the model's positions; they lose their first\n"
+    line = (
+        "long.jsonl: 12 texts are beyond the model's positions; they lose their first; 12 of them are scored without "
+        "the beginning of their ending, and do not compare with the others\n"
+    )
     assert done.stdout.count(line) == 1
 
 

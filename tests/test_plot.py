@@ -142,6 +142,17 @@ def test_best_val_has_a_column_where_a_run_has_it(plot, tmp_path, capsys):
     assert [row[3:6] for row in rows] == [["4.5000", "-", "-"], ["4.3000", "4.2949 (step 750)", "-"]]
 
 
+def test_runs_that_were_scored_on_other_rows_are_said(plot, tmp_path, capsys):
+    runs = [write_run(tmp_path / name, val={0: 3}) for name in "abc"]
+    for run, more in zip(runs, ({}, {"eval_rows": 64}, {})):
+        config = {"dataset": "data/x", "block_size": 128, "eval_rows": 16}
+        (run / "summary.json").write_text(json.dumps({"val": 3.0, "config": config | more}))
+    plot(f"--runs={runs[0]},{runs[1]}")
+    assert "losses do not compare: eval_rows is 16 in a, 64 in b\n" in capsys.readouterr().out
+    plot(f"--runs={runs[0]},{runs[2]}")
+    assert "compare" not in capsys.readouterr().out
+
+
 def test_frame_leaves_out_the_fall_and_holds_the_rest(plot, tmp_path):
     val = {step: 3 + 8 * (step == 0) + 1 / (1 + step) for step in range(0, 500, 100)}
     run = write_run(tmp_path / "a", val=val, train=dict.fromkeys(range(500), 2.5))

@@ -271,6 +271,37 @@ def test_a_score_of_other_settings_is_made_anew(small):
     assert not hasattr(same, "commands") and [c[0] for c in other.commands] == ["-m"]
 
 
+def test_what_learnt_from_a_run_that_is_another_now_is_refused(small):
+    """The table would set it beside a teacher that never taught it."""
+    (first, _) = small().run_table(list(SMALL_ROWS), [0, 1])["first"]
+    study = small()
+    log = study.out / first.name / "log.txt"
+    log.write_text(log.read_text() + "10 train 4.0\n")
+    second = study.settled("second", 0)
+    with pytest.raises(ValueError, match=r"second_seed0.* is of a run with another first than there is now; delete it"):
+        study.run([second])
+    # one that learnt from its cache, too; the other seed has a teacher of its own
+    with pytest.raises(ValueError, match=r"student_seed0.* with another first"):
+        small().run([study.settled("student", 0)])
+    small().run([study.settled("second", 1)])
+    shutil.rmtree(study.out / second.name)
+    again = small()
+    again.run([second])
+    assert [c[0] for c in again.commands][:1] == ["distill.py"]
+
+
+def test_scores_on_other_files_are_not_set_side_by_side(small, tmp_path):
+    study = small()
+    runs = study.run_table(["first"], [0, 1])["first"]
+    for run, digest in zip(runs, "ab"):
+        result = {"task": "blimp", "data_sha256": digest}
+        (study.out / run.name / "half.json").write_text(json.dumps({"results": [result], "of": "1"}))
+    with pytest.raises(ValueError, match=r"blimp of .*first_seed1.* was scored on other files .*; delete .*half\.json"):
+        study.publish(tmp_path / "logs", {"first": runs}, meta={})
+    # before anything of an earlier publication is deleted
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_trial_that_diverged_is_not_chosen(small, monkeypatch):
     study = small()
     study.trial_rates = {"first": (1e-1, 1e-2, 1e-3)}

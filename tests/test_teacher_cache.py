@@ -155,7 +155,8 @@ def settings_for(dataset, **changed):
     datas = {s: TokenData(dataset, s, T, seed=0, batch_size=8, random_offset=False) for s in ("train", "val")}
     numbers = {"train": np.arange(datas["train"].n_rows), "val": np.sort(datas["val"].chosen(0, 8))}
     info = dict(
-        format=1, teachers=["a"], teacher_sha256=["0"], shares=[1.0], ensemble="logits", temperature=2.0,
+        format=1, teachers=["a"], teacher_sha256=["0"], teacher_config_sha256=["0"],
+        shares=[1.0], ensemble="logits", temperature=2.0,
         teacher_dtype="float32", dtype="float32", dataset=str(dataset),
         tokenizer_hash=datas["train"].meta["tokenizer_hash"], vocab_size=V, block_size=T, packing="constant",
         random_offset=False, top_k=4, draws=2, seed=1, number_format="float32", ids_dtype="uint16", batch_size=8,
@@ -316,6 +317,7 @@ def test_other_settings_are_refused(cached, dataset):
         ({"top_k": 5}, "holds a finished cache of top_k=4, this run has 5; choose another --out_dir, or delete"),
         ({"temperature": 1.0}, "of temperature=2.0, this run has 1.0;"),
         ({"teacher_sha256": ["1"]}, "of other teachers, by the hashes of their weights;"),
+        ({"teacher_config_sha256": ["1"]}, "of teachers whose config.json was another;"),
         (
             {"splits": info["splits"] | {"val": info["splits"]["val"] | {"rows": 9}}},
             "of other token files, rows or eva",
@@ -324,6 +326,8 @@ def test_other_settings_are_refused(cached, dataset):
         with pytest.raises(ValueError, match=message):
             CacheWriter(cached, info | changed).check_settings()
     assert first_difference(info, info | {"batch_size": 3}, is_done=False) == "batch_size=8, this run has 3"
+    older = {key: value for key, value in info.items() if key != "teacher_config_sha256"}
+    assert first_difference(older, info, is_done=True) == ""
 
 
 # ---------------------------------------------------------------------------------------------
