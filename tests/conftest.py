@@ -21,6 +21,9 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny, and pytest runs as many tests at once as there are cores
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody listens there: no test reaches the network
 os.environ["HF_HOME"] = f"{tempfile.gettempdir()}/nanodistill_tests"
+# a shell that starts the tests with & has them ignore Ctrl-C, and all that they start with them
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=4", "--eval_rows=8",
         "--eval_interval=0", "--log_interval=1", "--device=cpu"]  # fmt: skip
 
