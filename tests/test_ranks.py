@@ -215,7 +215,7 @@ def test_the_others_end_in_one_line_when_a_rank_is_killed(ranks, victim, dataset
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_given_up_after_the_time_of_torch(dataset, tmp_path):
+def test_a_rank_that_hangs_is_given_up_after_the_longest_wait(dataset, tmp_path):
     keys = [*TINY, f"--dataset={dataset}", f"--out_dir={tmp_path / 'run'}", *ENDLESS]
     first, second = start_ranks(2, *keys, RANK_SECONDS="5")
     try:
