@@ -447,8 +447,8 @@ def check_same_texts(records: list[tuple[Path, dict]]):
         for name, score in record.items():
             results = score.get("results", []) if isinstance(score, dict) else []
             for result in results:
-                task = result["task"]
-                data_hash = result["data_sha256"]
+                task = result.get("task", name)
+                data_hash = result.get("data_sha256")
                 first, expected = first_of.setdefault((name, task), (folder, data_hash))
                 if data_hash != expected:
                     remedy = f"delete {folder / name}.json to score it again"

@@ -185,7 +185,7 @@ def write_texts(folder):
     words = ["a", "dog", "cat", "sees", "runs", "the", "house", "and", "then", "sleeps"]
     for i in range(100):
         text = " ".join(rng.choice(words, size=rng.integers(5, 60)))
-        (folder / f"{i:03}.txt").write_text(f"{text}.\n")
+        (folder / f"text_{i:03}.txt").write_text(f"{text}.\n")
     for split, n in (("train", 300), ("dev", 60)):
         lines = [" ".join(rng.choice(words, size=12)) for _ in range(n)]
         for domain in ("cbt", "qed"):
