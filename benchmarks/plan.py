@@ -278,7 +278,7 @@ def objective_of(config: Config) -> tuple[Objective, list[str]]:
 
 
 def tokens_of_run(config: Config, tokens_per_step: int) -> int | None:
-    """Tokens of all steps, padding included; None for epochs of data that is not there."""
+    """Tokens of all steps, or of all epochs' rows with their padding; None for epochs of data that is not there."""
     # as in the loops, a typed max_steps overrides the epochs of a config file
     max_steps_typed = config.given.get("max_steps") == "command line" and config.given.get("epochs") != "command line"
     if config["epochs"] == 0 or max_steps_typed:

@@ -33,8 +33,8 @@ COURSES = {
         target=1.88,
         plain={"learning_rate": 1e-3, "max_steps": 2000, "warmup_steps": 100},
     ),
-    # what the straightforward loop reaches in ten minutes of two cores, at the best of three rates; it has our batches,
-    # as with larger ones it is a little worse (LOG.md)
+    # The straightforward loop takes eleven minutes of two cores, at the best of three rates. Both have batches of 4:
+    # with 8 it is a little worse (LOG.md).
     "text": Course(
         config="config/race/text.py",
         target=5.62,

@@ -81,6 +81,7 @@ def generate_recomputed(net, idx, n: int):
 
 def alternate(cases: dict[str, tuple], n_turns: int, run) -> dict[str, float]:
     """{name: median seconds of function(*sizes)}; the cases take turns."""
+    # attention as the loops choose it where lengths change
     for function, *sizes in cases.values():
         with run.any_shape():
             function(*sizes[:-1], 1)  # to warm up

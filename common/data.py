@@ -447,6 +447,7 @@ class TokenData:
             targets = self.ids(start + 1, row_length - 1)
             n_targets += len(targets)
             n_bytes += int(byte_lengths[targets].sum())
+        # over the whole split, whose bytes before normalising meta.json has
         n_bytes_of_all = 0
         for start in range(0, len(self.tokens), SCAN):
             n = min(SCAN, len(self.tokens) - start)

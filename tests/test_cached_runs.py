@@ -83,10 +83,11 @@ def test_losses_do_not_depend_on_the_split_of_the_batch_and_resuming_is_exact(ki
     for name, batch_size, micro_steps in (("8x4", 8, 4), ("16x2", 16, 2), ("32x1", 32, 1)):
         distil(name, cache, *keys, f"--batch_size={batch_size}", f"--grad_accum_steps={micro_steps}", "--max_steps=10")
     distil("ranks", cache, *keys, "--batch_size=8", "--grad_accum_steps=2", "--max_steps=10", ranks=2)
-    # A KL of 0.005 is made of log-probabilities of about 5, whose last digit in fp32 is 5e-7: matmuls of other shapes
-    # round it otherwise, which shows on some CPUs in a loss of few sampled ids.
     for other in ("16x2", "32x1", "ranks"):
-        same_logs(tmp_path / "8x4", tmp_path / other, ("train", "ce", "kl"), rtol=1e-6, atol=1e-7)
+        same_logs(tmp_path / "8x4", tmp_path / other, ("train", "ce"), rtol=1e-6, atol=1e-8)
+        # A KL of 0.005 is made of log-probabilities of about 5, whose last digit in fp32 is 5e-7: matmuls of other
+        # shapes round it otherwise, which shows on some CPUs in a loss of few sampled ids.
+        same_logs(tmp_path / "8x4", tmp_path / other, ("kl",), rtol=1e-6, atol=1e-7)
         same_logs(tmp_path / "8x4", tmp_path / other, ("norm",), rtol=2e-5)
     # 10 = 5 + resume + 5
     keys[-1] = "--dropout=0.1"
